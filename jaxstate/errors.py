@@ -1,0 +1,63 @@
+"""Every error that jaxstate raises on purpose, as one tree.
+
+    JaxstateError
+    ├── InvalidInput (ValueError)    an argument is wrong: type, dtype, range, or empty
+    │   └── PromptTooLong            a question and its answer exceed the largest declared tail
+    ├── CapacityExceeded             a session has no cells left for what it was asked to read
+    ├── StaleState                   a session state was used again after a step took it over
+    ├── UnsupportedModel             a model that this version cannot run exactly, and every reason
+    │   └── WeightsMismatch          tensors are missing, left over or misshapen, all of them listed
+    ├── TextUnavailable              text was asked of a model that has no tokenizer
+    └── SnapshotError                a saved session cannot be used
+        ├── SnapshotDamaged          files are missing, truncated or inconsistent
+        └── FingerprintMismatch      it was saved by another model, tokenizer or layout
+
+Each message says what was given, what is allowed, and what to do. Nothing is changed when one is
+raised.
+"""
+
+from __future__ import annotations
+
+
+class JaxstateError(Exception):
+    """The root: catches everything that jaxstate raises on purpose."""
+
+
+class InvalidInput(JaxstateError, ValueError):
+    """An argument has the wrong type, dtype, shape or range, or is empty."""
+
+
+class PromptTooLong(InvalidInput):
+    """A question and the answer it may get exceed the largest declared tail bucket."""
+
+
+class CapacityExceeded(JaxstateError):
+    """The session's cells are full; the state is unchanged and still usable."""
+
+
+class StaleState(JaxstateError):
+    """A donated session state was used again."""
+
+
+class UnsupportedModel(JaxstateError):
+    """The files describe a model that cannot be run exactly; lists every reason."""
+
+
+class WeightsMismatch(UnsupportedModel):
+    """Missing, extra, duplicate or misshapen tensors; lists every one."""
+
+
+class TextUnavailable(JaxstateError):
+    """The model was loaded without tokenizer files, and text was needed."""
+
+
+class SnapshotError(JaxstateError):
+    """A saved session cannot be used."""
+
+
+class SnapshotDamaged(SnapshotError):
+    """A saved session is incomplete, truncated or inconsistent."""
+
+
+class FingerprintMismatch(SnapshotError):
+    """A saved session belongs to another model, tokenizer or cell layout."""

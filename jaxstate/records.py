@@ -1,0 +1,63 @@
+"""Host-side values that cross the public surface: how to sample, and what a question returned.
+
+Plain frozen dataclasses over numbers, strings and numpy arrays; no jax.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxstate.errors import InvalidInput
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How answer tokens are chosen.
+
+    Attributes:
+        temperature: 0 is greedy; otherwise logits are divided by it.
+        top_p: tokens are drawn from the smallest set whose probabilities sum to at least this, 0 <
+            top_p <= 1.
+        seed: the same seed, session and question give the same answer, alone or in a batch; 0 to
+            2**32 - 1.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses values outside their range."""
+        if not (math.isfinite(self.temperature) and self.temperature >= 0.0):
+            raise InvalidInput(f"temperature={self.temperature} must be finite and not negative")
+        if not 0.0 < self.top_p <= 1.0:
+            raise InvalidInput(f"top_p={self.top_p} must lie in 0 < top_p <= 1")
+        if not 0 <= self.seed < 2**32:
+            raise InvalidInput(f"seed={self.seed} must lie in 0 .. 2**32 - 1")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QueryResult:
+    """What a question returned.
+
+    Attributes:
+        tokens: int32 [n], the answer, without the token or the text that ended it; n may be 0.
+        logits: float32 [V], of the first answer token.
+        logprobs: float32 [n], log-probability of each answer token under the model (temperature and
+            top_p not applied).
+        finish_reason: "stop" if a stop token or stop string ended it, "length" if max_tokens did.
+        text: the answer decoded, cut before a stop string; None if the model has no tokenizer.
+    """
+
+    tokens: NDArray[np.int32]
+    logits: NDArray[np.float32]
+    logprobs: NDArray[np.float32]
+    finish_reason: FinishReason
+    text: str | None = None
