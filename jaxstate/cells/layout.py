@@ -1,0 +1,102 @@
+"""Where the cells of a session lie: blocks, tables, and rings for sliding windows.
+
+Comes in: a model config, the block size and a capacity in cells. Goes out: a frozen, hashable
+`PoolLayout` that decides every array shape. Plain Python: no arrays, no jax.
+
+The cell at position p lies in logical block `p // C`; logical block b is entry `b % W` of a table
+of width W, which names the physical block. For layers that see everything, W covers the capacity
+and the modulus does nothing. Layers with a sliding window w need only the last w - 1 cells, so
+their W is just large enough for those, and the table is a ring. Layers with the same window form a
+*group* and share a table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxstate.config import ModelConfig
+from jaxstate.errors import InvalidInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupLayout:
+    """The layers with one window, and their table.
+
+    Attributes:
+        window: tokens that a token sees, its own included; None for all.
+        table_width: W, blocks of one session.
+    """
+
+    window: int | None
+    table_width: int
+
+    def first_kept_block(self, length: int, block_cells: int) -> int:
+        """The oldest logical block that a session of `length` cells still needs."""
+        if self.window is None or length == 0:
+            return 0
+        return max(0, length - self.window + 1) // block_cells
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolLayout:
+    """The shapes of one session's cells.
+
+    Attributes:
+        cells: capacity in tokens.
+        block_cells: C.
+        groups: one for each distinct window of the model.
+        layer_groups: for each layer, the index of its group.
+        num_kv_heads: K.
+        head_dim: H.
+    """
+
+    cells: int
+    block_cells: int
+    groups: tuple[GroupLayout, ...]
+    layer_groups: tuple[int, ...]
+    num_kv_heads: int
+    head_dim: int
+
+    def block_shape(self) -> tuple[int, int, int]:
+        """[C, K, H], one layer's keys (or values) of one block."""
+        return (self.block_cells, self.num_kv_heads, self.head_dim)
+
+    def num_blocks(self, layer: int) -> int:
+        """P, the blocks of one layer's pool when one session owns it alone."""
+        return self.groups[self.layer_groups[layer]].table_width
+
+    def bytes_per_session(self, itemsize: int) -> int:
+        """Bytes of keys and values of all layers, for cells of `itemsize` bytes a number."""
+        per_block = 2 * self.block_cells * self.num_kv_heads * self.head_dim * itemsize
+        return per_block * sum(self.num_blocks(layer) for layer in range(len(self.layer_groups)))
+
+
+def plan_layout(config: ModelConfig, *, cells: int, block_cells: int) -> PoolLayout:
+    """The layout for one session of `cells` tokens.
+
+    Raises:
+        InvalidInput: `cells` is not positive or exceeds the positions that the model was made for.
+    """
+    if cells < 1 or cells > config.max_context:
+        raise InvalidInput(
+            f"cells={cells}: a session of this model holds 1 to {config.max_context} tokens "
+            "(max_context; pass max_context= to load() to change it)"
+        )
+    windows = config.windows
+    return PoolLayout(
+        cells=cells,
+        block_cells=block_cells,
+        groups=tuple(_group(window, cells, block_cells) for window in windows),
+        layer_groups=tuple(windows.index(layer.window) for layer in config.layers),
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+    )
+
+
+def _group(window: int | None, cells: int, block_cells: int) -> GroupLayout:
+    covering = -(-cells // block_cells)
+    if window is None:
+        return GroupLayout(window=None, table_width=covering)
+    # One block more than the window fills: the last w - 1 cells rarely start on a block border.
+    ring = -(-(window - 1) // block_cells) + 1
+    return GroupLayout(window=window, table_width=min(covering, ring))
