@@ -1,0 +1,364 @@
+"""The one decoder: Llama, Mistral, Qwen and Gemma 3 are configs of it.
+
+Comes in: tokens, their positions, the committed cells they see (`Context`) and the question's own
+cells so far (`Tail`). Goes out: hidden vectors and the tokens' new cells. The caller decides
+whether to commit those cells (extend) or to keep them as a tail (query); this module writes
+nothing. Does not know: sampling, buckets, sessions.
+
+Layers are unrolled in Python with one array each: on an H100 a scan over stacked layers ran 2.9
+times slower and copied the pool (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxstate.cells.pool import Context, NewCells
+from jaxstate.config import LayerAttention, ModelConfig
+from jaxstate.model.attention import Partial, context_attention, merge, tail_attention
+from jaxstate.model.layers import INIT, GatedMLP, RMSNorm, project, rope_angles, rotate, softcap
+from jaxstate.weights import Params
+
+
+@struct.dataclass
+class Tail:
+    """The private cells of each question while it runs.
+
+    Attributes:
+        keys, values: L arrays [B, Q, M, K, H].
+        lengths: int32 [B, Q], cells in use.
+    """
+
+    keys: tuple[Float[Array, "B Q M K H"], ...]
+    values: tuple[Float[Array, "B Q M K H"], ...]
+    lengths: Int[Array, "B Q"]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention of new tokens over context, tail and themselves."""
+
+    config: ModelConfig
+    kind: LayerAttention
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        """Declares the fused projections."""
+        config = self.config
+        width = config.query_dim + 2 * config.kv_dim
+        zeros = nn.initializers.zeros_init()
+        self.wqkv = self.param("wqkv", INIT, (config.model_dim, width), self.dtype)
+        self.wo = self.param("wo", INIT, (config.query_dim, config.model_dim), self.dtype)
+        self.bqkv = self.param("bqkv", zeros, (width,), self.dtype) if config.qkv_bias else None
+        self.bo = (
+            self.param("bo", zeros, (config.model_dim,), self.dtype) if config.out_bias else None
+        )
+        if config.qk_norm:
+            self.q_norm = RMSNorm(eps=config.norm_eps)
+            self.k_norm = RMSNorm(eps=config.norm_eps)
+
+    def __call__(
+        self,
+        x: Float[Array, "B Q T D"],
+        positions: Int[Array, "B Q T"],
+        context: LayerContext,
+        tail: LayerTail | None,
+    ) -> tuple[Float[Array, "B Q T D"], Float[Array, "B Q T K H"], Float[Array, "B Q T K H"]]:
+        """The block's output (before the residual sum) and the tokens' keys and values."""
+        q, k, v = self._project(x, positions)
+        over_tail = self._tail_part(q, k, v, positions, tail)
+        out = merge(self._context_part(q, positions, context), over_tail).out
+        out = out.reshape(*x.shape[:3], self.config.query_dim).astype(x.dtype)
+        return project(out, self.wo, self.bo), k, v
+
+    def _project(self, x: Array, positions: Array) -> tuple[Array, Array, Array]:
+        config = self.config
+        mixed = project(x, self.wqkv, self.bqkv)
+        heads = (config.query_dim, config.query_dim + config.kv_dim)
+        q, k, v = (
+            part.reshape(*x.shape[:3], -1, config.head_dim)
+            for part in jnp.split(mixed, heads, axis=-1)
+        )
+        if config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        angles = rope_angles(self.kind.rope, positions, config.head_dim)
+        return rotate(q, angles), rotate(k, angles), v
+
+    def _context_part(self, q: Array, positions: Array, context: LayerContext) -> Partial:
+        batch, questions, tokens, heads, head_dim = q.shape
+        rows = q.reshape(batch, questions * tokens, heads, head_dim)
+        starts = jnp.zeros((batch, questions * tokens), jnp.int32)
+        if self.kind.window is not None:
+            first_seen = positions.reshape(starts.shape) - (self.kind.window - 1)
+            starts = jnp.maximum(first_seen, 0)
+        return context_attention(
+            rows,
+            context.keys,
+            context.values,
+            context.table,
+            context.lengths,
+            starts,
+            scale=self.config.query_scale,
+            cap=self.config.attention_softcap,
+        )
+
+    def _tail_part(
+        self, q: Array, k: Array, v: Array, positions: Array, tail: LayerTail | None
+    ) -> Partial:
+        tokens = q.shape[2]
+        offsets = jnp.arange(tokens, dtype=jnp.int32)
+        causal = offsets[:, None] >= offsets[None, :]
+        visible = jnp.broadcast_to(causal[None, None], (*q.shape[:3], tokens))
+        key_positions = positions
+        if tail is not None:
+            k, v = (
+                jnp.concatenate([tail.keys, k], axis=2),
+                jnp.concatenate([tail.values, v], axis=2),
+            )
+            key_positions = jnp.concatenate([tail.positions, positions], axis=2)
+            used = jnp.broadcast_to(tail.used[:, :, None], (*q.shape[:3], tail.used.shape[2]))
+            visible = jnp.concatenate([used, visible], axis=3)
+        if self.kind.window is not None:
+            near = key_positions[:, :, None] > positions[..., None] - self.kind.window
+            visible = visible & near
+        return tail_attention(
+            q,
+            k,
+            v,
+            visible,
+            scale=self.config.query_scale,
+            cap=self.config.attention_softcap,
+        )
+
+
+@struct.dataclass
+class LayerContext:
+    """One layer's share of a `Context`."""
+
+    keys: Float[Array, "P C K H"]
+    values: Float[Array, "P C K H"]
+    table: Int[Array, "B W"]
+    lengths: Int[Array, " B"]
+
+
+@struct.dataclass
+class LayerTail:
+    """One layer's share of a `Tail`; positions and use of its M cells hold for all layers."""
+
+    keys: Float[Array, "B Q M K H"]
+    values: Float[Array, "B Q M K H"]
+    positions: Int[Array, "B Q M"]
+    used: Bool[Array, "B Q M"]
+
+
+class Layer(nn.Module):
+    """Attention and MLP with their norms and residual sums."""
+
+    config: ModelConfig
+    kind: LayerAttention
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        """Declares the parts that the config asks for."""
+        config = self.config
+        self.attention_norm = RMSNorm(eps=config.norm_eps)
+        self.attention = Attention(config=config, kind=self.kind, dtype=self.dtype)
+        self.mlp_norm = RMSNorm(eps=config.norm_eps)
+        self.mlp = GatedMLP(mlp_dim=config.mlp_dim, activation=config.activation, dtype=self.dtype)
+        if config.post_norms:
+            self.attention_post_norm = RMSNorm(eps=config.norm_eps)
+            self.mlp_post_norm = RMSNorm(eps=config.norm_eps)
+
+    def __call__(
+        self,
+        x: Float[Array, "B Q T D"],
+        positions: Int[Array, "B Q T"],
+        context: LayerContext,
+        tail: LayerTail | None,
+    ) -> tuple[Float[Array, "B Q T D"], Float[Array, "B Q T K H"], Float[Array, "B Q T K H"]]:
+        """The layer's output and the tokens' keys and values."""
+        mixed, k, v = self.attention(self.attention_norm(x), positions, context, tail)
+        x = x + (self.attention_post_norm(mixed) if self.config.post_norms else mixed)
+        mixed = self.mlp(self.mlp_norm(x))
+        return x + (self.mlp_post_norm(mixed) if self.config.post_norms else mixed), k, v
+
+
+# Layers of one kind are traced once and inlined by XLA: a third of the time to trace and lower an
+# 18-layer step, the same executable.
+_TracedOnce = nn.jit(Layer)
+
+
+class Embedding(nn.Module):
+    """Token vectors [V, D]; with tied embeddings they are the output projection as well."""
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        """Declares the table."""
+        shape = (self.config.vocab_size, self.config.model_dim)
+        self.embedding = self.param("embedding", INIT, shape, self.dtype)
+
+    def __call__(self, tokens: Int[Array, "B Q T"]) -> Float[Array, "B Q T D"]:
+        """Looks tokens up and scales them as the family does."""
+        x = jnp.take(self.embedding, tokens, axis=0)
+        if self.config.embed_scale is None:
+            return x
+        return x * jnp.asarray(self.config.embed_scale, x.dtype)
+
+    def attend(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """Dot products with every token vector, in float32."""
+        return jnp.einsum(
+            "...d,vd->...v", hidden, self.embedding, preferred_element_type=jnp.float32
+        )
+
+
+class Head(nn.Module):
+    """An output projection [D, V] of its own."""
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """Logits in float32."""
+        shape = (self.config.model_dim, self.config.vocab_size)
+        kernel = self.param("kernel", INIT, shape, self.dtype)
+        return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+
+
+class Decoder(nn.Module):
+    """A decoder-only transformer over explicit context.
+
+    Attributes:
+        config: what it computes.
+        dtype: of matrices and activations; norms, softmax and logits are float32.
+    """
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        """Declares the layers, one by one."""
+        config = self.config
+        self.embed = Embedding(config=config, dtype=self.dtype)
+        self.layers = [
+            _TracedOnce(config=config, kind=kind, dtype=self.dtype) for kind in config.layers
+        ]
+        self.final_norm = RMSNorm(eps=config.norm_eps)
+        if not config.tied_embeddings:
+            self.head = Head(config=config, dtype=self.dtype)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B Q T"],
+        positions: Int[Array, "B Q T"],
+        context: Context,
+        tail: Tail | None = None,
+    ) -> tuple[Float[Array, "B Q T D"], NewCells]:
+        """Reads T new tokens of each of Q questions of B sessions.
+
+        Args:
+            tokens: int32 ids; padding at the end of a row is harmless, since nothing looks ahead.
+            positions: int32, consecutive along T.
+            context: committed cells that all of them see.
+            tail: cells of earlier tokens of the same question, or None.
+
+        Returns:
+            The final hidden vectors, and every layer's new cells.
+        """
+        x = self.embed(tokens)
+        keys, values = [], []
+        for index, layer in enumerate(self.layers):
+            x, k, v = layer(
+                x,
+                positions,
+                _layer_context(self.config, context, index),
+                _layer_tail(context, tail, index),
+            )
+            keys.append(k)
+            values.append(v)
+        return self.final_norm(x), NewCells(keys=tuple(keys), values=tuple(values))
+
+    def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """Next-token logits, float32, from final hidden vectors."""
+        raw = self.embed.attend(hidden) if self.config.tied_embeddings else self.head(hidden)
+        return softcap(raw, self.config.final_softcap)
+
+    def everything(self, tokens: Int[Array, "B Q T"], context: Context) -> Float[Array, "B Q T V"]:
+        """Touches every parameter once; for initialisation and shapes."""
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[2], dtype=jnp.int32), tokens.shape)
+        return self.logits(self(tokens, positions, context)[0])
+
+
+def _layer_context(config: ModelConfig, context: Context, index: int) -> LayerContext:
+    group = config.windows.index(config.layers[index].window)
+    return LayerContext(
+        keys=context.pool.keys[index],
+        values=context.pool.values[index],
+        table=context.tables[group],
+        lengths=context.lengths,
+    )
+
+
+def _layer_tail(context: Context, tail: Tail | None, index: int) -> LayerTail | None:
+    if tail is None:
+        return None
+    keys = tail.keys[index]
+    offsets = jnp.broadcast_to(jnp.arange(keys.shape[2], dtype=jnp.int32), keys.shape[:3])
+    return LayerTail(
+        keys=keys,
+        values=tail.values[index],
+        positions=context.lengths[:, None, None] + offsets,
+        used=offsets < tail.lengths[..., None],
+    )
+
+
+def forward(
+    decoder: Decoder,
+    params: Params,
+    tokens: Int[Array, "B Q T"],
+    positions: Int[Array, "B Q T"],
+    context: Context,
+    tail: Tail | None = None,
+) -> tuple[Float[Array, "B Q T D"], NewCells]:
+    """`Decoder.__call__` as a pure function of the parameters."""
+    return cast(
+        "tuple[Array, NewCells]",
+        decoder.apply({"params": params}, tokens, positions, context, tail),
+    )
+
+
+def logits_of(
+    decoder: Decoder, params: Params, hidden: Float[Array, "*batch D"]
+) -> Float[Array, "*batch V"]:
+    """`Decoder.logits` as a pure function of the parameters."""
+    return cast(Array, decoder.apply({"params": params}, hidden, method="logits"))
+
+
+def append_tail(tail: Tail, new: NewCells, counts: Int[Array, "B Q"]) -> Tail:
+    """The tail with the first `counts` of T new cells of each question behind those in use.
+
+    Cells that would lie past the tail's end are dropped; callers choose a tail that is large
+    enough.
+    """
+    batch, questions, tokens = new.keys[0].shape[:3]
+    offsets = jnp.arange(tokens, dtype=jnp.int32)[None, None]
+    slots = tail.lengths[..., None] + offsets
+    slots = jnp.where(offsets < counts[..., None], slots, tail.keys[0].shape[2])
+    rows = jnp.arange(batch, dtype=jnp.int32)[:, None, None]
+    columns = jnp.arange(questions, dtype=jnp.int32)[None, :, None]
+
+    def place(old: Array, fresh: Array) -> Array:
+        return old.at[rows, columns, slots].set(fresh, mode="drop")
+
+    return Tail(
+        keys=jax.tree.map(place, tail.keys, new.keys),
+        values=jax.tree.map(place, tail.values, new.values),
+        lengths=tail.lengths + counts,
+    )

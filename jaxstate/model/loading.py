@@ -1,0 +1,198 @@
+"""From a name or a path to a `Model`: config, parameters, tokenizer and template of one source.
+
+Comes in: a Hugging Face directory, a GGUF file, or the name of a model that an installed package
+carries. Goes out: a `Model`, or one error that lists everything that is wrong. `read_source` reads
+the small files only, `load` the weights too. Does not know: sessions, steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxstate.config import ModelConfig, StepConfig
+from jaxstate.errors import InvalidInput
+from jaxstate.model.bundle import Model
+from jaxstate.model.params import abstract_params
+from jaxstate.text import (
+    Template,
+    Tokenizer,
+    find_template,
+    find_tokenizer,
+    plain_template,
+    template_from_gguf,
+    tokenizer_from_gguf,
+)
+from jaxstate.weights import (
+    TensorSource,
+    config_from_gguf,
+    config_from_hf,
+    known_model_path,
+    load_params,
+    name_table,
+    open_gguf,
+    open_safetensors,
+)
+
+Source = str | os.PathLike[str]
+DTypeName = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """A source whose small files have been read and whose weights have not.
+
+    Attributes:
+        source: how to find it again: the known name, or the absolute path.
+        config: what the decoder will compute.
+        read_text: makes the tokenizer (None without tokenizer files) and the template.
+        tensors: opens the weights.
+        format: which naming of tensors applies.
+    """
+
+    source: str
+    config: ModelConfig
+    read_text: Callable[[], tuple[Tokenizer | None, Template]]
+    tensors: Callable[[], TensorSource]
+    format: Literal["hf", "gguf"]
+
+
+def load(
+    source: Source,
+    dtype: DTypeName | jnp.dtype | None = None,
+    max_context: int | None = None,
+    *,
+    steps: StepConfig | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Model:
+    """Loads a model.
+
+    Args:
+        source: a directory with config.json and safetensors, a .gguf file, or a known name
+            ("gemma3-270m", with the extra `jaxstate[gemma]`).
+        dtype: of matrices, activations and cells; None for float32 on a CPU and bfloat16 elsewhere.
+        max_context: positions that a session may reach; None for all that the model was made for.
+        steps: the shapes that get compiled; None for the defaults.
+        progress: called with (bytes loaded, bytes in all).
+
+    Raises:
+        UnsupportedModel: it cannot be run exactly; lists every reason.
+        WeightsMismatch: tensors are missing, left over or misshapen; lists all.
+        InvalidInput: there is nothing at `source`, or an argument is out of range.
+    """
+    return load_files(read_source(source, max_context), dtype=dtype, steps=steps, progress=progress)
+
+
+def read_source(source: Source, max_context: int | None = None) -> ModelFiles:
+    """Reads what a source says of itself, without its weights.
+
+    Raises:
+        UnsupportedModel, InvalidInput: as `load`.
+    """
+    path = Path(source).expanduser()
+    name = str(path.absolute())
+    if not path.exists():
+        name, path = os.fspath(source), _known_path(source)
+    files = _gguf_files(name, path) if path.is_file() else _hf_files(name, path)
+    if max_context is None:
+        return files
+    if not 1 <= max_context <= files.config.max_context:
+        raise InvalidInput(
+            f"max_context={max_context}: {name} was made for 1 .. {files.config.max_context}"
+        )
+    config = dataclasses.replace(files.config, max_context=max_context)
+    return dataclasses.replace(files, config=config)
+
+
+def load_files(
+    files: ModelFiles,
+    *,
+    dtype: DTypeName | jnp.dtype | None = None,
+    steps: StepConfig | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Model:
+    """Loads the weights and text files of a source that `read_source` has read; see `load`."""
+    kind = resolve_dtype(dtype)
+    tokenizer, template = files.read_text()
+    params = load_params(
+        files.tensors(),
+        name_table(files.config, files.format),
+        abstract_params(files.config, kind),
+        progress=progress,
+    )
+    return Model(
+        config=files.config,
+        params=params,
+        tokenizer=tokenizer,
+        template=template,
+        steps=steps or StepConfig(),
+        source=files.source,
+    )
+
+
+def resolve_dtype(dtype: DTypeName | jnp.dtype | None) -> jnp.dtype:
+    """The dtype that `load` will use.
+
+    Raises:
+        InvalidInput: not float32, bfloat16 or float16.
+    """
+    if dtype is None:
+        return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+    try:
+        kind = jnp.dtype(dtype)
+    except TypeError as error:
+        raise InvalidInput(f"dtype={dtype!r} is not a dtype") from error
+    if kind not in (jnp.float32, jnp.bfloat16, jnp.float16):
+        raise InvalidInput(f"dtype={dtype!r} must be float32, bfloat16 or float16")
+    return kind
+
+
+def _known_path(source: Source) -> Path:
+    name = os.fspath(source)
+    if os.sep in name or name.endswith(".gguf"):
+        raise InvalidInput(f"there is no model at {name}: no such file or directory")
+    return known_model_path(name)
+
+
+def _hf_files(name: str, path: Path) -> ModelFiles:
+    if not (path / "config.json").is_file():
+        raise InvalidInput(
+            f"{path} is no model: a directory needs a config.json, a file must be a .gguf"
+        )
+
+    def read_text() -> tuple[Tokenizer | None, Template]:
+        tokenizer = find_tokenizer(path)
+        if tokenizer is None:
+            return None, plain_template(None)
+        return tokenizer, find_template(path) or plain_template(tokenizer.bos)
+
+    return ModelFiles(
+        source=name,
+        config=config_from_hf(path),
+        read_text=read_text,
+        tensors=lambda: open_safetensors(path),
+        format="hf",
+    )
+
+
+def _gguf_files(name: str, path: Path) -> ModelFiles:
+    file = open_gguf(path)
+
+    def read_text() -> tuple[Tokenizer | None, Template]:
+        tokenizer = tokenizer_from_gguf(file.metadata)
+        return tokenizer, template_from_gguf(file.metadata) or plain_template(tokenizer.bos)
+
+    return ModelFiles(
+        source=name,
+        config=config_from_gguf(file.metadata, file.tensors),
+        read_text=read_text,
+        tensors=lambda: file.tensors,
+        format="gguf",
+    )
