@@ -1,0 +1,50 @@
+"""The step that reads data: new tokens of B sessions become committed cells.
+
+Pure: (parameters, context, tokens) -> (pool with the new cells, new lengths, ready vectors). The
+caller compiles it with the pool donated, so the write happens in place.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import chex
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxstate.cells.pool import Context, KVPool, write_cells
+from jaxstate.model.decoder import Decoder, forward
+from jaxstate.weights import Params
+
+
+class Extended(NamedTuple):
+    """What an extend step returns.
+
+    Attributes:
+        pool: with the new cells.
+        lengths: int32 [B].
+        ready: [B, D], the final hidden vector after each session's last token.
+    """
+
+    pool: KVPool
+    lengths: Int[Array, " B"]
+    ready: Float[Array, "B D"]
+
+
+def extend_step(
+    decoder: Decoder,
+    layer_groups: tuple[int, ...],
+    params: Params,
+    context: Context,
+    tokens: Int[Array, "B T"],
+    counts: Int[Array, " B"],
+) -> Extended:
+    """Reads the first `counts` (at least 1) of T tokens of each session and commits their cells."""
+    batch, size = tokens.shape
+    chex.assert_shape([counts, context.lengths], (batch,))
+    positions = context.lengths[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
+    hidden, new = forward(decoder, params, tokens[:, None], positions[:, None], context)
+    chex.assert_shape(hidden, (batch, 1, size, decoder.config.model_dim))
+    pool = write_cells(context.pool, context.tables, layer_groups, new, context.lengths, counts)
+    last = jnp.take_along_axis(hidden[:, 0], (counts - 1)[:, None, None], axis=1)
+    return Extended(pool=pool, lengths=context.lengths + counts, ready=last[:, 0])

@@ -1,0 +1,179 @@
+"""The functional core: state in, state out.
+
+Comes in: a model, a session state, token ids. Goes out: a new state, or an answer that left the
+state as it was. Checks every argument before anything runs. Does not know: files, sessions by name,
+threads, queues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Array
+from numpy.typing import NDArray
+
+from jaxstate.cells.session import SessionState, check_alive
+from jaxstate.errors import CapacityExceeded, InvalidInput
+from jaxstate.model.bundle import Model
+from jaxstate.records import QueryResult, Sampling
+from jaxstate.steps.answering import Answering
+from jaxstate.steps.buckets import chunks
+from jaxstate.steps.compiled import SessionSteps, compile_all, plan_steps
+
+Tokens = Sequence[int] | NDArray[np.integer] | Array
+
+
+def init_state(model: Model, cells: int = 4096) -> SessionState:
+    """An empty session.
+
+    Args:
+        model: the model that will read it.
+        cells: capacity in tokens; memory is `layout.bytes_per_session(itemsize)` bytes.
+
+    Raises:
+        InvalidInput: `cells` is not within 1 .. `model.config.max_context`.
+    """
+    return session_steps(model, cells).open()
+
+
+def extend(model: Model, state: SessionState, tokens: Tokens) -> SessionState:
+    """Reads tokens into a session.
+
+    Args:
+        model: the model that the session belongs to.
+        state: taken over (donated): use the returned state from now on.
+        tokens: int [T], T >= 1, each within the vocabulary.
+
+    Returns:
+        The session with T more cells; `.length` is int32.
+
+    Raises:
+        CapacityExceeded: T more cells do not fit; `state` is unchanged and still usable.
+        InvalidInput: tokens of a wrong dtype, shape or range, or none.
+        StaleState: `state` was taken over by an earlier call.
+    """
+    ids = _check_tokens(model, tokens)
+    steps = _steps_of(model, state)
+    length = int(state.length)
+    if length + len(ids) > state.layout.cells:
+        raise CapacityExceeded(
+            f"the session holds {length} of {state.layout.cells} cells, so {len(ids)} more "
+            "do not fit; open it with init_state(model, cells=larger), or save it and "
+            "restore_state(…, cells=larger)"
+        )
+    for chunk in chunks(len(ids), model.steps.extend_tokens):
+        padded = np.zeros(chunk.size, np.int32)
+        padded[: chunk.count] = ids[chunk.start : chunk.start + chunk.count]
+        count = np.int32(chunk.count)
+        state = steps.extend(model.params, state, *jax.device_put((padded, count)))
+    return state
+
+
+def query(
+    model: Model,
+    state: SessionState,
+    tokens: Tokens,
+    max_tokens: int = 16,
+    *,
+    sampling: Sampling | None = None,
+    stop: Sequence[str] | None = None,
+) -> QueryResult:
+    """Answers a question about a session; the session stays as it is, bit for bit.
+
+    Args:
+        model: the model that the session belongs to.
+        state: not changed and still usable.
+        tokens: int [T], T >= 1: the question, with whatever makes the model begin an answer
+            (`model.template.question_tokens(model.tokenizer, text)`).
+        max_tokens: of the answer, at least 1.
+        sampling: greedy if None.
+        stop: strings that end the answer and are cut from it; needs a tokenizer. None for none.
+            The model's end-of-text tokens always end it.
+
+    Raises:
+        InvalidInput: wrong tokens, `max_tokens` or `stop`.
+        PromptTooLong: question and answer exceed the largest declared tail.
+        CapacityExceeded: they would reach past the positions that the model was made for.
+        TextUnavailable: `stop` without a tokenizer.
+        StaleState: `state` was taken over by `extend`.
+    """
+    ids = _check_tokens(model, tokens)
+    steps = _steps_of(model, state)
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+        raise InvalidInput(f"max_tokens={max_tokens!r} must be an integer of at least 1")
+    end = int(state.length) + len(ids) + max_tokens - 1
+    if end > model.config.max_context:
+        raise CapacityExceeded(
+            f"the question and its answer would reach position {end}; this model was made for "
+            f"{model.config.max_context}. Lower max_tokens or start a new session"
+        )
+    answering = Answering(model, steps, sampling or Sampling(), _check_stop(stop))
+    return answering.run(state, ids, max_tokens)
+
+
+def ready_logits(model: Model, state: SessionState) -> NDArray[np.float32]:
+    """Float32 [V]: next-token logits after the last committed token.
+
+    Raises:
+        InvalidInput: nothing has been read yet.
+        StaleState: `state` was taken over by `extend`.
+    """
+    steps = _steps_of(model, state)
+    if int(state.length) == 0:
+        raise InvalidInput("an empty session has no last token; extend() it first")
+    return np.asarray(steps.ready(model.params, state))
+
+
+def warm_up(
+    model: Model, cells: int = 4096, *, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Compiles every step that sessions of that capacity can need; afterwards nothing compiles.
+
+    Args:
+        model: whose steps.
+        cells: capacity, as for `init_state`.
+        progress: called with (compiled, all) after each.
+    """
+    compile_all(list(session_steps(model, cells).specs()), progress=progress)
+
+
+def session_steps(model: Model, cells: int) -> SessionSteps:
+    """The compiled steps of sessions of that capacity."""
+    return plan_steps(model.config, model.dtype, model.steps, cells)
+
+
+def _steps_of(model: Model, state: SessionState) -> SessionSteps:
+    check_alive(state)
+    steps = session_steps(model, state.layout.cells)
+    if steps.layout != state.layout or state.ready.dtype != model.dtype:
+        raise InvalidInput(
+            "this session belongs to another model (its cells have another shape or dtype); "
+            "use the model that opened it"
+        )
+    return steps
+
+
+def _check_tokens(model: Model, tokens: Tokens) -> NDArray[np.int32]:
+    array = np.asarray(tokens)
+    if array.ndim != 1 or array.size == 0:
+        raise InvalidInput(f"tokens must be a non-empty list of ids, got shape {array.shape}")
+    if not np.issubdtype(array.dtype, np.integer):
+        raise InvalidInput(f"tokens must be integers, got dtype {array.dtype}")
+    bad = array[(array < 0) | (array >= model.config.vocab_size)]
+    if bad.size:
+        raise InvalidInput(
+            f"{bad.size} token ids lie outside the vocabulary 0 .. {model.config.vocab_size - 1}, "
+            f"the first is {bad[0]}"
+        )
+    return array.astype(np.int32)
+
+
+def _check_stop(stop: Sequence[str] | None) -> tuple[str, ...]:
+    if isinstance(stop, str):
+        raise InvalidInput(f"stop={stop!r} must be a list of strings, e.g. stop=[{stop!r}]")
+    stops = tuple(stop or ())
+    if not all(isinstance(one, str) and one for one in stops):
+        raise InvalidInput(f"stop={stop!r} must hold non-empty strings")
+    return stops

@@ -1,0 +1,90 @@
+"""Choosing the next token on the device: greedy, temperature, top-p, for every row by its own rule.
+
+Comes in: logits and per-row settings as arrays (nothing that varies from call to call is static).
+Goes out: the token and its log-probability. Does not know: text.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int, UInt32
+
+from jaxstate.records import Sampling
+
+
+@struct.dataclass
+class SamplingRows:
+    """Settings of each question, [B, Q].
+
+    Attributes:
+        temperature: float32, 0 for greedy.
+        top_p: float32.
+        seed: uint32.
+    """
+
+    temperature: Float[Array, "B Q"]
+    top_p: Float[Array, "B Q"]
+    seed: UInt32[Array, "B Q"]
+
+
+def sampling_rows(settings: list[list[Sampling]]) -> SamplingRows:
+    """Settings of Q questions for each of B sessions, on the device."""
+
+    def column(name: str, dtype: type) -> Array:
+        values = [[getattr(one, name) for one in row] for row in settings]
+        return jax.device_put(np.array(values, dtype))
+
+    return SamplingRows(
+        temperature=column("temperature", np.float32),
+        top_p=column("top_p", np.float32),
+        seed=column("seed", np.uint32),
+    )
+
+
+def choose(
+    logits: Float[Array, "B Q V"], rows: SamplingRows, draw: Int[Array, "B Q"]
+) -> tuple[Int[Array, "B Q"], Float[Array, "B Q"]]:
+    """The next token of each row and its log-probability.
+
+    Args:
+        logits: float32.
+        rows: how each row samples.
+        draw: number of the draw within a row's question; with the seed it fixes the randomness, so
+            that a row's answer does not depend on its neighbours.
+
+    Returns:
+        int32 tokens, and float32 log-probabilities under the plain softmax of `logits`.
+    """
+    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    # The sort behind top-p costs more than a small model's layers: skip it when every row is
+    # greedy.
+    token = jax.lax.cond(
+        jnp.any(rows.temperature > 0),
+        lambda: jnp.where(rows.temperature > 0, _draw(logits, rows, draw), greedy),
+        lambda: greedy,
+    )
+    picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+    return token, picked - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _draw(
+    logits: Float[Array, "B Q V"], rows: SamplingRows, draw: Int[Array, "B Q"]
+) -> Int[Array, "B Q"]:
+    temperature = jnp.where(rows.temperature > 0, rows.temperature, 1.0)
+    scaled = logits / temperature[..., None]
+    order = jnp.argsort(-scaled, axis=-1)
+    ranked = jnp.take_along_axis(scaled, order, axis=-1)
+    probabilities = jax.nn.softmax(ranked, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    # A token stays while the more likely ones sum to less than top_p; the first one therefore
+    # always stays.
+    kept = jnp.where(before < rows.top_p[..., None], ranked, -jnp.inf)
+
+    def one(seed: Array, count: Array, row: Array) -> Array:
+        return jax.random.categorical(jax.random.fold_in(jax.random.key(seed), count), row)
+
+    rank = jax.vmap(jax.vmap(one))(rows.seed, draw, kept)
+    return jnp.take_along_axis(order, rank[..., None], axis=-1)[..., 0].astype(jnp.int32)
