@@ -1,0 +1,1 @@
+"""Sessions that are fed and asked: entries in, answers with their version out."""
