@@ -1,0 +1,182 @@
+"""The commands and their options.
+
+Comes in: arguments. Goes out: an exit code. The modules that do the work are imported when their
+command runs, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from jaxstate.cli.show import Show
+from jaxstate.errors import JaxstateError
+
+DTypeOption = Literal["float32", "bfloat16", "float16"]
+
+app = typer.Typer(
+    help=(
+        "Read a stream once into a language model's session; ask about it at the cost of the "
+        "question, however long the stream has become."
+    ),
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A Hugging Face directory, a .gguf file, or a name (gemma3-270m).",
+    ),
+]
+Cells = Annotated[
+    int | None,
+    typer.Option("--cells", min=1, help="Capacity of the session in tokens.", show_default="4096"),
+]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens of an answer at most.")]
+DType = Annotated[
+    DTypeOption | None,
+    typer.Option(
+        "--dtype",
+        help="Of parameters and cells.",
+        show_default="float32 on a CPU, bfloat16 elsewhere",
+    ),
+]
+Steps = Annotated[
+    Path | None,
+    typer.Option("--steps", help="Step sizes to compile, as TOML (see configs/ in the source)."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line, for programs.")]
+
+
+@app.command()
+def stream(
+    source: Annotated[str, typer.Argument(metavar="FILE|-", help="A text file, or - for a pipe.")],
+    model: Model = None,
+    prefix: Annotated[
+        Path | None, typer.Option(help="A text file that the session starts with.")
+    ] = None,
+    ask: Annotated[
+        list[str] | None, typer.Option(help="A question; may be given several times.")
+    ] = None,
+    every: Annotated[
+        int | None, typer.Option(min=1, help="Ask after every so many lines, not only at the end.")
+    ] = None,
+    max_tokens: MaxTokens = 32,
+    cells: Cells = None,
+    dtype: DType = None,
+    steps: Steps = None,
+    load: Annotated[
+        Path | None, typer.Option(help="Go on with the session that was saved there.")
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="Save the session there at the end, on an error, and on Ctrl-C."),
+    ] = None,
+    replace_invalid: Annotated[
+        bool, typer.Option("--replace-invalid", help="Read bytes that are not UTF-8 as U+FFFD.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read a document or a pipe into a session, line by line, and ask about it.
+
+    Every line is an entry; version 17 has seen lines 1 to 17. Exit code 0: all was read, answered
+    and saved. 1: something could not be done; the message says what, and what was read so far is
+    saved if --save was given. 130: Ctrl-C, likewise.
+
+    Example: tail -f feed.log | jaxstate stream - -m gemma3-270m --ask "What failed?" --every 50
+    """
+    from jaxstate.cli.stream import StreamOptions, run_stream
+
+    options = StreamOptions(
+        source=source,
+        model=model,
+        prefix=prefix,
+        questions=tuple(ask or ()),
+        every=every,
+        max_tokens=max_tokens,
+        cells=cells,
+        dtype=dtype,
+        steps=steps,
+        load=load,
+        save=save,
+        invalid="replace" if replace_invalid else "refuse",
+    )
+    raise typer.Exit(run_stream(Show(as_json=as_json), options))
+
+
+@app.command()
+def ask(
+    session: Annotated[Path, typer.Argument(help="What `jaxstate stream --save` wrote.")],
+    questions: Annotated[list[str], typer.Argument(help="One or several questions.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Where the model lies now.", show_default="as saved"),
+    ] = None,
+    max_tokens: MaxTokens = 32,
+    cells: Cells = None,
+    dtype: DType = None,
+    steps: Steps = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a saved session; it stays as it is.
+
+    The session must have been saved with the same model, tokenizer and dtype.
+    """
+    from jaxstate.cli.stream import AskOptions, run_ask
+
+    options = AskOptions(
+        session=session,
+        questions=tuple(questions),
+        model=model,
+        max_tokens=max_tokens,
+        cells=cells,
+        dtype=dtype,
+        steps=steps,
+    )
+    raise typer.Exit(run_ask(Show(as_json=as_json), options))
+
+
+@app.command()
+def inspect(
+    source: Annotated[str, typer.Argument(help="A model (path or name), or a saved session.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what a model or a saved session is, without loading it."""
+    from jaxstate.cli.inspect import run_inspect
+
+    raise typer.Exit(run_inspect(Show(as_json=as_json), source))
+
+
+@app.command()
+def demo(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Another model than the one of the extra 'gemma'.")
+    ] = "gemma3-270m",
+    as_json: AsJson = False,
+) -> None:
+    """Stream a real document into a real model, and compare with reading it again each time.
+
+    The document (9,185 words, public domain: the Declaration of Independence, the Constitution of
+    the United States with its amendments, the Gettysburg Address) ships with jaxstate.
+    """
+    from jaxstate.cli.demo import run_demo
+
+    raise typer.Exit(run_demo(Show(as_json=as_json), model))
+
+
+def main() -> None:
+    """Runs the command line; errors that we raise on purpose become a message and exit code 1."""
+    try:
+        app()
+    except JaxstateError as error:
+        Show(as_json="--json" in sys.argv).error(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
