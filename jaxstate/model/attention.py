@@ -98,6 +98,8 @@ def context_attention(
     row_starts = jnp.repeat(starts, group, axis=1)
     chunk_blocks = max(1, _CHUNK_CELLS // block_cells)
     first = jnp.min(starts) // block_cells
+    # A ring has overwritten what lies before; a shorter session of the batch may start there.
+    oldest = ((lengths - 1) // block_cells - table.shape[1] + 1) * block_cells
     turns = -(-(-(-jnp.max(lengths) // block_cells) - first) // chunk_blocks)
 
     def absorb_chunk(turn: Int[Array, ""], carry: _Softmax) -> _Softmax:
@@ -107,7 +109,7 @@ def context_attention(
         offsets = jnp.arange(block_cells, dtype=jnp.int32)
         positions = (blocks[:, None] * block_cells + offsets[None]).reshape(-1)
         chunk = (batch, -1, kv_heads, head_dim)
-        written = positions[None] < lengths[:, None]
+        written = (positions[None] < lengths[:, None]) & (positions[None] >= oldest[:, None])
         visible = written[:, None] & (positions[None, None] >= row_starts[..., None])
         scores = _scores("bkrh,bskh->bkrs", folded, keys[physical].reshape(chunk), scale, cap)
         # Cells never written may hold anything, NaN included, and 0 * NaN is NaN.
