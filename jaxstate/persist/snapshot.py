@@ -1,11 +1,14 @@
 """A session on disk, with Orbax underneath.
 
-    PATH/session.json     what it is: fingerprints, lengths, a checksum of every array, the caller's
-    notes PATH/cells/           keys and values of the cells in use and the ready vector (Orbax)
+    PATH/session.json     fingerprints, lengths, a checksum of every array, the caller's notes, and
+                          which of the directories beside it holds the cells
+    PATH/cells.XXXXXXXX/  keys and values of the cells in use and the ready vector (Orbax)
 
-Comes in: a state, or a path. Goes out: the other, or one clear error. A snapshot is written beside
-its place and renamed when it is complete; one of another model, tokenizer or layout is refused, and
-so is one whose arrays do not have their checksums. Does not know: what the session is for.
+Comes in: a state, or a path. Goes out: the other, or one clear error. New cells are written beside
+the old ones, and become current when session.json is replaced, in one step of the file system: at
+every moment PATH holds one whole snapshot, the old one or the new one. A snapshot of another model,
+tokenizer or layout is refused, and so is one whose arrays do not have their checksums. Does not
+know: what the session is for.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +31,7 @@ from numpy.typing import NDArray
 
 from jaxstate.cells.layout import PoolLayout
 from jaxstate.cells.pool import KVPool
-from jaxstate.cells.session import SessionState, check_alive
+from jaxstate.cells.session import SessionState
 from jaxstate.errors import (
     CapacityExceeded,
     FingerprintMismatch,
@@ -35,11 +40,11 @@ from jaxstate.errors import (
 )
 from jaxstate.model.bundle import Model
 from jaxstate.persist.host_cells import kept_cells, read_layer, write_layer
-from jaxstate.steps.functional import init_state, session_steps
+from jaxstate.steps.functional import init_state, session_steps, steps_of
 
 FORMAT = 1
 RECORD_NAME = "session.json"
-_CELLS = "cells"
+_CELLS_PREFIX = "cells."
 
 Note: TypeAlias = str | int | float | bool | None
 Arrays: TypeAlias = dict[str, NDArray[np.generic]]
@@ -52,6 +57,7 @@ class SnapshotInfo:
     Attributes:
         length: committed cells.
         cells: capacity that it was saved from.
+        cells_name: the directory, beside the record, that holds them.
         fingerprints: SHA-256 of the model, the tokenizer ("none" without one) and the cell layout.
         checksums: SHA-256 of the bytes of every array.
         notes: what the caller of `save_state` added.
@@ -59,6 +65,7 @@ class SnapshotInfo:
 
     length: int
     cells: int
+    cells_name: str
     fingerprints: Mapping[str, str]
     checksums: Mapping[str, str]
     notes: Mapping[str, Note]
@@ -80,28 +87,25 @@ def save_state(
         notes: numbers and strings to keep with it (`inspect_snapshot` returns them).
 
     Raises:
-        InvalidInput: `path` holds something that is not a snapshot.
+        InvalidInput: `path` holds something that is not a snapshot, `state` belongs to another
+            model, or `notes` holds something else than numbers, strings, booleans and None.
         StaleState: `state` was taken over by `extend`.
     """
     target = Path(path).absolute()
     check_snapshot_target(target)
-    check_alive(state)
+    kept_notes = _check_notes(notes)
+    steps_of(model, state)
     length = int(state.length)
     arrays = _arrays(model, state, length)
     info = SnapshotInfo(
         length=length,
         cells=state.layout.cells,
-        fingerprints=_fingerprints(model, state.layout),
+        cells_name=_CELLS_PREFIX + secrets.token_hex(4),
+        fingerprints=_fingerprints(model),
         checksums={name: _checksum(array) for name, array in arrays.items()},
-        notes=dict(notes or {}),
+        notes=kept_notes,
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    building = target.with_name(f".{target.name}.building-{os.getpid()}")
-    try:
-        _write(building, info, arrays)
-        _swap_in(building, target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    _write(target, info, arrays)
 
 
 def restore_state(
@@ -127,8 +131,8 @@ def restore_state(
             f"the snapshot at {path} holds {info.length} cells; restore it with "
             f"cells={info.length} or more"
         )
+    _check_fingerprints(path, info, _fingerprints(model))
     empty = init_state(model, capacity)
-    _check_fingerprints(path, info, _fingerprints(model, empty.layout))
     return _fill(model, empty, info.length, _read(source, info, empty.layout))
 
 
@@ -143,7 +147,7 @@ def inspect_snapshot(path: str | os.PathLike[str]) -> SnapshotInfo:
         outer = json.loads(record.read_text(encoding="utf-8"))
         found, fields = outer["format"], outer["session"]
         intact = outer["checksum"] == _record_checksum(fields)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise SnapshotDamaged(f"{path} is not a readable snapshot: {error!r}") from error
     if found != FORMAT:
         raise SnapshotDamaged(f"{record} has format {found!r}; this version reads format {FORMAT}")
@@ -179,15 +183,10 @@ def _fill(model: Model, state: SessionState, length: int, arrays: Arrays) -> Ses
     return dataclasses.replace(state, pool=pool, length=length_array, ready=ready)
 
 
-def _fingerprints(model: Model, layout: PoolLayout) -> dict[str, str]:
-    windows = [group.window for group in layout.groups]
-    shape = (
-        str(jnp.dtype(model.dtype)),
-        windows,
-        layout.layer_groups,
-        layout.num_kv_heads,
-        layout.head_dim,
-    )
+def _fingerprints(model: Model) -> dict[str, str]:
+    config = model.config
+    windows = [layer.window for layer in config.layers]
+    shape = (str(jnp.dtype(model.dtype)), windows, config.num_kv_heads, config.head_dim)
     return {
         "model": model.fingerprint,
         "tokenizer": "none" if model.tokenizer is None else model.tokenizer.fingerprint,
@@ -220,34 +219,79 @@ def check_snapshot_target(path: str | os.PathLike[str]) -> None:
         InvalidInput: `path` holds something that is not a snapshot.
     """
     target = Path(path).absolute()
-    if target.exists() and not (target / RECORD_NAME).is_file():
+    if not target.exists():
+        return
+    if not target.is_dir() or not all(_is_ours(one.name) for one in target.iterdir()):
         raise InvalidInput(
             f"{target} exists and is not a snapshot; choose another path (nothing was written)"
         )
 
 
-def _write(place: Path, info: SnapshotInfo, arrays: Arrays) -> None:
+def _check_notes(notes: Mapping[str, Note] | None) -> dict[str, Note]:
+    kept = dict(notes or {})
+    wrong = [name for name, value in kept.items() if not _is_note(name, value)]
+    if wrong:
+        raise InvalidInput(
+            f"the notes {wrong} cannot be kept: names are strings, values are strings, finite "
+            "numbers, booleans or None"
+        )
+    return kept
+
+
+def _is_note(name: object, value: object) -> bool:
+    finite = not isinstance(value, float) or math.isfinite(value)
+    return isinstance(name, str) and isinstance(value, str | int | float | None) and finite
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith((RECORD_NAME, _CELLS_PREFIX))
+
+
+def _write(target: Path, info: SnapshotInfo, arrays: Arrays) -> None:
+    """Writes the cells, makes them current, then removes what is not; or leaves all as it was."""
+    is_new = not target.exists()
+    cells, record = target / info.cells_name, target / f"{RECORD_NAME}.{info.cells_name}"
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        _write_cells(cells, arrays)
+        _write_record(record, info)
+        record.replace(target / RECORD_NAME)
+    except BaseException:
+        # Orbax leaves directories of its own beside the one that it could not finish.
+        for leftover in target.glob(f"*{info.cells_name}*"):
+            _remove(leftover)
+        if is_new:
+            target.rmdir()
+        raise
+    for other in target.iterdir():
+        if other.name not in (RECORD_NAME, info.cells_name):
+            _remove(other)
+
+
+def _write_cells(place: Path, arrays: Arrays) -> None:
     from orbax import checkpoint  # 0.7 s to import: only those who save pay it
 
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
     # Orbax stores no empty arrays; an empty session has nothing but its record.
     present = {name: array for name, array in arrays.items() if array.size}
     with checkpoint.StandardCheckpointer() as checkpointer:
-        checkpointer.save(place / _CELLS, present)
+        checkpointer.save(place, present)
+
+
+def _write_record(place: Path, info: SnapshotInfo) -> None:
     session = dataclasses.asdict(info)
     record = {"format": FORMAT, "checksum": _record_checksum(session), "session": session}
-    (place / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    with place.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(record, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def _swap_in(building: Path, target: Path) -> None:
-    if not target.exists():
-        building.rename(target)
-        return
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    target.rename(old)
-    building.rename(target)
-    shutil.rmtree(old)
+def _remove(leftover: Path) -> None:
+    """Removes cells or a record that are no longer current; failing to is no failure to save."""
+    if leftover.is_dir():
+        shutil.rmtree(leftover, ignore_errors=True)
+    else:
+        leftover.unlink(missing_ok=True)
 
 
 def _record_checksum(session: Mapping[str, object]) -> str:
@@ -259,7 +303,7 @@ def _read(source: Path, info: SnapshotInfo, layout: PoolLayout) -> Arrays:
 
     try:
         with checkpoint.StandardCheckpointer() as checkpointer:
-            arrays: Arrays = dict(checkpointer.restore(source / _CELLS))
+            arrays: Arrays = dict(checkpointer.restore(source / info.cells_name))
             ready = arrays["ready"]
     except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
         raise SnapshotDamaged(f"the cells of {source} cannot be read: {error}") from error

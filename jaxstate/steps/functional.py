@@ -55,7 +55,7 @@ def extend(model: Model, state: SessionState, tokens: Tokens) -> SessionState:
         StaleState: `state` was taken over by an earlier call.
     """
     ids = _check_tokens(model, tokens)
-    steps = _steps_of(model, state)
+    steps = steps_of(model, state)
     length = int(state.length)
     if length + len(ids) > state.layout.cells:
         raise CapacityExceeded(
@@ -100,7 +100,7 @@ def query(
         StaleState: `state` was taken over by `extend`.
     """
     ids = _check_tokens(model, tokens)
-    steps = _steps_of(model, state)
+    steps = steps_of(model, state)
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
         raise InvalidInput(f"max_tokens={max_tokens!r} must be an integer of at least 1")
     end = int(state.length) + len(ids) + max_tokens - 1
@@ -120,7 +120,7 @@ def ready_logits(model: Model, state: SessionState) -> NDArray[np.float32]:
         InvalidInput: nothing has been read yet.
         StaleState: `state` was taken over by `extend`.
     """
-    steps = _steps_of(model, state)
+    steps = steps_of(model, state)
     if int(state.length) == 0:
         raise InvalidInput("an empty session has no last token; extend() it first")
     return np.asarray(steps.ready(model.params, state))
@@ -144,10 +144,17 @@ def session_steps(model: Model, cells: int) -> SessionSteps:
     return plan_steps(model.config, model.dtype, model.steps, cells)
 
 
-def _steps_of(model: Model, state: SessionState) -> SessionSteps:
+def steps_of(model: Model, state: SessionState) -> SessionSteps:
+    """The compiled steps of that session.
+
+    Raises:
+        StaleState: `state` was taken over by `extend`.
+        InvalidInput: its cells have another shape or dtype than the model's.
+    """
     check_alive(state)
     steps = session_steps(model, state.layout.cells)
-    if steps.layout != state.layout or state.ready.dtype != model.dtype:
+    own = (steps.layout, (model.config.model_dim,), model.dtype)
+    if own != (state.layout, state.ready.shape, state.ready.dtype):
         raise InvalidInput(
             "this session belongs to another model (its cells have another shape or dtype); "
             "use the model that opened it"
