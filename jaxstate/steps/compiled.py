@@ -110,6 +110,8 @@ def plan_steps(
         InvalidInput: `cells` is not within 1 .. `config.max_context`.
     """
     layout = plan_layout(config, cells=cells, block_cells=steps.block_cells)
+    # What no step depends on would only keep models from sharing executables.
+    config = dataclasses.replace(config, max_context=1, bos_id=None, eos_ids=())
     return SessionSteps(config=config, dtype=jnp.dtype(dtype), layout=layout, steps=steps)
 
 
