@@ -186,6 +186,8 @@ def _gguf_files(name: str, path: Path) -> ModelFiles:
     file = open_gguf(path)
 
     def read_text() -> tuple[Tokenizer | None, Template]:
+        if "tokenizer.ggml.model" not in file.metadata:
+            return None, plain_template(None)
         tokenizer = tokenizer_from_gguf(file.metadata)
         return tokenizer, template_from_gguf(file.metadata) or plain_template(tokenizer.bos)
 
