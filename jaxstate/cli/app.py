@@ -174,7 +174,7 @@ def demo(
 def main() -> None:
     """Runs the command line; errors that we raise on purpose become a message and exit code 1."""
     try:
-        app()
+        app(prog_name="jaxstate")
     except JaxstateError as error:
         Show(as_json="--json" in sys.argv).error(str(error))
         sys.exit(1)

@@ -39,6 +39,15 @@ class ReadRate:
         """Tokens per second since the start."""
         return self.tokens / max(now_s - self.started_s, 1e-9)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock, while something else than reading is done."""
+        began_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.started_s += time.perf_counter() - began_s
+
 
 class Show:
     """Where events of one command go.
@@ -51,6 +60,7 @@ class Show:
         self.as_json = as_json
         self.out = Console(highlight=False, soft_wrap=True)
         self.err = Console(stderr=True, highlight=False)
+        self._live = False
 
     def event(self, name: str, **fields: JsonValue) -> None:
         """One JSON line; nothing for people."""
@@ -60,7 +70,7 @@ class Show:
     def say(self, text: str) -> None:
         """A line for people on standard output."""
         if not self.as_json:
-            self.out.print(escape(text))
+            self._page().print(escape(text))
 
     def note(self, text: str) -> None:
         """A line about what is going on, for people, on standard error."""
@@ -85,7 +95,11 @@ class Show:
     def table(self, table: Table) -> None:
         """A table for people on standard output."""
         if not self.as_json:
-            self.out.print(table)
+            self._page().print(table)
+
+    def _page(self) -> Console:
+        """Where people read: above the live table where one is on the same screen."""
+        return self.err if self._live and self.out.is_terminal else self.out
 
     @contextmanager
     def bar(self, title: str) -> Iterator[Callable[[int, int], None]]:
@@ -108,8 +122,11 @@ class Show:
             yield view
             return
         with Live(view.table(), console=self.err, refresh_per_second=_REFRESH_HZ) as live:
-            view.live = live
-            yield view
+            view.live, self._live = live, True
+            try:
+                yield view
+            finally:
+                self._live = False
 
 
 class Reading:

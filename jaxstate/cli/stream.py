@@ -144,7 +144,8 @@ def _read_all(
                 _push(reader, line)
                 view.read(reader.version, reader.length_tokens, reader.length_tokens - length)
                 if options.every and reader.version % options.every == 0:
-                    _ask_all(show, options, reader)
+                    with view.rate.paused():
+                        _ask_all(show, options, reader)
         except JaxstateError as error:
             show.error(str(error))
             return FAILED
@@ -176,13 +177,24 @@ def _ask_all(show: Show, options: StreamOptions, reader: StreamReader) -> None:
         show.reply(reader.ask(question, max_tokens=options.max_tokens))
 
 
+def _ask_at_the_end(show: Show, options: StreamOptions, reader: StreamReader) -> int:
+    """Asks, unless this version was asked already; a refusal must not keep us from saving."""
+    if options.every and reader.version % options.every == 0:
+        return DONE
+    try:
+        _ask_all(show, options, reader)
+    except JaxstateError as error:
+        show.error(str(error))
+        return FAILED
+    return DONE
+
+
 def _finish(
     show: Show, options: StreamOptions, reader: StreamReader, interrupt: Interrupt, code: int
 ) -> int:
     """Answers at the end, saves what was read, and says where it stands."""
-    asked_already = bool(options.every) and reader.version % (options.every or 1) == 0
-    if code == DONE and not asked_already:
-        _ask_all(show, options, reader)
+    if code == DONE:
+        code = _ask_at_the_end(show, options, reader)
     if options.save is not None:
         reader.save(options.save)
         show.say(
