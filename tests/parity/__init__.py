@@ -1,0 +1,1 @@
+"""Parity with transformers: the same weights must give the same logits and the same tokens."""
