@@ -17,14 +17,25 @@ from jaxstate.errors import InvalidInput
 FinishReason = Literal["stop", "length"]
 
 
+def checked_int(name: str, value: object) -> int:
+    """An integer argument (numpy's integers too, booleans not) as an int.
+
+    Raises:
+        InvalidInput: it is something else.
+    """
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return int(value)
+    raise InvalidInput(f"{name}={value!r} must be an integer, not {type(value).__name__}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How answer tokens are chosen.
 
     Attributes:
-        temperature: 0 is greedy; otherwise logits are divided by it.
-        top_p: tokens are drawn from the smallest set whose probabilities sum to at least this, 0 <
-            top_p <= 1.
+        temperature: 0 is greedy; otherwise logits are divided by it; any finite number.
+        top_p: after temperature, tokens are drawn from the smallest set whose probabilities sum to
+            at least this, 0 < top_p <= 1.
         seed: the same seed, session and question give the same answer, alone or in a batch; 0 to
             2**32 - 1.
     """
@@ -34,12 +45,16 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuses values outside their range."""
+        """Refuses values of another type or outside their range."""
+        for name in ("temperature", "top_p"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+                raise InvalidInput(f"{name}={value!r} must be a number")
         if not (math.isfinite(self.temperature) and self.temperature >= 0.0):
             raise InvalidInput(f"temperature={self.temperature} must be finite and not negative")
         if not 0.0 < self.top_p <= 1.0:
             raise InvalidInput(f"top_p={self.top_p} must lie in 0 < top_p <= 1")
-        if not 0 <= self.seed < 2**32:
+        if not 0 <= checked_int("seed", self.seed) < 2**32:
             raise InvalidInput(f"seed={self.seed} must lie in 0 .. 2**32 - 1")
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from jaxstate.config import ModelConfig
 from jaxstate.errors import InvalidInput
+from jaxstate.records import checked_int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +76,10 @@ def plan_layout(config: ModelConfig, *, cells: int, block_cells: int) -> PoolLay
     """The layout for one session of `cells` tokens.
 
     Raises:
-        InvalidInput: `cells` is not positive or exceeds the positions that the model was made for.
+        InvalidInput: `cells` is no integer, not positive, or exceeds the positions that the model
+            was made for.
     """
+    cells = checked_int("cells", cells)
     if cells < 1 or cells > config.max_context:
         raise InvalidInput(
             f"cells={cells}: a session of this model holds 1 to {config.max_context} tokens "
@@ -97,6 +100,7 @@ def _group(window: int | None, cells: int, block_cells: int) -> GroupLayout:
     covering = -(-cells // block_cells)
     if window is None:
         return GroupLayout(window=None, table_width=covering)
-    # One block more than the window fills: the last w - 1 cells rarely start on a block border.
-    ring = -(-(window - 1) // block_cells) + 1
+    # n cells touch at most ceil((n - 1) / C) + 1 blocks, wherever they start.
+    needed = max(window - 1, 1)
+    ring = -(-(needed - 1) // block_cells) + 1
     return GroupLayout(window=window, table_width=min(covering, ring))

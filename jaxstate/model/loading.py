@@ -21,6 +21,7 @@ from jaxstate.config import ModelConfig, StepConfig
 from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model
 from jaxstate.model.params import abstract_params
+from jaxstate.records import checked_int
 from jaxstate.text import (
     Template,
     Tokenizer,
@@ -103,6 +104,7 @@ def read_source(source: Source, max_context: int | None = None) -> ModelFiles:
     files = _gguf_files(name, path) if path.is_file() else _hf_files(name, path)
     if max_context is None:
         return files
+    max_context = checked_int("max_context", max_context)
     if not 1 <= max_context <= files.config.max_context:
         raise InvalidInput(
             f"max_context={max_context}: {name} was made for 1 .. {files.config.max_context}"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from jaxstate.cells.session import SessionState, check_alive
 from jaxstate.errors import CapacityExceeded, InvalidInput
 from jaxstate.model.bundle import Model
-from jaxstate.records import QueryResult, Sampling
+from jaxstate.records import QueryResult, Sampling, checked_int
 from jaxstate.steps.answering import Answering
 from jaxstate.steps.buckets import chunks
 from jaxstate.steps.compiled import SessionSteps, compile_all, plan_steps
@@ -101,8 +101,11 @@ def query(
     """
     ids = _check_tokens(model, tokens)
     steps = steps_of(model, state)
-    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-        raise InvalidInput(f"max_tokens={max_tokens!r} must be an integer of at least 1")
+    max_tokens = checked_int("max_tokens", max_tokens)
+    if max_tokens < 1:
+        raise InvalidInput(f"max_tokens={max_tokens} must be at least 1")
+    if not isinstance(sampling, Sampling | None):
+        raise InvalidInput(f"sampling={sampling!r} must be a jaxstate.Sampling or None")
     end = int(state.length) + len(ids) + max_tokens - 1
     if end > model.config.max_context:
         raise CapacityExceeded(
@@ -163,7 +166,10 @@ def steps_of(model: Model, state: SessionState) -> SessionSteps:
 
 
 def _check_tokens(model: Model, tokens: Tokens) -> NDArray[np.int32]:
-    array = np.asarray(tokens)
+    try:
+        array = np.asarray(tokens)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"tokens must be a flat list of ids: {error}") from error
     if array.ndim != 1 or array.size == 0:
         raise InvalidInput(f"tokens must be a non-empty list of ids, got shape {array.shape}")
     if not np.issubdtype(array.dtype, np.integer):
@@ -180,7 +186,8 @@ def _check_tokens(model: Model, tokens: Tokens) -> NDArray[np.int32]:
 def _check_stop(stop: Sequence[str] | None) -> tuple[str, ...]:
     if isinstance(stop, str):
         raise InvalidInput(f"stop={stop!r} must be a list of strings, e.g. stop=[{stop!r}]")
-    stops = tuple(stop or ())
-    if not all(isinstance(one, str) and one for one in stops):
+    if stop is not None and not isinstance(stop, Sequence):
+        raise InvalidInput(f"stop={stop!r} must be a list of strings")
+    if not all(isinstance(one, str) and one for one in stop or ()):
         raise InvalidInput(f"stop={stop!r} must hold non-empty strings")
-    return stops
+    return tuple(stop or ())
