@@ -34,8 +34,10 @@ def sampling_rows(settings: list[list[Sampling]]) -> SamplingRows:
     """Settings of Q questions for each of B sessions, on the device."""
 
     def column(name: str, dtype: type) -> Array:
-        values = [[getattr(one, name) for one in row] for row in settings]
-        return jax.device_put(np.array(values, dtype))
+        values = np.array([[getattr(one, name) for one in row] for row in settings])
+        if dtype is np.float32:
+            values = np.minimum(values, np.finfo(np.float32).max)
+        return jax.device_put(values.astype(dtype))
 
     return SamplingRows(
         temperature=column("temperature", np.float32),
@@ -74,7 +76,8 @@ def _draw(
     logits: Float[Array, "B Q V"], rows: SamplingRows, draw: Int[Array, "B Q"]
 ) -> Int[Array, "B Q"]:
     temperature = jnp.where(rows.temperature > 0, rows.temperature, 1.0)
-    scaled = logits / temperature[..., None]
+    # The largest is 0 whatever the temperature, so that a tiny one cannot overflow.
+    scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature[..., None]
     order = jnp.argsort(-scaled, axis=-1)
     ranked = jnp.take_along_axis(scaled, order, axis=-1)
     probabilities = jax.nn.softmax(ranked, axis=-1)
