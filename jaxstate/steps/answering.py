@@ -129,33 +129,37 @@ class _Text:
     """The answer as text, and how many tokens it takes."""
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
-        self._vocab_size = tokenizer.vocab_size
+        self._tokenizer = tokenizer
         self._decoder = IncrementalDecoder(tokenizer)
         self._stop = StopText(stop)
         self._kept = ""
-        self._decoded_chars = [0]
 
     def push(self, token: int) -> bool:
         """Adds a token's text; True if a stop string is complete."""
-        # Logits may be wider than the vocabulary; such a token has no text.
-        text = self._decoder.push(token) if token < self._vocab_size else ""
-        return self._take(text, self._decoded_chars[-1] + len(text))
-
-    def finish(self) -> tuple[str, int, bool]:
-        """The text before any stop string, the tokens it takes, and whether it was stopped."""
-        rest = self._decoder.flush()
-        last = self._decoded_chars.pop()
-        self._take(rest, last + len(rest))
-        if not self._stop.stopped:
-            self._kept += self._stop.flush()
-            return self._kept, len(self._decoded_chars) - 1, False
-        enough = (n for n, size in enumerate(self._decoded_chars) if size >= len(self._kept))
-        return self._kept, next(enough), True
-
-    def _take(self, text: str, decoded_chars: int) -> bool:
-        self._decoded_chars.append(decoded_chars)
-        self._kept += self._stop.push(text)
+        if self._has_text(token):
+            self._kept += self._stop.push(self._decoder.push(token))
         return self._stop.stopped
+
+    def finish(self, tokens: list[int]) -> tuple[str, int, bool]:
+        """The text before any stop string, the tokens it takes, and whether it was stopped."""
+        self._kept += self._stop.push(self._decoder.flush())
+        if self._stop.stopped:
+            return self._kept, self._tokens_of_kept(tokens), True
+        return self._kept + self._stop.flush(), len(tokens), False
+
+    def _tokens_of_kept(self, tokens: list[int]) -> int:
+        """The shortest beginning of `tokens` whose text covers what was kept."""
+        count = len(tokens)
+        while count and self._decode(tokens[: count - 1]).startswith(self._kept):
+            count -= 1
+        return count
+
+    def _decode(self, tokens: list[int]) -> str:
+        return self._tokenizer.decode([token for token in tokens if self._has_text(token)])
+
+    def _has_text(self, token: int) -> bool:
+        """Logits may be wider than the vocabulary; a token past it has no text."""
+        return token < self._tokenizer.vocab_size
 
 
 class _Answer:
@@ -184,7 +188,7 @@ class _Answer:
         """The answer, cut where a stop string says."""
         text, kept = None, len(self._tokens)
         if self._text is not None:
-            text, kept, stopped = self._text.finish()
+            text, kept, stopped = self._text.finish(self._tokens)
             self._finish = "stop" if stopped else self._finish
         return QueryResult(
             tokens=np.array(self._tokens[:kept], np.int32),
