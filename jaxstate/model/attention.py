@@ -97,20 +97,22 @@ def context_attention(
     folded = _fold(q, kv_heads)
     row_starts = jnp.repeat(starts, group, axis=1)
     chunk_blocks = max(1, _CHUNK_CELLS // block_cells)
-    first = jnp.min(starts) // block_cells
-    # A ring has overwritten what lies before; a shorter session of the batch may start there.
-    oldest = ((lengths - 1) // block_cells - table.shape[1] + 1) * block_cells
-    turns = -(-(-(-jnp.max(lengths) // block_cells) - first) // chunk_blocks)
+    first = jnp.min(starts, axis=1) // block_cells
+    last = -(-lengths // block_cells)
+    turns = -(-jnp.max(last - first) // chunk_blocks)
+    # A ring has overwritten what lies before.
+    oldest = (last - table.shape[1]) * block_cells
 
     def absorb_chunk(turn: Int[Array, ""], carry: _Softmax) -> _Softmax:
         """Gathers the next chunk of every session's cells and takes it in."""
-        blocks = first + turn * chunk_blocks + jnp.arange(chunk_blocks, dtype=jnp.int32)
-        physical = jnp.take(table, blocks % table.shape[1], axis=1)
+        ahead = turn * chunk_blocks + jnp.arange(chunk_blocks, dtype=jnp.int32)
+        blocks = first[:, None] + ahead[None]
+        physical = jnp.take_along_axis(table, blocks % table.shape[1], axis=1)
         offsets = jnp.arange(block_cells, dtype=jnp.int32)
-        positions = (blocks[:, None] * block_cells + offsets[None]).reshape(-1)
+        positions = (blocks[..., None] * block_cells + offsets[None, None]).reshape(batch, -1)
         chunk = (batch, -1, kv_heads, head_dim)
-        written = (positions[None] < lengths[:, None]) & (positions[None] >= oldest[:, None])
-        visible = written[:, None] & (positions[None, None] >= row_starts[..., None])
+        written = (positions < lengths[:, None]) & (positions >= oldest[:, None])
+        visible = written[:, None] & (positions[:, None] >= row_starts[..., None])
         scores = _scores("bkrh,bskh->bkrs", folded, keys[physical].reshape(chunk), scale, cap)
         # Cells never written may hold anything, NaN included, and 0 * NaN is NaN.
         seen = jnp.where(written[..., None, None], values[physical].reshape(chunk), 0)
