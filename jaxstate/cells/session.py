@@ -29,6 +29,9 @@ Write instead
 class SessionState:
     """What one session has read.
 
+    It does not know which weights computed its cells: use it with the model that opened it. (What
+    `save_state` writes does know, and is refused under other weights.)
+
     Attributes:
         pool: its cells, per layer [P, C, K, H].
         tables: for each group int32 [W], physical block of logical block b at entry b % W.

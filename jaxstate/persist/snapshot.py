@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ from jaxstate.errors import (
     FingerprintMismatch,
     InvalidInput,
     SnapshotDamaged,
+    SnapshotError,
 )
 from jaxstate.model.bundle import Model
 from jaxstate.persist.host_cells import kept_cells, read_layer, write_layer
@@ -45,6 +47,9 @@ from jaxstate.steps.functional import init_state, session_steps, steps_of
 FORMAT = 1
 RECORD_NAME = "session.json"
 _CELLS_PREFIX = "cells."
+_CELLS = r"cells\.[0-9a-f]{8}"
+# The record, cells, and what a save that was killed may have left of either.
+_OURS = re.compile(rf"session\.json(\.{_CELLS})?|{_CELLS}(\.orbax-checkpoint-tmp.*)?")
 
 Note: TypeAlias = str | int | float | bool | None
 Arrays: TypeAlias = dict[str, NDArray[np.generic]]
@@ -80,6 +85,8 @@ def save_state(
 ) -> None:
     """Writes a session to a directory; the state stays usable.
 
+    One process at a time may save to a path.
+
     Args:
         path: the directory; an earlier snapshot there is replaced once the new one is complete.
         model: the model that the session belongs to.
@@ -90,6 +97,7 @@ def save_state(
         InvalidInput: `path` holds something that is not a snapshot, `state` belongs to another
             model, or `notes` holds something else than numbers, strings, booleans and None.
         StaleState: `state` was taken over by `extend`.
+        SnapshotError: the disk is full or fails; an earlier snapshot there is unchanged.
     """
     target = Path(path).absolute()
     check_snapshot_target(target)
@@ -221,7 +229,8 @@ def check_snapshot_target(path: str | os.PathLike[str]) -> None:
     target = Path(path).absolute()
     if not target.exists():
         return
-    if not target.is_dir() or not all(_is_ours(one.name) for one in target.iterdir()):
+    names = [one.name for one in target.iterdir()] if target.is_dir() else [target.name]
+    if not all(_OURS.fullmatch(name) for name in names) or (target / RECORD_NAME).is_dir():
         raise InvalidInput(
             f"{target} exists and is not a snapshot; choose another path (nothing was written)"
         )
@@ -243,10 +252,6 @@ def _is_note(name: object, value: object) -> bool:
     return isinstance(name, str) and isinstance(value, str | int | float | None) and finite
 
 
-def _is_ours(name: str) -> bool:
-    return name.startswith((RECORD_NAME, _CELLS_PREFIX))
-
-
 def _write(target: Path, info: SnapshotInfo, arrays: Arrays) -> None:
     """Writes the cells, makes them current, then removes what is not; or leaves all as it was."""
     is_new = not target.exists()
@@ -256,13 +261,17 @@ def _write(target: Path, info: SnapshotInfo, arrays: Arrays) -> None:
         _write_cells(cells, arrays)
         _write_record(record, info)
         record.replace(target / RECORD_NAME)
-    except BaseException:
+    except BaseException as error:
         # Orbax leaves directories of its own beside the one that it could not finish.
         for leftover in target.glob(f"*{info.cells_name}*"):
             _remove(leftover)
         if is_new:
             target.rmdir()
-        raise
+        if not isinstance(error, Exception):
+            raise  # Ctrl-C is no failure to save
+        raise SnapshotError(
+            f"the session could not be saved to {target}: {error}; what was there is unchanged"
+        ) from error
     for other in target.iterdir():
         if other.name not in (RECORD_NAME, info.cells_name):
             _remove(other)
