@@ -8,13 +8,13 @@ demo: .venv/.demo  ## stream a real document into a real model, and compare
 	$(BIN)/jaxstate demo
 
 test: check  ## format, lint, types and the whole test suite
-	$(BIN)/python -m pytest -n 2 -m "not parity"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not parity"
 
 check: .venv/.dev
 	$(BIN)/python scripts/check.py
 
 parity: .venv/.parity  ## compare with transformers on the same weights
-	$(BIN)/python -m pytest -n 2 -m parity
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m parity
 
 bench: .venv/.parity  ## a question's time against context length, beside transformers
 	$(BIN)/python scripts/bench_query.py
