@@ -1,6 +1,7 @@
 """A Hugging Face directory of a tiny Llama with a byte-level tokenizer, made without transformers.
 
-The model has random weights; every byte is a token, so that what the command line does can be counted.
+The model has random weights; every byte is a token, so that what the command line does can be
+counted.
 """
 
 from __future__ import annotations
