@@ -26,8 +26,8 @@ from jaxstate.model.layers import softcap
 
 # Finite, so that a row which sees nothing gives zeros and not NaN.
 _NOTHING = -1e30
-# Cells that one turn of the loop reads: large enough to keep the matrix products busy.
-_CHUNK_CELLS = 512
+# Cells that one turn of the loop reads at most: enough to keep the matrix products busy.
+_CHUNK_CELLS = 1024
 
 
 @struct.dataclass
@@ -96,7 +96,7 @@ def context_attention(
     group = heads // kv_heads
     folded = _fold(q, kv_heads)
     row_starts = jnp.repeat(starts, group, axis=1)
-    chunk_blocks = max(1, _CHUNK_CELLS // block_cells)
+    chunk_blocks = _chunk_blocks(table.shape[1], block_cells)
     first = jnp.min(starts, axis=1) // block_cells
     last = -(-lengths // block_cells)
     turns = -(-jnp.max(last - first) // chunk_blocks)
@@ -112,11 +112,11 @@ def context_attention(
         positions = (blocks[..., None] * block_cells + offsets[None, None]).reshape(batch, -1)
         chunk = (batch, -1, kv_heads, head_dim)
         written = (positions < lengths[:, None]) & (positions >= oldest[:, None])
-        visible = written[:, None] & (positions[:, None] >= row_starts[..., None])
-        scores = _scores("bkrh,bskh->bkrs", folded, keys[physical].reshape(chunk), scale, cap)
+        visible = written[..., None] & (positions[..., None] >= row_starts[:, None])
+        scores = _scores("bskh,bkrh->bksr", keys[physical].reshape(chunk), folded, scale, cap)
         # Cells never written may hold anything, NaN included, and 0 * NaN is NaN.
         seen = jnp.where(written[..., None, None], values[physical].reshape(chunk), 0)
-        return _absorb(carry, scores, visible[:, None], seen)
+        return _absorb(carry, scores, visible[:, None], seen.swapaxes(1, 2))
 
     shape = (batch, kv_heads, rows * group)
     start = _Softmax(
@@ -157,10 +157,18 @@ def tail_attention(
 
 
 def _scores(
-    equation: str, q: Array, keys: Array, scale: float, cap: float | None
+    equation: str, left: Array, right: Array, scale: float, cap: float | None
 ) -> Float[Array, "*shape"]:
-    """Scaled, capped scores in float32."""
-    return softcap(jnp.einsum(equation, q, keys, preferred_element_type=jnp.float32) * scale, cap)
+    """Scaled, capped dot products in float32."""
+    products = jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
+    return softcap(products * scale, cap)
+
+
+def _chunk_blocks(width: int, block_cells: int) -> int:
+    """Blocks of one turn: a table of that width in equal turns, so a ring reads little more."""
+    at_most = max(1, _CHUNK_CELLS // block_cells)
+    turns = -(-width // at_most)
+    return -(-width // turns)
 
 
 def _fold(q: Float[Array, "B R N H"], kv_heads: int) -> Float[Array, "B K RG H"]:
@@ -185,20 +193,20 @@ def _unfold(sums: _Softmax, rows: int, heads: int) -> Partial:
 
 def _absorb(
     carry: _Softmax,
-    scores: Float[Array, "B K R S"],
-    visible: Bool[Array, "B 1 R S"],
-    values: Float[Array, "B S K H"],
+    scores: Float[Array, "B K S R"],
+    visible: Bool[Array, "B 1 S R"],
+    values: Float[Array, "B K S H"],
 ) -> _Softmax:
     """One turn of the online softmax: more keys taken in."""
     scores = jnp.where(visible, scores, _NOTHING)
-    top = jnp.maximum(carry.top, jnp.max(scores, axis=-1))
+    top = jnp.maximum(carry.top, jnp.max(scores, axis=-2))
     shrink = jnp.exp(carry.top - top)
-    weights = jnp.where(visible, jnp.exp(scores - top[..., None]), 0.0)
+    weights = jnp.where(visible, jnp.exp(scores - top[:, :, None]), 0.0)
     fresh = jnp.einsum(
-        "bkrs,bskh->bkrh", weights.astype(values.dtype), values, preferred_element_type=jnp.float32
+        "bksr,bksh->bkrh", weights.astype(values.dtype), values, preferred_element_type=jnp.float32
     )
     return _Softmax(
         weighted=carry.weighted * shrink[..., None] + fresh,
         top=top,
-        total=carry.total * shrink + jnp.sum(weights, axis=-1),
+        total=carry.total * shrink + jnp.sum(weights, axis=-2),
     )
