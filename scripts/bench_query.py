@@ -38,8 +38,9 @@ import jaxstate
 from jaxstate.cli.runtime import use_compilation_cache
 
 QUESTION_TOKENS = 16
-# OpenMP threads spin for a while after their work (200 ms by default) and would slow the next way.
-SETTLE_S = 0.3
+# Ways take turns in blocks, so that a slow moment of the machine hits all. The first run of a block
+# is not timed: threads of the way before may still be spinning, or one's own be asleep.
+BLOCKS = 3
 Timing = dict[str, float]
 Row = dict[str, Any]
 # Values of the peer, which is an optional dependency and has no types to speak of.
@@ -94,7 +95,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", default="gemma3-270m")
     parser.add_argument("--contexts", type=int, nargs="+", default=[256, 1024, 4096, 8192])
     parser.add_argument("--answer-tokens", type=int, default=9, help="first token + 8 more")
-    parser.add_argument("--repeats", type=int, default=7, help="of each way with kept state")
+    parser.add_argument("--repeats", type=int, default=9, help="of each way with kept state")
     parser.add_argument("--stateless-repeats", type=int, default=2, help="0 leaves them out")
     parser.add_argument("--out", type=Path, help="also write the JSON there")
     parser.add_argument("--plot", type=Path, help="write a picture (needs jaxstate[bench])")
@@ -157,15 +158,18 @@ def _nothing() -> None:
 
 
 def _measure(context: int, ways: list[Way], answer_tokens: int) -> list[Row]:
-    """Medians of each way; the ways take turns, so that a slow moment of the machine hits all."""
+    """Medians of each way."""
     first: dict[str, list[float]] = {way.name: [] for way in ways}
     whole: dict[str, list[float]] = {way.name: [] for way in ways}
     # This is also the warm-up.
     answers = {way.name: way.answer(way.prepare(), answer_tokens) for way in ways}
-    for turn in range(max(way.repeats for way in ways)):
-        for way in (way for way in ways if turn < way.repeats):
-            first[way.name].append(_seconds(way, 1))
-            whole[way.name].append(_seconds(way, answer_tokens))
+    for block in range(BLOCKS):
+        for way in ways:
+            if way.repeats > BLOCKS:
+                _seconds(way, 1)
+            for _ in range(block, way.repeats, BLOCKS):
+                first[way.name].append(_seconds(way, 1))
+                whole[way.name].append(_seconds(way, answer_tokens))
     return [
         {
             "context": context,
@@ -182,7 +186,6 @@ def _measure(context: int, ways: list[Way], answer_tokens: int) -> list[Row]:
 
 def _seconds(way: Way, count: int) -> float:
     prepared = way.prepare()
-    time.sleep(SETTLE_S)
     started = time.perf_counter()
     way.answer(prepared, count)
     return time.perf_counter() - started

@@ -19,7 +19,7 @@ from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model
 from jaxstate.model.decoder import Tail
 from jaxstate.records import FinishReason, QueryResult, Sampling
-from jaxstate.steps.buckets import chunks, question_sizes, tail_size
+from jaxstate.steps.buckets import Chunk, chunks, question_sizes, tail_size
 from jaxstate.steps.compiled import MAX_STOP_IDS, SessionSteps
 from jaxstate.steps.query import Chosen
 from jaxstate.steps.sampling import SamplingRows, sampling_rows
@@ -38,9 +38,9 @@ class Answering:
     def run(self, state: SessionState, ids: NDArray[np.int32], max_tokens: int) -> QueryResult:
         """Reads the question, then decodes until something ends the answer."""
         answer = self._new_answer()
-        tail = self.steps.tail(tail_size(len(ids), max_tokens, self.model.steps))
+        tail_cells = tail_size(len(ids), max_tokens, self.model.steps)
         shared = self._shared()
-        tail, first = self._prefill(state, tail, ids, shared)
+        tail, first = self._prefill(state, tail_cells, ids, shared)
         in_flight, newest, launched = deque([first]), first, 1
         ahead = 0 if jax.default_backend() == "cpu" else 1
         for taken in range(max_tokens):
@@ -76,25 +76,17 @@ class Answering:
         )
 
     def _prefill(
-        self, state: SessionState, tail: Tail, ids: NDArray[np.int32], shared: _Shared
+        self, state: SessionState, tail_cells: int, ids: NDArray[np.int32], shared: _Shared
     ) -> tuple[Tail, Chosen]:
-        sizes = question_sizes(tail.keys[0].shape[2], self.model.steps)
-        chosen: Chosen | None = None
-        for chunk in chunks(len(ids), sizes):
-            padded = np.zeros((1, 1, chunk.size), np.int32)
-            padded[0, 0, : chunk.count] = ids[chunk.start : chunk.start + chunk.count]
-            tokens, count = jax.device_put((padded, np.full((1, 1), chunk.count, np.int32)))
+        params, choosing = self.model.params, (shared.rows, shared.stop_ids)
+        first, *rest = chunks(len(ids), question_sizes(tail_cells, self.model.steps))
+        tokens, count = _padded(ids, first)
+        tail, chosen = self.steps.ask(params, state, tail_cells, tokens, count, *choosing)
+        for chunk in rest:
+            tokens, count = _padded(ids, chunk)
             tail, chosen = self.steps.query(
-                self.model.params,
-                state,
-                tail,
-                tokens,
-                count,
-                shared.running,
-                shared.rows,
-                shared.stop_ids,
+                params, state, tail, tokens, count, shared.running, *choosing
             )
-        assert chosen is not None  # the question is not empty
         return tail, chosen
 
     def _decode(
@@ -113,6 +105,13 @@ class Answering:
         for array in (chosen.token, chosen.logprob, chosen.done):
             array.copy_to_host_async()
         return tail, chosen
+
+
+def _padded(ids: NDArray[np.int32], chunk: Chunk) -> tuple[jax.Array, jax.Array]:
+    """A chunk's tokens [1, 1, T] and their count [1, 1] on the device."""
+    padded = np.zeros((1, 1, chunk.size), np.int32)
+    padded[0, 0, : chunk.count] = ids[chunk.start : chunk.start + chunk.count]
+    return jax.device_put((padded, np.full((1, 1), chunk.count, np.int32)))
 
 
 @dataclass(frozen=True)

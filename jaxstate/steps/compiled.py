@@ -30,11 +30,11 @@ from jaxstate.model.params import abstract_params
 from jaxstate.records import Sampling
 from jaxstate.steps.buckets import question_sizes
 from jaxstate.steps.extend import extend_step
-from jaxstate.steps.query import Chosen, empty_tail, query_step
+from jaxstate.steps.query import Chosen, ask_step, empty_tail, query_step
 from jaxstate.steps.sampling import SamplingRows, sampling_rows
 from jaxstate.weights import Params
 
-StepKind = Literal["open", "extend", "tail", "query", "ready", "read", "write"]
+StepKind = Literal["open", "extend", "ask", "query", "ready", "read", "write"]
 
 # Stop tokens of one question, padded with -1; families have one to three.
 MAX_STOP_IDS = 8
@@ -148,8 +148,12 @@ class SessionSteps:
 
     def asking_specs(self, tail_cells: int) -> Iterator[StepSpec]:
         """What questions with a tail of that size need."""
-        yield self._spec("tail", tail_cells=tail_cells)
-        for tokens in sorted({1, *question_sizes(tail_cells, self.steps)}):
+        sizes = question_sizes(tail_cells, self.steps)
+        for tokens in sizes:
+            yield self._spec("ask", tokens=tokens, tail_cells=tail_cells)
+        # A second chunk of a question occurs only where the first cannot fill the tail.
+        more = sizes if sizes[-1] < tail_cells else ()
+        for tokens in sorted({1, *more}):
             yield self._spec("query", tokens=tokens, tail_cells=tail_cells)
 
     def open(self) -> SessionState:
@@ -162,9 +166,19 @@ class SessionSteps:
         """Commits the first `count` of T tokens; takes `state` over."""
         return compiled(self._spec("extend", tokens=tokens.shape[0]))(params, state, tokens, count)
 
-    def tail(self, cells: int) -> Tail:
-        """An empty tail of M cells for one question."""
-        return compiled(self._spec("tail", tail_cells=cells))()
+    def ask(
+        self,
+        params: Params,
+        state: SessionState,
+        tail_cells: int,
+        tokens: Int[Array, "1 1 T"],
+        count: Int[Array, "1 1"],
+        rows: SamplingRows,
+        stop_ids: Int[Array, " n"],
+    ) -> tuple[Tail, Chosen]:
+        """Reads the first T tokens of a question into a tail of M cells and chooses the next."""
+        spec = self._spec("ask", tokens=tokens.shape[2], tail_cells=tail_cells)
+        return compiled(spec)(params, state, tokens, count, rows, stop_ids)
 
     def query(
         self,
@@ -244,9 +258,33 @@ def _build_extend(spec: StepSpec) -> _Program:
     return _Program(extend, arguments, donated=(1,))
 
 
-def _build_tail(spec: StepSpec) -> _Program:
+def _build_ask(spec: StepSpec) -> _Program:
     decoder = Decoder(config=spec.config, dtype=spec.dtype)
-    return _Program(lambda: empty_tail(decoder, 1, 1, spec.tail_cells), ())
+
+    def ask(
+        params: Params,
+        state: SessionState,
+        tokens: Array,
+        count: Array,
+        rows: SamplingRows,
+        stop_ids: Array,
+    ) -> tuple[Tail, Chosen]:
+        context = as_context(state)
+        return ask_step(decoder, params, context, spec.tail_cells, tokens, count, rows, stop_ids)
+
+    arguments = (
+        _abstract_tree(spec),
+        jax.eval_shape(lambda: _new_session(spec)),
+        _int32(1, 1, spec.tokens),
+        _int32(1, 1),
+        *_choosing_shapes(),
+    )
+    return _Program(ask, arguments)
+
+
+def _choosing_shapes() -> tuple[object, object]:
+    """Sampling settings of one question, and its stop tokens."""
+    return jax.eval_shape(lambda: sampling_rows([[Sampling()]])), _int32(MAX_STOP_IDS)
 
 
 def _build_query(spec: StepSpec) -> _Program:
@@ -272,8 +310,7 @@ def _build_query(spec: StepSpec) -> _Program:
         _int32(1, 1, spec.tokens),
         _int32(1, 1),
         jax.ShapeDtypeStruct((1, 1), jnp.bool_),
-        jax.eval_shape(lambda: sampling_rows([[Sampling()]])),
-        _int32(MAX_STOP_IDS),
+        *_choosing_shapes(),
     )
     return _Program(query, arguments, donated=(2,))
 
@@ -308,7 +345,7 @@ def _build_write(spec: StepSpec) -> _Program:
 _BUILDERS: dict[StepKind, Callable[[StepSpec], _Program]] = {
     "open": _build_open,
     "extend": _build_extend,
-    "tail": _build_tail,
+    "ask": _build_ask,
     "query": _build_query,
     "ready": _build_ready,
     "read": _build_read,
