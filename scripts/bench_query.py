@@ -372,6 +372,9 @@ def _plot(rows: list[Row], path: Path) -> None:
         times = [point["first_token_ms"]["median"] for point in points]
         axes.plot([point["context"] for point in points], times, marker="o", label=name)
     axes.set(xscale="log", yscale="log", xlabel="tokens of context", ylabel="first token, ms")
+    contexts = sorted({row["context"] for row in rows})
+    axes.set_xticks(contexts, [f"{context:,}" for context in contexts])
+    axes.minorticks_off()
     axes.set_title("time to the first answer token")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
