@@ -30,7 +30,7 @@ QUESTIONS = (
     (104, "What two Houses does the Congress consist of?"),
     (151, "Who is Commander in Chief of the Army and Navy?"),
     (201, "Who has power to declare war?"),
-    (242, "In what year was slavery abolished?"),
+    (242, "Which amendment gave women the right to vote?"),
     (280, "What is the voting age?"),
 )
 

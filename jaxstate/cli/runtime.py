@@ -23,6 +23,9 @@ from jaxstate.model.bundle import Model
 from jaxstate.model.loading import DTypeName, load_files, read_source, resolve_dtype
 from jaxstate.steps.compiled import compile_all, plan_steps
 
+# Most lines and questions are no longer; the steps for longer ones are compiled when they come.
+_USUAL_TOKENS = 64
+
 
 def use_compilation_cache() -> Path:
     """Keeps compiled steps between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache."""
@@ -51,7 +54,8 @@ def open_model(
         source: a path or a known name.
         cells: capacity.
         dtype: None for the default of the device.
-        steps: the shapes to compile; of the tails only the smallest, the others when they are used.
+        steps: the shapes; those for usual lines and questions are compiled now, the others when
+            they are used.
         reads: whether entries will be read, and not only questions asked.
 
     Raises:
@@ -63,6 +67,7 @@ def open_model(
     specs = list(planned.asking_specs(steps.tail_cells[0]))
     if reads:
         specs = [*planned.reading_specs(), *specs]
+    specs = [spec for spec in specs if spec.tokens <= _USUAL_TOKENS]
     show.note(f"loading {source} and compiling {len(specs)} steps (compiled once, then kept)")
     with ThreadPoolExecutor(max_workers=1) as pool, show.bar("loading") as advance:
         compiling = pool.submit(compile_all, specs)
