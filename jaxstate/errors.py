@@ -4,6 +4,14 @@
     ├── InvalidInput (ValueError)    an argument is wrong: type, dtype, range, or empty
     │   └── PromptTooLong            a question and its answer exceed the largest declared tail
     ├── CapacityExceeded             a session has no cells left for what it was asked to read
+    ├── BudgetExceeded               an engine has no cells left for another session
+    ├── QueueFull                    a session's queue takes no more entries (policy "reject")
+    ├── FlashLimit                   a session has as many registered questions as it may have
+    ├── TimedOut (TimeoutError)      the caller's timeout passed; what was asked for is cancelled
+    ├── ClosedError                  the engine or the session was closed
+    │   └── EngineFailed             the engine's own thread died; its cause is chained
+    ├── UnknownSession (KeyError)    no open session has that id
+    ├── StepFailed                   the device failed in a step; its cause is chained
     ├── StaleState                   a session state was used again after a step took it over
     ├── UnsupportedModel             a model that this version cannot run exactly, and every reason
     │   └── WeightsMismatch          tensors are missing, left over or misshapen, all of them listed
@@ -33,6 +41,42 @@ class PromptTooLong(InvalidInput):
 
 class CapacityExceeded(JaxstateError):
     """The session's cells are full; the state is unchanged and still usable."""
+
+
+class BudgetExceeded(JaxstateError):
+    """The engine's cells are spoken for; nothing was opened."""
+
+
+class QueueFull(JaxstateError):
+    """A session's ingest queue is full and its policy is to say so; nothing was added."""
+
+
+class FlashLimit(JaxstateError):
+    """A session holds as many registered questions as it may; nothing was added."""
+
+
+class TimedOut(JaxstateError, TimeoutError):
+    """A timeout passed; what was asked for is cancelled and the session is as it was."""
+
+
+class ClosedError(JaxstateError):
+    """The engine or the session was closed before this could be done."""
+
+
+class EngineFailed(ClosedError):
+    """The engine's thread died of an error of its own, which is chained as the cause."""
+
+
+class UnknownSession(JaxstateError, KeyError):
+    """No open session has that id."""
+
+    def __str__(self) -> str:
+        """The message itself (KeyError would quote it)."""
+        return str(self.args[0])
+
+
+class StepFailed(JaxstateError):
+    """The device failed in a step; its error is chained as the cause."""
 
 
 class StaleState(JaxstateError):
