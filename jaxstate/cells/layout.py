@@ -8,6 +8,9 @@ of width W, which names the physical block. For layers that see everything, W co
 and the modulus does nothing. Layers with a sliding window w need only the last w - 1 cells, so
 their W is just large enough for those, and the table is a ring. Layers with the same window form a
 *group* and share a table.
+
+A ring with *slack* is so much wider that cells which were visible stay readable while the session
+grows by that many more: a question may go on looking at the version that it began with.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ class PoolLayout:
 
     Attributes:
         cells: capacity in tokens.
+        slack_cells: how far a session may grow while somebody still reads it at its old length.
         block_cells: C.
         groups: one for each distinct window of the model.
         layer_groups: for each layer, the index of its group.
@@ -52,6 +56,7 @@ class PoolLayout:
     """
 
     cells: int
+    slack_cells: int = 0
     block_cells: int
     groups: tuple[GroupLayout, ...]
     layer_groups: tuple[int, ...]
@@ -71,13 +76,29 @@ class PoolLayout:
         per_block = 2 * self.block_cells * self.num_kv_heads * self.head_dim * itemsize
         return per_block * sum(self.num_blocks(layer) for layer in range(len(self.layer_groups)))
 
+    def readable_until(self, seen_cells: int) -> int:
+        """The largest length at which whoever sees `seen_cells` still finds all its cells.
 
-def plan_layout(config: ModelConfig, *, cells: int, block_cells: int) -> PoolLayout:
+        At least `seen_cells + slack_cells`, unless the capacity ends before.
+        """
+        return min(self.cells, *(self._kept_until(group, seen_cells) for group in self.groups))
+
+    def _kept_until(self, group: GroupLayout, seen_cells: int) -> int:
+        """The length past which the ring overwrites the oldest cell that is still needed."""
+        if group.window is None:
+            return self.cells
+        first = group.first_kept_block(seen_cells, self.block_cells)
+        return (first + group.table_width) * self.block_cells
+
+
+def plan_layout(
+    config: ModelConfig, *, cells: int, block_cells: int, slack_cells: int = 0
+) -> PoolLayout:
     """The layout for one session of `cells` tokens.
 
     Raises:
         InvalidInput: `cells` is no integer, not positive, or exceeds the positions that the model
-            was made for.
+            was made for; or `slack_cells` is negative.
     """
     cells = checked_int("cells", cells)
     if cells < 1 or cells > config.max_context:
@@ -85,22 +106,25 @@ def plan_layout(config: ModelConfig, *, cells: int, block_cells: int) -> PoolLay
             f"cells={cells}: a session of this model holds 1 to {config.max_context} tokens "
             "(max_context; pass max_context= to load() to change it)"
         )
+    if checked_int("slack_cells", slack_cells) < 0:
+        raise InvalidInput(f"slack_cells={slack_cells} must not be negative")
     windows = config.windows
     return PoolLayout(
         cells=cells,
+        slack_cells=slack_cells,
         block_cells=block_cells,
-        groups=tuple(_group(window, cells, block_cells) for window in windows),
+        groups=tuple(_group(window, cells, block_cells, slack_cells) for window in windows),
         layer_groups=tuple(windows.index(layer.window) for layer in config.layers),
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
     )
 
 
-def _group(window: int | None, cells: int, block_cells: int) -> GroupLayout:
+def _group(window: int | None, cells: int, block_cells: int, slack_cells: int) -> GroupLayout:
     covering = -(-cells // block_cells)
     if window is None:
         return GroupLayout(window=None, table_width=covering)
     # n cells touch at most ceil((n - 1) / C) + 1 blocks, wherever they start.
-    needed = max(window - 1, 1)
+    needed = max(window - 1, 1) + slack_cells
     ring = -(-(needed - 1) // block_cells) + 1
     return GroupLayout(window=window, table_width=min(covering, ring))

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from jaxstate.cells.layout import GroupLayout, PoolLayout
 from jaxstate.cells.session import SessionState
-from jaxstate.steps.compiled import COPY_BLOCKS, SessionSteps
+from jaxstate.steps.compiled import SessionSteps
+from jaxstate.steps.spec import COPY_BLOCKS
 
 
 def kept_cells(group: GroupLayout, length: int) -> tuple[int, int]:

@@ -42,7 +42,8 @@ from jaxstate.errors import (
 )
 from jaxstate.model.bundle import Model
 from jaxstate.persist.host_cells import kept_cells, read_layer, write_layer
-from jaxstate.steps.functional import init_state, session_steps, steps_of
+from jaxstate.steps.compiled import SessionSteps
+from jaxstate.steps.functional import init_state, steps_of
 
 FORMAT = 1
 RECORD_NAME = "session.json"
@@ -102,9 +103,9 @@ def save_state(
     target = Path(path).absolute()
     check_snapshot_target(target)
     kept_notes = _check_notes(notes)
-    steps_of(model, state)
+    steps = steps_of(model, state)
     length = int(state.length)
-    arrays = _arrays(model, state, length)
+    arrays = _arrays(steps, state, length)
     info = SnapshotInfo(
         length=length,
         cells=state.layout.cells,
@@ -131,17 +132,40 @@ def restore_state(
         SnapshotDamaged: files are missing, truncated or changed.
         CapacityExceeded: it holds more than `cells`.
     """
+    saved_from = inspect_snapshot(path).cells
+    capacity = saved_from if cells is None else cells
+    _restorable(path, model, capacity)
+    return restore_into(path, model, init_state(model, capacity))
+
+
+def restore_into(path: str | os.PathLike[str], model: Model, empty: SessionState) -> SessionState:
+    """`restore_state` into the capacity and slack of a session that has read nothing.
+
+    Args:
+        path: what `save_state` wrote.
+        model: must be the same model, tokenizer and dtype that saved it.
+        empty: taken over (donated) once the snapshot has been read and checked.
+
+    Raises:
+        FingerprintMismatch, SnapshotDamaged, CapacityExceeded: as `restore_state`.
+        StaleState, InvalidInput: `empty` was taken over, or belongs to another model.
+    """
     source = Path(path).absolute()
-    info = inspect_snapshot(source)
-    capacity = info.cells if cells is None else cells
-    if info.length > capacity:
+    steps = steps_of(model, empty)
+    info = _restorable(path, model, empty.layout.cells)
+    return _fill(steps, empty, info.length, _read(source, info, empty.layout))
+
+
+def _restorable(path: str | os.PathLike[str], model: Model, cells: int) -> SnapshotInfo:
+    """What a snapshot says of itself, if that model and capacity can take it."""
+    info = inspect_snapshot(path)
+    if info.length > cells:
         raise CapacityExceeded(
             f"the snapshot at {path} holds {info.length} cells; restore it with "
             f"cells={info.length} or more"
         )
     _check_fingerprints(path, info, _fingerprints(model))
-    empty = init_state(model, capacity)
-    return _fill(model, empty, info.length, _read(source, info, empty.layout))
+    return info
 
 
 def inspect_snapshot(path: str | os.PathLike[str]) -> SnapshotInfo:
@@ -164,17 +188,16 @@ def inspect_snapshot(path: str | os.PathLike[str]) -> SnapshotInfo:
     return SnapshotInfo(**fields)
 
 
-def _arrays(model: Model, state: SessionState, length: int) -> Arrays:
-    steps = session_steps(model, state.layout.cells)
+def _arrays(steps: SessionSteps, state: SessionState, length: int) -> Arrays:
     arrays: Arrays = {"ready": np.asarray(state.ready)}
-    for layer in range(model.config.num_layers):
+    for layer in range(steps.config.num_layers):
         keys, values = read_layer(steps, state, layer, length)
         arrays[f"keys_{layer:03d}"], arrays[f"values_{layer:03d}"] = keys, values
     return arrays
 
 
-def _fill(model: Model, state: SessionState, length: int, arrays: Arrays) -> SessionState:
-    steps, layout = session_steps(model, state.layout.cells), state.layout
+def _fill(steps: SessionSteps, state: SessionState, length: int, arrays: Arrays) -> SessionState:
+    layout = state.layout
     tables = [np.asarray(table) for table in state.tables]
 
     def layers(name: str, pools: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

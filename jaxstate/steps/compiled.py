@@ -11,73 +11,37 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxstate.cells.layout import PoolLayout, plan_layout
-from jaxstate.cells.pool import read_blocks, write_blocks
-from jaxstate.cells.session import SessionState, as_context, new_session
+from jaxstate.cells.session import SessionState
 from jaxstate.config import ModelConfig, StepConfig
-from jaxstate.model.decoder import Decoder, Tail, logits_of
-from jaxstate.model.params import abstract_params
-from jaxstate.records import Sampling
+from jaxstate.model.decoder import Tail
 from jaxstate.steps.buckets import question_sizes
-from jaxstate.steps.extend import extend_step
-from jaxstate.steps.query import Chosen, ask_step, empty_tail, query_step
-from jaxstate.steps.sampling import SamplingRows, sampling_rows
+from jaxstate.steps.programs import SESSION_PROGRAMS
+from jaxstate.steps.query import Chosen
+from jaxstate.steps.row_programs import ROW_PROGRAMS
+from jaxstate.steps.sampling import SamplingRows
+from jaxstate.steps.spec import Program, StepKind, StepSpec
 from jaxstate.weights import Params
 
-StepKind = Literal["open", "extend", "ask", "query", "ready", "read", "write"]
-
-# Stop tokens of one question, padded with -1; families have one to three.
-MAX_STOP_IDS = 8
-# Blocks that one call moves between the pool and the host.
-COPY_BLOCKS = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepSpec:
-    """Names one executable.
-
-    Attributes:
-        kind: which step.
-        config: the model's.
-        dtype: of parameters and cells.
-        layout: the session's shapes.
-        tokens: T, where the step takes tokens.
-        tail_cells: M, where it takes a tail.
-        blocks: P of the pool, where it copies blocks.
-    """
-
-    kind: StepKind
-    config: ModelConfig
-    dtype: jnp.dtype
-    layout: PoolLayout
-    tokens: int = 0
-    tail_cells: int = 0
-    blocks: int = 0
-
-
-@dataclass(frozen=True)
-class _Program:
-    """A function to compile: its argument shapes and which of them it takes over."""
-
-    function: Callable[..., Any]
-    arguments: tuple[object, ...]
-    donated: tuple[int, ...] = ()
+_PROGRAMS: Mapping[StepKind, Callable[[StepSpec], Program]] = MappingProxyType(
+    {**SESSION_PROGRAMS, **ROW_PROGRAMS}
+)
 
 
 @functools.cache
 def compiled(spec: StepSpec) -> Callable[..., Any]:
     """The executable of that step and shape; compiles it on the first call."""
-    program = _BUILDERS[spec.kind](spec)
+    program = _PROGRAMS[spec.kind](spec)
     return (
         jax.jit(program.function, donate_argnums=program.donated)
         .lower(*program.arguments)
@@ -101,15 +65,22 @@ def compile_all(
                 progress(done, len(specs))
 
 
+def compilations() -> int:
+    """Executables compiled so far in this process."""
+    return compiled.cache_info().misses
+
+
 def plan_steps(
-    config: ModelConfig, dtype: jnp.dtype, steps: StepConfig, cells: int
+    config: ModelConfig, dtype: jnp.dtype, steps: StepConfig, cells: int, slack_cells: int = 0
 ) -> SessionSteps:
-    """The steps of sessions of that capacity; compiles nothing.
+    """The steps of sessions of that capacity and slack; compiles nothing.
 
     Raises:
         InvalidInput: `cells` is not within 1 .. `config.max_context`.
     """
-    layout = plan_layout(config, cells=cells, block_cells=steps.block_cells)
+    layout = plan_layout(
+        config, cells=cells, block_cells=steps.block_cells, slack_cells=slack_cells
+    )
     # What no step depends on would only keep models from sharing executables.
     config = dataclasses.replace(config, max_context=1, bos_id=None, eos_ids=())
     return SessionSteps(config=config, dtype=jnp.dtype(dtype), layout=layout, steps=steps)
@@ -137,14 +108,22 @@ class SessionSteps:
         for cells in self.steps.tail_cells:
             yield from self.asking_specs(cells)
         yield self._spec("ready")
-        for blocks in sorted({group.table_width for group in self.layout.groups}):
-            yield from (self._spec("read", blocks=blocks), self._spec("write", blocks=blocks))
+        yield from self.copying_specs()
+
+    def open_spec(self) -> StepSpec:
+        """What opening a session needs."""
+        return self._spec("open")
 
     def reading_specs(self) -> Iterator[StepSpec]:
         """What opening a session and reading into it needs."""
-        yield self._spec("open")
+        yield self.open_spec()
         for tokens in self.steps.extend_tokens:
             yield self._spec("extend", tokens=tokens)
+
+    def copying_specs(self) -> Iterator[StepSpec]:
+        """What saving and restoring a session needs."""
+        for blocks in sorted({group.table_width for group in self.layout.groups}):
+            yield from (self._spec("read", blocks=blocks), self._spec("write", blocks=blocks))
 
     def asking_specs(self, tail_cells: int) -> Iterator[StepSpec]:
         """What questions with a tail of that size need."""
@@ -158,7 +137,7 @@ class SessionSteps:
 
     def open(self) -> SessionState:
         """An empty session."""
-        return compiled(self._spec("open"))()
+        return compiled(self.open_spec())()
 
     def extend(
         self, params: Params, state: SessionState, tokens: Int[Array, " T"], count: Int[Array, ""]
@@ -226,128 +205,3 @@ class SessionSteps:
             tail_cells=tail_cells,
             blocks=blocks,
         )
-
-
-def _int32(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.int32)
-
-
-def _abstract_tree(spec: StepSpec) -> object:
-    flat = abstract_params(spec.config, spec.dtype)
-    return traverse_util.unflatten_dict(dict(flat), sep="/")
-
-
-def _new_session(spec: StepSpec) -> SessionState:
-    return new_session(spec.layout, model_dim=spec.config.model_dim, dtype=spec.dtype)
-
-
-def _build_open(spec: StepSpec) -> _Program:
-    return _Program(lambda: _new_session(spec), ())
-
-
-def _build_extend(spec: StepSpec) -> _Program:
-    decoder = Decoder(config=spec.config, dtype=spec.dtype)
-
-    def extend(params: Params, state: SessionState, tokens: Array, count: Array) -> SessionState:
-        groups = spec.layout.layer_groups
-        new = extend_step(decoder, groups, params, as_context(state), tokens[None], count[None])
-        return dataclasses.replace(state, pool=new.pool, length=new.lengths[0], ready=new.ready[0])
-
-    state = jax.eval_shape(lambda: _new_session(spec))
-    arguments = (_abstract_tree(spec), state, _int32(spec.tokens), _int32())
-    return _Program(extend, arguments, donated=(1,))
-
-
-def _build_ask(spec: StepSpec) -> _Program:
-    decoder = Decoder(config=spec.config, dtype=spec.dtype)
-
-    def ask(
-        params: Params,
-        state: SessionState,
-        tokens: Array,
-        count: Array,
-        rows: SamplingRows,
-        stop_ids: Array,
-    ) -> tuple[Tail, Chosen]:
-        context = as_context(state)
-        return ask_step(decoder, params, context, spec.tail_cells, tokens, count, rows, stop_ids)
-
-    arguments = (
-        _abstract_tree(spec),
-        jax.eval_shape(lambda: _new_session(spec)),
-        _int32(1, 1, spec.tokens),
-        _int32(1, 1),
-        *_choosing_shapes(),
-    )
-    return _Program(ask, arguments)
-
-
-def _choosing_shapes() -> tuple[object, object]:
-    """Sampling settings of one question, and its stop tokens."""
-    return jax.eval_shape(lambda: sampling_rows([[Sampling()]])), _int32(MAX_STOP_IDS)
-
-
-def _build_query(spec: StepSpec) -> _Program:
-    decoder = Decoder(config=spec.config, dtype=spec.dtype)
-
-    def query(
-        params: Params,
-        state: SessionState,
-        tail: Tail,
-        tokens: Array,
-        count: Array,
-        done: Array,
-        rows: SamplingRows,
-        stop_ids: Array,
-    ) -> tuple[Tail, Chosen]:
-        context = as_context(state)
-        return query_step(decoder, params, context, tail, tokens, count, done, rows, stop_ids)
-
-    arguments = (
-        _abstract_tree(spec),
-        jax.eval_shape(lambda: _new_session(spec)),
-        jax.eval_shape(lambda: empty_tail(decoder, 1, 1, spec.tail_cells)),
-        _int32(1, 1, spec.tokens),
-        _int32(1, 1),
-        jax.ShapeDtypeStruct((1, 1), jnp.bool_),
-        *_choosing_shapes(),
-    )
-    return _Program(query, arguments, donated=(2,))
-
-
-def _build_ready(spec: StepSpec) -> _Program:
-    decoder = Decoder(config=spec.config, dtype=spec.dtype)
-
-    def ready(params: Params, hidden: Array) -> Array:
-        return logits_of(decoder, params, hidden)
-
-    vector = jax.ShapeDtypeStruct((spec.config.model_dim,), spec.dtype)
-    return _Program(ready, (_abstract_tree(spec), vector))
-
-
-def _layer_shapes(spec: StepSpec) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    block = spec.layout.block_shape()
-    return (
-        jax.ShapeDtypeStruct((spec.blocks, *block), spec.dtype),
-        jax.ShapeDtypeStruct((COPY_BLOCKS, *block), spec.dtype),
-    )
-
-
-def _build_read(spec: StepSpec) -> _Program:
-    return _Program(read_blocks, (_layer_shapes(spec)[0], _int32(COPY_BLOCKS)))
-
-
-def _build_write(spec: StepSpec) -> _Program:
-    layer, content = _layer_shapes(spec)
-    return _Program(write_blocks, (layer, _int32(COPY_BLOCKS), content), donated=(0,))
-
-
-_BUILDERS: dict[StepKind, Callable[[StepSpec], _Program]] = {
-    "open": _build_open,
-    "extend": _build_extend,
-    "ask": _build_ask,
-    "query": _build_query,
-    "ready": _build_ready,
-    "read": _build_read,
-    "write": _build_write,
-}

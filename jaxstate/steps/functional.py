@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Array
 from numpy.typing import NDArray
 
 from jaxstate.cells.session import SessionState, check_alive
@@ -20,9 +19,8 @@ from jaxstate.model.bundle import Model
 from jaxstate.records import QueryResult, Sampling, checked_int
 from jaxstate.steps.answering import Answering
 from jaxstate.steps.buckets import chunks
+from jaxstate.steps.checks import Tokens, checked_stop, checked_tokens
 from jaxstate.steps.compiled import SessionSteps, compile_all, plan_steps
-
-Tokens = Sequence[int] | NDArray[np.integer] | Array
 
 
 def init_state(model: Model, cells: int = 4096) -> SessionState:
@@ -54,7 +52,7 @@ def extend(model: Model, state: SessionState, tokens: Tokens) -> SessionState:
         InvalidInput: tokens of a wrong dtype, shape or range, or none.
         StaleState: `state` was taken over by an earlier call.
     """
-    ids = _check_tokens(model, tokens)
+    ids = checked_tokens(model.config.vocab_size, tokens)
     steps = steps_of(model, state)
     length = int(state.length)
     if length + len(ids) > state.layout.cells:
@@ -99,7 +97,7 @@ def query(
         TextUnavailable: `stop` without a tokenizer.
         StaleState: `state` was taken over by `extend`.
     """
-    ids = _check_tokens(model, tokens)
+    ids = checked_tokens(model.config.vocab_size, tokens)
     steps = steps_of(model, state)
     max_tokens = checked_int("max_tokens", max_tokens)
     if max_tokens < 1:
@@ -112,7 +110,7 @@ def query(
             f"the question and its answer would reach position {end}; this model was made for "
             f"{model.config.max_context}. Lower max_tokens or start a new session"
         )
-    answering = Answering(model, steps, sampling or Sampling(), _check_stop(stop))
+    answering = Answering(model, steps, sampling or Sampling(), checked_stop(stop))
     return answering.run(state, ids, max_tokens)
 
 
@@ -142,9 +140,9 @@ def warm_up(
     compile_all(list(session_steps(model, cells).specs()), progress=progress)
 
 
-def session_steps(model: Model, cells: int) -> SessionSteps:
-    """The compiled steps of sessions of that capacity."""
-    return plan_steps(model.config, model.dtype, model.steps, cells)
+def session_steps(model: Model, cells: int, slack_cells: int = 0) -> SessionSteps:
+    """The compiled steps of sessions of that capacity and slack."""
+    return plan_steps(model.config, model.dtype, model.steps, cells, slack_cells)
 
 
 def steps_of(model: Model, state: SessionState) -> SessionSteps:
@@ -155,7 +153,7 @@ def steps_of(model: Model, state: SessionState) -> SessionSteps:
         InvalidInput: its cells have another shape or dtype than the model's.
     """
     check_alive(state)
-    steps = session_steps(model, state.layout.cells)
+    steps = session_steps(model, state.layout.cells, state.layout.slack_cells)
     own = (steps.layout, (model.config.model_dim,), model.dtype)
     if own != (state.layout, state.ready.shape, state.ready.dtype):
         raise InvalidInput(
@@ -163,31 +161,3 @@ def steps_of(model: Model, state: SessionState) -> SessionSteps:
             "use the model that opened it"
         )
     return steps
-
-
-def _check_tokens(model: Model, tokens: Tokens) -> NDArray[np.int32]:
-    try:
-        array = np.asarray(tokens)
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"tokens must be a flat list of ids: {error}") from error
-    if array.ndim != 1 or array.size == 0:
-        raise InvalidInput(f"tokens must be a non-empty list of ids, got shape {array.shape}")
-    if not np.issubdtype(array.dtype, np.integer):
-        raise InvalidInput(f"tokens must be integers, got dtype {array.dtype}")
-    bad = array[(array < 0) | (array >= model.config.vocab_size)]
-    if bad.size:
-        raise InvalidInput(
-            f"{bad.size} token ids lie outside the vocabulary 0 .. {model.config.vocab_size - 1}, "
-            f"the first is {bad[0]}"
-        )
-    return array.astype(np.int32)
-
-
-def _check_stop(stop: Sequence[str] | None) -> tuple[str, ...]:
-    if isinstance(stop, str):
-        raise InvalidInput(f"stop={stop!r} must be a list of strings, e.g. stop=[{stop!r}]")
-    if stop is not None and not isinstance(stop, Sequence):
-        raise InvalidInput(f"stop={stop!r} must be a list of strings")
-    if not all(isinstance(one, str) and one for one in stop or ()):
-        raise InvalidInput(f"stop={stop!r} must hold non-empty strings")
-    return tuple(stop or ())

@@ -22,10 +22,10 @@ MAX_CONTEXT = 4096
 windows = st.one_of(st.none(), st.integers(1, 70))
 
 
-def layout_of(*wanted: int | None, cells: int, block: int) -> PoolLayout:
+def layout_of(*wanted: int | None, cells: int, block: int, slack: int = 0) -> PoolLayout:
     layers = tuple(LayerAttention(rope=ROPE, window=window) for window in wanted)
     config = tiny_config(layers=layers, max_context=MAX_CONTEXT)
-    return plan_layout(config, cells=cells, block_cells=block)
+    return plan_layout(config, cells=cells, block_cells=block, slack_cells=slack)
 
 
 @given(cells=st.integers(1, MAX_CONTEXT), block=st.integers(1, 130))
@@ -50,6 +50,53 @@ def test_a_ring_holds_all_that_a_window_needs_at_every_length(
         needed = range(max(0, length - window + 1), length)
         blocks = {position // block for position in needed}
         assert len({number % group.table_width for number in blocks}) == len(blocks)
+
+
+@given(
+    cells=st.integers(1, 300),
+    block=st.integers(1, 20),
+    window=st.integers(1, 70),
+    slack=st.integers(0, 50),
+    data=st.data(),
+)
+def test_with_slack_a_session_may_grow_while_its_old_cells_are_read(
+    cells: int, block: int, window: int, slack: int, data: st.DataObject
+) -> None:
+    """Against the ring itself: which needed block is overwritten at which length."""
+    layout = layout_of(window, None, cells=cells, block=block, slack=slack)
+    width = layout.groups[0].table_width
+    seen = data.draw(st.integers(0, cells))
+    until = layout.readable_until(seen)
+    assert min(cells, seen + slack) <= until <= cells
+
+    def lost(length: int) -> set[int]:
+        """Needed positions whose block a session of that length has reused."""
+        newest = (length - 1) // block
+        needed = range(max(0, seen - window + 1), seen)
+        return {position for position in needed if position // block + width <= newest}
+
+    assert not lost(until)
+    if until < cells and seen > 0 and window > 1:
+        assert lost(until + 1), "cells are there that nobody may read"
+
+
+@given(cells=st.integers(1, 300), block=st.integers(1, 20), window=windows)
+def test_slack_costs_only_rings(cells: int, block: int, window: int | None) -> None:
+    tight, slack = (layout_of(window, cells=cells, block=block, slack=n).groups[0] for n in (0, 9))
+    covering = -(-cells // block)
+    more = 0 if window is None else -(-9 // block)
+    assert tight.table_width <= slack.table_width <= min(covering, tight.table_width + more)
+
+
+def test_without_windows_everything_stays_readable() -> None:
+    layout = layout_of(None, cells=50, block=4, slack=3)
+    assert {layout.readable_until(seen) for seen in range(51)} == {50}
+
+
+@pytest.mark.parametrize("slack", [-1, 1.5, True])
+def test_impossible_slack_is_refused(slack: int) -> None:
+    with pytest.raises(InvalidInput, match="slack_cells"):
+        layout_of(7, cells=50, block=4, slack=slack)
 
 
 @given(length=st.integers(0, 300), block=st.integers(1, 20), window=windows)

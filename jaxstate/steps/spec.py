@@ -1,0 +1,67 @@
+"""What names a compiled step: its kind and every shape.
+
+Comes in: nothing but values that can be hashed. Goes out: `StepSpec`, the key of the table in
+`compiled`, and `Program`, what is compiled for it. Does not know: how a step computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from jaxstate.cells.layout import PoolLayout
+from jaxstate.config import ModelConfig
+
+SessionKind = Literal["open", "extend", "ask", "query", "ready", "read", "write"]
+EngineKind = Literal["rows", "copy", "commit", "start", "more", "decode", "score"]
+StepKind = SessionKind | EngineKind
+
+# Stop tokens of one question, padded with -1; families have one to three.
+MAX_STOP_IDS = 8
+# Blocks that one call moves between the pool and the host.
+COPY_BLOCKS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSpec:
+    """Names one executable.
+
+    Attributes:
+        kind: which step.
+        config: the model's.
+        dtype: of parameters and cells.
+        layout: the session's shapes.
+        tokens: T, where the step takes tokens.
+        tail_cells: M, where it takes a tail.
+        blocks: P of the pool, where it copies blocks.
+        rows: Q, where it takes questions that share a `RowPool`.
+        row_pool: that pool's blocks and cells of each.
+    """
+
+    kind: StepKind
+    config: ModelConfig
+    dtype: jnp.dtype
+    layout: PoolLayout
+    tokens: int = 0
+    tail_cells: int = 0
+    blocks: int = 0
+    rows: int = 0
+    row_pool: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A function to compile.
+
+    Attributes:
+        function: pure.
+        arguments: their shapes, as pytrees of `jax.ShapeDtypeStruct`.
+        donated: which of them it takes over.
+    """
+
+    function: Callable[..., Any]
+    arguments: tuple[object, ...]
+    donated: tuple[int, ...] = ()
