@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxstate.cells.session import SessionState
-from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model
 from jaxstate.model.decoder import Tail
-from jaxstate.records import FinishReason, QueryResult, Sampling
+from jaxstate.records import QueryResult, Sampling
 from jaxstate.steps.buckets import Chunk, chunks, question_sizes, tail_size
-from jaxstate.steps.compiled import MAX_STOP_IDS, SessionSteps
+from jaxstate.steps.checks import padded_stop_ids
+from jaxstate.steps.collector import AnswerCollector, Collected
+from jaxstate.steps.compiled import SessionSteps
 from jaxstate.steps.query import Chosen
 from jaxstate.steps.sampling import SamplingRows, sampling_rows
-from jaxstate.text import IncrementalDecoder, StopText, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -48,27 +48,20 @@ class Answering:
                 tail, newest = self._decode(state, tail, newest, shared)
                 in_flight.append(newest)
                 launched += 1
-            if answer.take(in_flight.popleft()):
+            if _take(answer, in_flight.popleft()):
                 break
-        return answer.result(np.asarray(first.logits)[0, 0])
+        return _result(answer.finish(), np.asarray(first.logits)[0, 0])
 
-    def _new_answer(self) -> _Answer:
-        needed = bool(self.stop)
-        tokenizer = self.model.text if needed else self.model.tokenizer
-        text = None if tokenizer is None else _Text(tokenizer, self.stop)
-        return _Answer(text)
+    def _new_answer(self) -> AnswerCollector:
+        tokenizer = self.model.text if self.stop else self.model.tokenizer
+        return AnswerCollector(tokenizer, self.stop)
 
     def _shared(self) -> _Shared:
-        ids = self.model.stop_ids
-        if len(ids) > MAX_STOP_IDS:
-            raise InvalidInput(f"{len(ids)} end tokens {ids}; at most {MAX_STOP_IDS} are supported")
-        padded = np.full(MAX_STOP_IDS, -1, np.int32)
-        padded[: len(ids)] = ids
         return _Shared(
             *jax.device_put(
                 (
                     sampling_rows([[self.sampling]]),
-                    padded,
+                    padded_stop_ids(self.model.stop_ids),
                     np.ones((1, 1), np.int32),
                     np.zeros((1, 1), np.bool_),
                 )
@@ -114,6 +107,22 @@ def _padded(ids: NDArray[np.int32], chunk: Chunk) -> tuple[jax.Array, jax.Array]
     return jax.device_put((padded, np.full((1, 1), chunk.count, np.int32)))
 
 
+def _take(answer: AnswerCollector, chosen: Chosen) -> bool:
+    """Waits for one step's choice and hands it on; True if the answer ends with it."""
+    token, logprob, done = jax.device_get((chosen.token, chosen.logprob, chosen.done))
+    return answer.take(int(token[0, 0, 0]), float(logprob[0, 0]), bool(done[0, 0]))
+
+
+def _result(collected: Collected, logits: NDArray[np.float32]) -> QueryResult:
+    return QueryResult(
+        tokens=np.array(collected.tokens, np.int32),
+        logits=logits,
+        logprobs=np.array(collected.logprobs, np.float32),
+        finish_reason=collected.finish_reason,
+        text=collected.text,
+    )
+
+
 @dataclass(frozen=True)
 class _Shared:
     """Device values that are the same for every step of a question."""
@@ -122,77 +131,3 @@ class _Shared:
     stop_ids: jax.Array
     one: jax.Array
     running: jax.Array
-
-
-class _Text:
-    """The answer as text, and how many tokens it takes."""
-
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = IncrementalDecoder(tokenizer)
-        self._stop = StopText(stop)
-        self._kept = ""
-
-    def push(self, token: int) -> bool:
-        """Adds a token's text; True if a stop string is complete."""
-        if self._has_text(token):
-            self._kept += self._stop.push(self._decoder.push(token))
-        return self._stop.stopped
-
-    def finish(self, tokens: list[int]) -> tuple[str, int, bool]:
-        """The text before any stop string, the tokens it takes, and whether it was stopped."""
-        self._kept += self._stop.push(self._decoder.flush())
-        if self._stop.stopped:
-            return self._kept, self._tokens_of_kept(tokens), True
-        return self._kept + self._stop.flush(), len(tokens), False
-
-    def _tokens_of_kept(self, tokens: list[int]) -> int:
-        """The shortest beginning of `tokens` whose text covers what was kept."""
-        count = len(tokens)
-        while count and self._decode(tokens[: count - 1]).startswith(self._kept):
-            count -= 1
-        return count
-
-    def _decode(self, tokens: list[int]) -> str:
-        return self._tokenizer.decode([token for token in tokens if self._has_text(token)])
-
-    def _has_text(self, token: int) -> bool:
-        """Logits may be wider than the vocabulary; a token past it has no text."""
-        return token < self._tokenizer.vocab_size
-
-
-class _Answer:
-    """Collects chosen tokens until something ends the answer."""
-
-    def __init__(self, text: _Text | None) -> None:
-        self._text = text
-        self._tokens: list[int] = []
-        self._logprobs: list[float] = []
-        self._finish: FinishReason = "length"
-
-    def take(self, chosen: Chosen) -> bool:
-        """Takes one step's token; True if the answer ends with it."""
-        if bool(np.asarray(chosen.done)[0, 0]):
-            self._finish = "stop"
-            return True
-        token = int(np.asarray(chosen.token)[0, 0, 0])
-        self._tokens.append(token)
-        self._logprobs.append(float(np.asarray(chosen.logprob)[0, 0]))
-        if self._text is not None and self._text.push(token):
-            self._finish = "stop"
-            return True
-        return False
-
-    def result(self, logits: NDArray[np.float32]) -> QueryResult:
-        """The answer, cut where a stop string says."""
-        text, kept = None, len(self._tokens)
-        if self._text is not None:
-            text, kept, stopped = self._text.finish(self._tokens)
-            self._finish = "stop" if stopped else self._finish
-        return QueryResult(
-            tokens=np.array(self._tokens[:kept], np.int32),
-            logits=logits,
-            logprobs=np.array(self._logprobs[:kept], np.float32),
-            finish_reason=self._finish,
-            text=text,
-        )

@@ -13,7 +13,7 @@ import jaxstate
 from jaxstate.errors import InvalidInput, PromptTooLong, TextUnavailable
 from jaxstate.model.bundle import Model
 from jaxstate.records import QueryResult
-from jaxstate.steps.compiled import MAX_STOP_IDS
+from jaxstate.steps.spec import MAX_STOP_IDS
 from jaxstate.testing import ByteTokenizer
 from tests.reference import bits, log_softmax
 from tests.steps.scripted import BOS, EOS, VOCAB, scripted, session, table_model
