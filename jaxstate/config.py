@@ -169,21 +169,52 @@ class StepConfig:
         question_tokens: chunk sizes T of a question's prefill, cut likewise.
         tail_cells: sizes M of a question with its answer; more than the largest is refused
             (`PromptTooLong`).
+        question_rows: sizes Q of a step that answers several questions of one session at once.
+        step_tokens: rows times tokens of a step that begins several questions, at most; a question
+            alone may always use every one of `question_tokens`.
+        choice_tokens: sizes T of a given answer that is scored; more than the largest is refused.
+        tail_block_cells: cells of a block of the pool that running questions share.
+        tail_blocks: blocks of that pool; a question takes what it needs now.
     """
 
     block_cells: int = 64
     extend_tokens: tuple[int, ...] = (16, 64, 256)
     question_tokens: tuple[int, ...] = (16, 64, 256)
     tail_cells: tuple[int, ...] = (128, 1024)
+    question_rows: tuple[int, ...] = (1, 8, 64)
+    step_tokens: int = 1024
+    choice_tokens: tuple[int, ...] = (4, 16)
+    tail_block_cells: int = 32
+    tail_blocks: int = 128
 
     def __post_init__(self) -> None:
-        """Refuses buckets that are empty, unsorted or not positive."""
-        for name in ("extend_tokens", "question_tokens", "tail_cells"):
-            sizes = getattr(self, name)
-            if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
-                raise InvalidInput(f"{name}={sizes} must be positive, ascending and not empty")
-        if self.block_cells < 1:
-            raise InvalidInput(f"block_cells={self.block_cells} must be positive")
+        """Refuses buckets that are empty, unsorted or not positive, and tails that cannot fit."""
+        for field in fields(self):
+            size = getattr(self, field.name)
+            if field.name in _SINGLE_SIZES and size < 1:
+                raise InvalidInput(f"{field.name}={size} must be positive")
+            if field.name not in _SINGLE_SIZES and not _is_ascending(size):
+                raise InvalidInput(f"{field.name}={size} must be positive, ascending and not empty")
+        self._check_rows()
+
+    def _check_rows(self) -> None:
+        if self.question_rows[0] != 1:
+            raise InvalidInput(f"question_rows={self.question_rows} must begin with 1")
+        largest = -(-self.tail_cells[-1] // self.tail_block_cells)
+        needed = max(largest, self.question_rows[-1])
+        if needed > self.tail_blocks:
+            raise InvalidInput(
+                f"tail_blocks={self.tail_blocks} must be {needed} or more: the largest of "
+                f"tail_cells={self.tail_cells} takes {largest} blocks of {self.tail_block_cells} "
+                f"cells, and each of {self.question_rows[-1]} question_rows takes one"
+            )
+
+
+_SINGLE_SIZES = ("block_cells", "step_tokens", "tail_block_cells", "tail_blocks")
+
+
+def _is_ascending(sizes: tuple[int, ...]) -> bool:
+    return bool(sizes) and list(sizes) == sorted(set(sizes)) and sizes[0] >= 1
 
 
 def llama3_rope_factors(
@@ -231,7 +262,9 @@ def step_config_from_toml(text: str) -> StepConfig:
         raise InvalidInput(f"unknown step sizes {unknown}; allowed are {sorted(known)}")
     wrong = [name for name, value in values.items() if not _is_size(name, value)]
     if wrong:
-        raise InvalidInput(f"{wrong}: block_cells is an integer, the others are lists of integers")
+        raise InvalidInput(
+            f"{wrong}: {', '.join(_SINGLE_SIZES)} are integers, the others lists of integers"
+        )
     sizes: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
     }
@@ -239,6 +272,6 @@ def step_config_from_toml(text: str) -> StepConfig:
 
 
 def _is_size(name: str, value: object) -> bool:
-    if name == "block_cells":
+    if name in _SINGLE_SIZES:
         return type(value) is int
     return isinstance(value, list) and all(type(item) is int for item in value)

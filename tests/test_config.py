@@ -67,6 +67,12 @@ def test_llama3_factors_keep_short_waves_and_stretch_long_ones() -> None:
         {"question_tokens": (4, 4)},
         {"tail_cells": (0, 4)},
         {"block_cells": 0},
+        {"step_tokens": 0},
+        {"tail_block_cells": 0},
+        {"choice_tokens": (4, 2)},
+        {"question_rows": (2, 4)},
+        {"question_rows": (1, 64), "tail_blocks": 63},
+        {"tail_cells": (1025,), "tail_block_cells": 32, "tail_blocks": 32, "question_rows": (1,)},
     ],
 )
 def test_step_sizes_that_cannot_be(wrong: dict[str, object]) -> None:
@@ -84,11 +90,14 @@ def test_the_shipped_presets_are_valid() -> None:
     [
         ("block_cells = ", "not TOML"),
         ("blocks = 4", r"unknown step sizes \['blocks'\]"),
-        ("block_cells = [4]", "block_cells is an integer"),
+        ("block_cells = [4]", "block_cells.* are integers"),
         ("tail_cells = 4", "lists of integers"),
         ("tail_cells = [4.0]", "lists of integers"),
-        ("block_cells = true", "block_cells is an integer"),
+        ("block_cells = true", "block_cells.* are integers"),
         ("tail_cells = []", "not empty"),
+        ("step_tokens = [4]", "step_tokens.* are integers"),
+        ("question_rows = 4", "lists of integers"),
+        ("tail_blocks = 8", "tail_blocks=8 must be 64 or more"),
     ],
 )
 def test_a_preset_that_is_wrong(text: str, message: str) -> None:

@@ -21,7 +21,15 @@ from jaxstate.testing.byte_tokenizer import ByteTokenizer
 from jaxstate.text import plain_template
 
 TINY_STEPS = StepConfig(
-    block_cells=4, extend_tokens=(4, 16), question_tokens=(4, 16), tail_cells=(8, 32)
+    block_cells=4,
+    extend_tokens=(4, 16),
+    question_tokens=(4, 16),
+    tail_cells=(8, 32),
+    question_rows=(1, 4),
+    step_tokens=32,
+    choice_tokens=(2, 8),
+    tail_block_cells=4,
+    tail_blocks=32,
 )
 _GLOBAL = LayerAttention(rope=Rope(base=10_000.0))
 _LOCAL = LayerAttention(rope=Rope(base=1_000.0), window=7)
