@@ -33,6 +33,7 @@ class Template:
         answer_end: what the template writes after an answer; its first special token ends one
             (`stop_ids`).
         prefix_is_line: whether the prefix is ended with a line break like an entry.
+        answer_lead: what stands between a question and its answer when the model writes one.
     """
 
     bare: str
@@ -41,6 +42,7 @@ class Template:
     stop: tuple[str, ...] = ()
     answer_end: str = ""
     prefix_is_line: bool = False
+    answer_lead: str = ""
 
     def opens(self, prefix: str) -> str:
         """What a session starts with: BOS, the prefix, and what comes before the first entry."""
@@ -81,6 +83,27 @@ class Template:
         """
         return tokenizer.encode(self.entry(entry))
 
+    def answer_tokens(self, tokenizer: Tokenizer, question: str, answer: str) -> list[int]:
+        """The tokens of an answer right behind `question_tokens(question)`; none is special.
+
+        Where the tokenizer would merge the end of the question with the answer, which the model
+        never sees, the answer has its own tokens.
+
+        Raises:
+            InvalidInput: the question or the answer is no text.
+        """
+        before, after = self.asking
+        spans_before, spans_after = tokenizer.special_spans(before), tokenizer.special_spans(after)
+        if spans_after:
+            written = after[spans_after[-1][1] :]
+        else:
+            written = before[spans_before[-1][1] if spans_before else 0 :] + question + after
+        alone, both = written, written + self.answer_lead + answer
+        asked, answered = tokenizer.encode(alone), tokenizer.encode(both)
+        if answered[: len(asked)] == asked:
+            return answered[len(asked) :]
+        return tokenizer.encode(self.answer_lead + answer)
+
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """The special token with which the template ends an answer, if any.
 
@@ -108,6 +131,7 @@ def plain_template(bos: str | None) -> Template:
         asking=("\nQuestion: ", "\nAnswer:"),
         stop=("\n",),
         prefix_is_line=True,
+        answer_lead=" ",
     )
 
 
