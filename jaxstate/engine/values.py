@@ -1,0 +1,173 @@
+"""What callers of the engine get back: plain frozen values.
+
+Comes in: numbers and text. Goes out: receipts, answers, session facts, events. Does not know: how
+any of it came about; no jax, no threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from jaxstate.records import FinishReason
+
+Source = Literal["computed", "flash", "ready"]
+Durability = Literal["memory", "os", "fsync"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Entries first .. last, by sequence number."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What `push` returns at once.
+
+    Attributes:
+        first, last: sequence numbers of the entries pushed.
+        pending: entries of the session that wait, these included.
+        durable: where they are kept: "memory".
+        dropped: entries that this push displaced from the queue (policies "drop_oldest" and
+            coalescing); they will never be read.
+    """
+
+    first: int
+    last: int
+    pending: int
+    durable: Durability = "memory"
+    dropped: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What an answer cost, in tokens; all zero but the context for one that was there already.
+
+    Attributes:
+        context_tokens: committed cells that it saw.
+        question_tokens: of the question, with its template.
+        answer_tokens: of the answer, or of all choices that were scored.
+    """
+
+    context_tokens: int
+    question_tokens: int
+    answer_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An answer, and which version of the session it saw.
+
+    Attributes:
+        text: without surrounding blanks; one of the choices, as given, if there were any.
+        token_ids: of the answer, without what ended it.
+        version: it saw entries 1 .. version, and nothing else.
+        source: "computed" for this call, "flash" if a registered question had been answered at this
+            version, "ready" if it was read off logits kept at this version.
+        confidence: the largest minus the second largest logit of the first token; with choices,
+            the same of the choices' total log-probabilities (infinite for a single choice).
+        logprob: sum over the answer's tokens.
+        finish_reason: "stop" or "length"; "stop" with choices.
+        latency_s: from the call to the answer; for an answer inside a `FlashQuery` or an event,
+            from the commit of its version.
+        usage: tokens.
+        probability: with choices, the best one's share: softmax over the total log-probabilities.
+        choice_logprobs: with choices, their total log-probabilities, in the order given.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    version: int
+    source: Source
+    confidence: float
+    logprob: float
+    finish_reason: FinishReason
+    latency_s: float
+    usage: Usage
+    probability: float | None = None
+    choice_logprobs: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionInfo:
+    """Facts about a session at one moment.
+
+    Attributes:
+        id: its name.
+        version: entries in its cells.
+        pending: entries that wait.
+        pending_tokens: their tokens.
+        cells: capacity.
+        tokens: cells in use at that version.
+        bytes: of device memory.
+        residency: where its cells live.
+        lag_s: how long the oldest entry that waits has waited; 0 if none does.
+        dropped: entries that were displaced from its queue so far.
+        flashes: registered questions.
+    """
+
+    id: str
+    version: int
+    pending: int
+    pending_tokens: int
+    cells: int
+    tokens: int
+    bytes: int
+    residency: Literal["device"]
+    lag_s: float
+    dropped: int
+    flashes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connected:
+    """The first event of a subscription.
+
+    Attributes:
+        session: its id.
+        version: where it stands.
+        pending: entries that wait.
+    """
+
+    session: str
+    version: int
+    pending: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataUpdated:
+    """Entries were committed: the session's new version, and how many entries still wait."""
+
+    version: int
+    pending: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlashReady:
+    """A registered question was answered.
+
+    Attributes:
+        id: of the flash query.
+        question: its text.
+        answer: with the version that it saw.
+        fired: whether the query's condition came true with this answer (without a condition:
+            whether the text differs from the answer before).
+    """
+
+    id: str
+    question: str
+    answer: Answer
+    fired: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closed:
+    """The last event of a subscription, and why it is the last."""
+
+    reason: str
+
+
+Event: TypeAlias = Connected | DataUpdated | FlashReady | Closed
