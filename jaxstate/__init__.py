@@ -11,16 +11,45 @@ Everything that users need is here; `docs` in the repository describe the packag
 
 from jaxstate.cells.session import SessionState
 from jaxstate.config import LayerAttention, ModelConfig, Rope, StepConfig
+from jaxstate.engine.aio import AsyncEngine, AsyncSession
+from jaxstate.engine.conditions import Changed, Condition, ConfidenceAbove, Crosses, Equals
+from jaxstate.engine.config import EngineConfig
+from jaxstate.engine.engine import Engine
+from jaxstate.engine.hits import FlashQuery
+from jaxstate.engine.ingest import Coalesce
+from jaxstate.engine.metrics import EngineMetrics, HistogramRecord
+from jaxstate.engine.scheduler import Policy
+from jaxstate.engine.session import Session
+from jaxstate.engine.values import (
+    Answer,
+    Closed,
+    Connected,
+    DataUpdated,
+    Event,
+    FlashReady,
+    Receipt,
+    SessionInfo,
+    Span,
+    Usage,
+)
 from jaxstate.errors import (
+    BudgetExceeded,
     CapacityExceeded,
+    ClosedError,
+    EngineFailed,
     FingerprintMismatch,
+    FlashLimit,
     InvalidInput,
     JaxstateError,
     PromptTooLong,
+    QueueFull,
     SnapshotDamaged,
     SnapshotError,
     StaleState,
+    StepFailed,
     TextUnavailable,
+    TimedOut,
+    UnknownSession,
     UnsupportedModel,
     WeightsMismatch,
 )
@@ -34,28 +63,61 @@ from jaxstate.text import IncrementalDecoder, Template, Tokenizer, chat_template
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
+    "AsyncEngine",
+    "AsyncSession",
+    "BudgetExceeded",
     "CapacityExceeded",
+    "Changed",
+    "Closed",
+    "ClosedError",
+    "Coalesce",
+    "Condition",
+    "ConfidenceAbove",
+    "Connected",
+    "Crosses",
+    "DataUpdated",
+    "Engine",
+    "EngineConfig",
+    "EngineFailed",
+    "EngineMetrics",
+    "Equals",
+    "Event",
     "FingerprintMismatch",
+    "FlashLimit",
+    "FlashQuery",
+    "FlashReady",
+    "HistogramRecord",
     "IncrementalDecoder",
     "InvalidInput",
     "JaxstateError",
     "LayerAttention",
     "Model",
     "ModelConfig",
+    "Policy",
     "PromptTooLong",
     "QueryResult",
+    "QueueFull",
+    "Receipt",
     "Rope",
     "Sampling",
+    "Session",
+    "SessionInfo",
     "SessionState",
     "SnapshotDamaged",
     "SnapshotError",
     "SnapshotInfo",
+    "Span",
     "StaleState",
     "StepConfig",
+    "StepFailed",
     "Template",
     "TextUnavailable",
+    "TimedOut",
     "Tokenizer",
+    "UnknownSession",
     "UnsupportedModel",
+    "Usage",
     "WeightsMismatch",
     "__version__",
     "chat_template",

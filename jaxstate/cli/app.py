@@ -16,6 +16,7 @@ from jaxstate.cli.show import Show
 from jaxstate.errors import JaxstateError
 
 DTypeOption = Literal["float32", "bfloat16", "float16"]
+PolicyOption = Literal["block", "reject", "drop_oldest"]
 
 app = typer.Typer(
     help=(
@@ -37,7 +38,12 @@ Model = Annotated[
 ]
 Cells = Annotated[
     int | None,
-    typer.Option("--cells", min=1, help="Capacity of the session in tokens.", show_default="4096"),
+    typer.Option(
+        "--cells",
+        min=1,
+        help="Capacity of the session in tokens.",
+        show_default="4096, or what the model was made for",
+    ),
 ]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens of an answer at most.")]
 DType = Annotated[
@@ -69,6 +75,21 @@ def stream(
         int | None, typer.Option(min=1, help="Ask after every so many lines, not only at the end.")
     ] = None,
     max_tokens: MaxTokens = 32,
+    flash: Annotated[
+        list[str] | None,
+        typer.Option(help="A question that is kept answered while lines come in; several times."),
+    ] = None,
+    flash_max_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of a flash answer at most.")
+    ] = 16,
+    policy: Annotated[
+        PolicyOption,
+        typer.Option(
+            help="When --queue lines wait: take no more for now, stop with an error, or drop the "
+            "oldest of them (which ones is said)."
+        ),
+    ] = "block",
+    queue: Annotated[int, typer.Option(min=2, help="Lines that may wait to be read.")] = 64,
     cells: Cells = None,
     dtype: DType = None,
     steps: Steps = None,
@@ -86,11 +107,12 @@ def stream(
 ) -> None:
     """Read a document or a pipe into a session, line by line, and ask about it.
 
-    Every line is an entry; version 17 has seen lines 1 to 17. Exit code 0: all was read, answered
-    and saved. 1: something could not be done; the message says what, and what was read so far is
-    saved if --save was given. 130: Ctrl-C, likewise.
+    Every line is an entry; version 17 has seen lines 1 to 17. --flash questions are answered in
+    idle time, and once more at the end; --ask questions when it is their turn. Exit code 0: all was
+    read, answered and saved. 1: something could not be done; the message says what, and what was
+    read so far is saved if --save was given. 130: Ctrl-C, likewise.
 
-    Example: tail -f feed.log | jaxstate stream - -m gemma3-270m --ask "What failed?" --every 50
+    Example: tail -f feed.log | jaxstate stream - -m gemma3-270m --flash "What failed last?"
     """
     from jaxstate.cli.stream import StreamOptions, run_stream
 
@@ -101,6 +123,10 @@ def stream(
         questions=tuple(ask or ()),
         every=every,
         max_tokens=max_tokens,
+        flash=tuple(flash or ()),
+        flash_max_tokens=flash_max_tokens,
+        policy=policy,
+        queue=queue,
         cells=cells,
         dtype=dtype,
         steps=steps,
@@ -129,7 +155,7 @@ def ask(
 
     The session must have been saved with the same model, tokenizer and dtype.
     """
-    from jaxstate.cli.stream import AskOptions, run_ask
+    from jaxstate.cli.ask import AskOptions, run_ask
 
     options = AskOptions(
         session=session,

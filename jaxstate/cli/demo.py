@@ -1,25 +1,33 @@
 """`jaxstate demo`: a real document into a real model, and what a question costs as it grows.
 
 Comes in: a model's name. Goes out: answers, and the table that this project is about: the time of
-an answer with the session, beside the time of the same answer when everything is read again.
+the same answer when everything is read again, when a session has read it, and when a session has
+answered it ahead of time.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-import numpy as np
+import jax.numpy as jnp
 from rich.table import Table
 
-from jaxstate.cli.runtime import open_model
+from jaxstate.cli.runtime import Needs, open_model, wait_until_answered
 from jaxstate.cli.show import Show
-from jaxstate.config import StepConfig
-from jaxstate.engine.reader import Reply, StreamReader
+from jaxstate.cli.view import flash_line, tokens_per_s
+from jaxstate.config import ModelConfig, StepConfig
+from jaxstate.engine.engine import Engine
+from jaxstate.engine.session import Session
+from jaxstate.engine.values import Answer
+from jaxstate.model.bundle import Model
+from jaxstate.steps.compiled import plan_steps
+from jaxstate.steps.functional import extend, init_state, query
+from jaxstate.steps.spec import StepSpec
 
 CELLS = 12_288
 MAX_TOKENS = 16
@@ -33,107 +41,167 @@ QUESTIONS = (
     (242, "Which amendment gave women the right to vote?"),
     (280, "What is the voting age?"),
 )
+# Kept answered from the first line to the last.
+STANDING = (QUESTIONS[0][1], QUESTIONS[1][1])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One question with the session, and with its whole context read again."""
+    """One question, answered in three ways about the same text."""
 
-    session: Reply
-    stateless_s: float
-    same_answer: bool
+    question: str
+    computed: Answer
+    flash: Answer
+    again_text: str
+    again_s: float
+
+    @property
+    def same(self) -> bool:
+        """Whether all three answers are, and the flash answer was there when it was asked for."""
+        texts = {self.computed.text, self.flash.text, self.again_text}
+        return len(texts) == 1 and self.flash.source == "flash"
 
 
-def run_demo(show: Show, model_name: str) -> int:
+def run_demo(show: Show, name: str) -> int:
     """Streams the document, asks as it grows, saves and restores."""
     document = resources.files("jaxstate").joinpath("data/constitution.txt").read_text("utf-8")
     entries = document.splitlines(keepends=True)
-    model = open_model(show, model_name, cells=CELLS, dtype=None, steps=StepConfig(), reads=True)
-    reader = StreamReader.open(model, cells=CELLS)
-    show.say(f"streaming {len(entries)} lines, {len(document.split()):,} words, into {model_name}")
-    rows = list(_stream(show, reader, entries))
-    show.table(_table(rows))
-    restored_equal = _save_and_restore(show, reader)
-    same = all(row.same_answer for row in rows)
-    show.event("done", version=reader.version, same_answers=same, restored_equal=restored_equal)
-    if not (same and restored_equal):
+    needs = Needs(in_bulk=True, asks=True, flashes=len(STANDING) + 1, copies=True)
+    model = open_model(
+        show, name, cells=CELLS, dtype=None, steps=StepConfig(), needs=needs, also=_stateless_specs
+    )
+    show.say(f"streaming {len(entries)} lines, {len(document.split()):,} words, into {name}")
+    # Room for two sessions: at the end, the saved one comes back beside the first.
+    with Engine(model, cells=2 * CELLS, session_cells=CELLS, warm_up=False) as engine:
+        session = engine.open(flash=STANDING)
+        rows = list(_stream(show, model, engine, session, entries))
+        show.table(_table(rows))
+        restored_same = _save_and_restore(show, engine, session)
+        same = all(row.same for row in rows)
+        show.event("done", version=session.version, same_answers=same, restored_same=restored_same)
+    if not (same and restored_same):
         show.error("answers differ where they must not: please report this")
         return 1
     return 0
 
 
-def _stream(show: Show, reader: StreamReader, entries: list[str]) -> Iterator[Comparison]:
-    questions = dict(QUESTIONS)
-    read_s, read_tokens = 0.0, 0
-    for entry in entries:
-        started, before = time.perf_counter(), reader.length_tokens
-        reader.push(entry)
-        reader.wait()
-        read_s += time.perf_counter() - started
-        read_tokens += reader.length_tokens - before
-        question = questions.get(reader.version)
-        if question is not None:
-            show.say(
-                f"\nversion {reader.version}: {read_tokens / read_s:,.0f} tokens/s read so far"
-            )
-            yield _compare(show, reader, entries[: reader.version], question)
+def _stateless_specs(config: ModelConfig, dtype: jnp.dtype) -> Sequence[StepSpec]:
+    """What reading everything again needs: compiled ahead, too, so that the times compare."""
+    steps = StepConfig()
+    planned = plan_steps(config, dtype, steps, CELLS)
+    asking = [spec for spec in planned.asking_specs(steps.tail_cells[0]) if spec.tokens <= 64]
+    return [*planned.reading_specs(), *asking]
 
 
-def _compare(show: Show, reader: StreamReader, entries: list[str], question: str) -> Comparison:
-    reply = reader.ask(question, max_tokens=MAX_TOKENS)
-    show.reply(reply)
-    started = time.perf_counter()
-    again = _read_again(reader, entries).ask(question, max_tokens=MAX_TOKENS)
-    stateless_s = time.perf_counter() - started
-    show.say(f"   {stateless_s:.1f} s when all {reply.context_tokens:,} tokens are read again")
-    row = Comparison(session=reply, stateless_s=stateless_s, same_answer=again.text == reply.text)
-    show.event("comparison", **asdict(reply), stateless_s=stateless_s, same_answer=row.same_answer)
+def _stream(
+    show: Show, model: Model, engine: Engine, session: Session, entries: list[str]
+) -> Iterator[Comparison]:
+    """Pushes the document up to where each question is asked, and compares there."""
+    for version, question in QUESTIONS:
+        session.push(entries[max(session.version, 0) : version])
+        session.wait(version)
+        show.say(f"\nversion {version}: {tokens_per_s(engine):,.0f} tokens/s read so far")
+        row = _compare(show, model, engine, session, entries[:version], question)
+        _show_standing(show, session, question)
+        yield row
+
+
+def _compare(
+    show: Show, model: Model, engine: Engine, session: Session, entries: list[str], question: str
+) -> Comparison:
+    registered = {one.question: one.id for one in session.flashes()}
+    if question in registered:
+        session.unflash(registered[question])  # or it would be answered from there at once
+    wait_until_answered(engine)
+    computed = session.ask(question, max_tokens=MAX_TOKENS)
+    show.reply(question, computed)
+    session.flash(question, max_tokens=MAX_TOKENS)
+    wait_until_answered(engine)
+    flash = session.ask(question, max_tokens=MAX_TOKENS)
+    again_text, again_s = _read_again(model, entries, question)
+    row = Comparison(
+        question=question,
+        computed=computed,
+        flash=flash,
+        again_text=again_text,
+        again_s=again_s,
+    )
+    _show_comparison(show, row)
     return row
 
 
-def _read_again(reader: StreamReader, entries: list[str]) -> StreamReader:
+def _read_again(model: Model, entries: list[str], question: str) -> tuple[str, float]:
     """What a stateless server does for each question; the entries are read in large chunks."""
-    from jaxstate.steps.functional import extend
+    template, tokenizer = model.template, model.text
+    tokens = template.open_tokens(tokenizer, "")
+    tokens += [token for entry in entries for token in template.entry_tokens(tokenizer, entry)]
+    asked = template.question_tokens(tokenizer, question)
+    started_s = time.perf_counter()
+    state = extend(model, init_state(model, CELLS), tokens)
+    result = query(model, state, asked, max_tokens=MAX_TOKENS, stop=template.stop)
+    return (result.text or "").strip(), time.perf_counter() - started_s
 
-    fresh = StreamReader.open(reader.model, cells=reader.cells)
-    template, tokenizer = reader.model.template, reader.model.text
-    tokens = [token for entry in entries for token in template.entry_tokens(tokenizer, entry)]
-    state = extend(reader.model, fresh.state, tokens)
-    return StreamReader(reader.model, state, len(entries))
+
+def _show_comparison(show: Show, row: Comparison) -> None:
+    tokens = row.computed.usage.context_tokens
+    show.say(
+        f"   {row.flash.latency_s * 1e6:.0f} µs as a flash query, answered before it was asked; "
+        f"{row.again_s:.1f} s when all {tokens:,} tokens are read again"
+    )
+    show.event(
+        "comparison",
+        question=row.question,
+        version=row.computed.version,
+        context_tokens=tokens,
+        answer_tokens=len(row.computed.token_ids),
+        session_s=row.computed.latency_s,
+        flash_s=row.flash.latency_s,
+        flash_source=row.flash.source,
+        again_s=row.again_s,
+        same_answer=row.same,
+    )
+
+
+def _show_standing(show: Show, session: Session, question: str) -> None:
+    """What the other flash queries say at this version; the next one starts with fewer of them."""
+    for one in session.flashes():
+        if one.question not in STANDING:
+            session.unflash(one.id)
+        elif one.question != question and one.answer is not None:
+            show.say(f"   kept answered: {flash_line(one.question, one.answer)}")
 
 
 def _table(rows: list[Comparison]) -> Table:
-    table = Table(title="time of an answer, seconds")
-    for name in ("tokens of context", "tokens answered", "session", "read again", "ratio"):
+    table = Table(title="the same answer, three ways")
+    for name in ("tokens of context", "tokens answered", "read again, s", "session, s"):
         table.add_column(name, justify="right")
+    table.add_column("flash hit, µs", justify="right")
     for row in rows:
         table.add_row(
-            f"{row.session.context_tokens:,}",
-            str(row.session.answer_tokens),
-            f"{row.session.latency_s:.2f}",
-            f"{row.stateless_s:.1f}",
-            f"{row.stateless_s / row.session.latency_s:.0f} x",
+            f"{row.computed.usage.context_tokens:,}",
+            str(len(row.computed.token_ids)),
+            f"{row.again_s:.1f}",
+            f"{row.computed.latency_s:.2f}",
+            f"{row.flash.latency_s * 1e6:.0f}",
         )
     return table
 
 
-def _save_and_restore(show: Show, reader: StreamReader) -> bool:
-    """Saves the session, brings it back, and asks both the same."""
-    question = QUESTIONS[-1][1]
+def _save_and_restore(show: Show, engine: Engine, session: Session) -> bool:
+    """Saves the session, brings it back beside the first, and asks both the same."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "session"
-        started = time.perf_counter()
-        reader.save(path)
-        saved_s = time.perf_counter() - started
+        started_s = time.perf_counter()
+        session.save(path)
+        saved_s = time.perf_counter() - started_s
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        started = time.perf_counter()
-        restored = StreamReader.restore(path, reader.model)
-        restored.wait()
-        restored_s = time.perf_counter() - started
-    answers = [one.ask(question, max_tokens=MAX_TOKENS).text for one in (reader, restored)]
+        started_s = time.perf_counter()
+        restored = engine.restore(path)
+        restored_s = time.perf_counter() - started_s
+    question = QUESTIONS[-1][1]
+    live, back = (one.ask(question, max_tokens=MAX_TOKENS) for one in (session, restored))
     show.say(
-        f"saved {reader.length_tokens:,} cells ({size / 1e6:.0f} MB) in {saved_s:.1f} s, restored "
-        f"in {restored_s:.1f} s; both answer {answers[1]!r}"
+        f"saved {session.info().tokens:,} cells ({size / 1e6:.0f} MB) in {saved_s:.1f} s, restored "
+        f"in {restored_s:.1f} s; both answer {back.text!r}"
     )
-    live, back = (np.asarray(one.state.ready) for one in (reader, restored))
-    return answers[0] == answers[1] and bool(np.array_equal(live, back))
+    return (live.token_ids, live.version) == (back.token_ids, back.version)

@@ -10,8 +10,9 @@ from pathlib import Path
 from rich.table import Table
 
 from jaxstate.cells.layout import plan_layout
-from jaxstate.cli.show import JsonValue, Show
+from jaxstate.cli.show import Show
 from jaxstate.config import ModelConfig, StepConfig
+from jaxstate.engine.metrics import JsonValue
 from jaxstate.model.loading import read_source, resolve_dtype
 from jaxstate.model.params import abstract_params
 from jaxstate.persist.snapshot import RECORD_NAME, inspect_snapshot

@@ -1,30 +1,59 @@
 """What every command needs before it can work: a compilation cache, a model, a way to be stopped.
 
-Comes in: options. Goes out: a `Model` whose steps are compiled, while its weights were being read.
-Does not know: what the command does with it.
+Comes in: options. Goes out: a `Model`, with the steps that the command will use compiled while the
+weights were being read. Does not know: what the command does with it.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import jax
 
 from jaxstate.cli.show import Show
-from jaxstate.config import StepConfig, step_config_from_toml
+from jaxstate.config import ModelConfig, StepConfig, step_config_from_toml
+from jaxstate.engine.config import EngineConfig
+from jaxstate.engine.engine import DEFAULT_SESSION_CELLS, Engine
 from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model
 from jaxstate.model.loading import DTypeName, load_files, read_source, resolve_dtype
-from jaxstate.steps.compiled import compile_all, plan_steps
+from jaxstate.persist.snapshot import inspect_snapshot
+from jaxstate.steps.buckets import smallest_fitting
+from jaxstate.steps.compiled import compile_all
+from jaxstate.steps.engine_steps import EngineSteps, plan_engine
+from jaxstate.steps.spec import StepSpec
 
-# Most lines and questions are no longer; the steps for longer ones are compiled when they come.
+# Most questions are no longer, and neither is what comes through a pipe at once; the steps for
+# more are compiled when it comes.
 _USUAL_TOKENS = 64
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """Which steps a command is going to use.
+
+    Attributes:
+        reads: entries will be read.
+        in_bulk: many of them wait from the start, so the largest chunks will be used.
+        asks: single questions will be asked.
+        flashes: questions that are kept answered.
+        copies: a session will be saved or restored.
+    """
+
+    reads: bool = True
+    in_bulk: bool = False
+    asks: bool = False
+    flashes: int = 0
+    copies: bool = False
 
 
 def use_compilation_cache() -> Path:
@@ -42,38 +71,112 @@ def open_model(
     show: Show,
     source: str,
     *,
-    cells: int,
+    cells: int | None,
     dtype: DTypeName | None,
     steps: StepConfig,
-    reads: bool,
+    needs: Needs,
+    also: Callable[[ModelConfig, jax.numpy.dtype], Sequence[StepSpec]] | None = None,
 ) -> Model:
-    """Loads a model, and compiles meanwhile what a session of that capacity needs.
+    """Loads a model, and compiles meanwhile what an engine for that command is going to use.
 
     Args:
         show: where progress goes.
         source: a path or a known name.
-        cells: capacity.
+        cells: capacity of its sessions; None for the engine's default.
         dtype: None for the default of the device.
-        steps: the shapes; those for usual lines and questions are compiled now, the others when
-            they are used.
-        reads: whether entries will be read, and not only questions asked.
+        steps: the shapes; those for usual sizes are compiled now, the others when they are used.
+        needs: what the command will do.
+        also: further steps to compile.
 
     Raises:
         UnsupportedModel, InvalidInput: as `jaxstate.load`.
     """
     use_compilation_cache()
     files = read_source(source)
-    planned = plan_steps(files.config, resolve_dtype(dtype), steps, cells)
-    specs = list(planned.asking_specs(steps.tail_cells[0]))
-    if reads:
-        specs = [*planned.reading_specs(), *specs]
-    specs = [spec for spec in specs if spec.tokens <= _USUAL_TOKENS]
+    kind = resolve_dtype(dtype)
+    cells = cells or min(DEFAULT_SESSION_CELLS, files.config.max_context)
+    specs = list(usual_specs(plan_engine(files.config, kind, steps, cells), needs))
+    specs += also(files.config, kind) if also is not None else ()
     show.note(f"loading {source} and compiling {len(specs)} steps (compiled once, then kept)")
     with ThreadPoolExecutor(max_workers=1) as pool, show.bar("loading") as advance:
         compiling = pool.submit(compile_all, specs)
         model = load_files(files, dtype=dtype, steps=steps, progress=advance)
         compiling.result()
     return model
+
+
+def usual_specs(planned: EngineSteps, needs: Needs) -> Iterator[StepSpec]:
+    """The steps of an engine that questions and entries of usual sizes need."""
+    rows = _rows_needed(planned.steps, needs)
+    longest = planned.steps.extend_tokens[-1] if needs.in_bulk else _USUAL_TOKENS
+    for spec in planned.specs():
+        match spec.kind:
+            case "open" | "rows":
+                wanted = True
+            case "commit":
+                wanted = needs.reads and spec.tokens <= longest
+            case "start":
+                wanted = spec.rows in rows and spec.tokens <= _USUAL_TOKENS
+            case "decode":
+                wanted = spec.rows in rows and spec.tail_cells == planned.tail_cells[0]
+            case "read" | "write":
+                wanted = needs.copies
+            case _:
+                wanted = False
+        if wanted:
+            yield spec
+
+
+def _rows_needed(steps: StepConfig, needs: Needs) -> set[int]:
+    """Sizes of steps for a question alone, and for all that may go together."""
+    together = needs.flashes + needs.asks
+    if together == 0:
+        return set()
+    largest = smallest_fitting(together, steps.question_rows) or steps.question_rows[-1]
+    return {1, largest}
+
+
+def wait_until_answered(engine: Engine, go_on: Callable[[], bool] = lambda: True) -> None:
+    """Waits until every flash query is answered, or refused, at its session's version.
+
+    Args:
+        engine: whose flash queries.
+        go_on: asked again and again; the wait ends when it says no.
+    """
+    while go_on() and engine.metrics().gauges.flash_stale > 0:
+        time.sleep(_POLL_S)
+
+
+def engine_of_one(model: Model, cells: int | None, config: EngineConfig) -> Engine:
+    """An engine for one session, which compiles on use what `open_model` did not."""
+    return Engine(
+        model,
+        cells=cells or DEFAULT_SESSION_CELLS,
+        session_cells=cells,
+        config=config,
+        warm_up=False,
+    )
+
+
+def capacity(given: int | None, saved: Path | None) -> int | None:
+    """Cells of the session; None for the engine's default."""
+    if given is None and saved is not None:
+        return inspect_snapshot(saved).cells
+    return given
+
+
+def model_name(given: str | None, session: Path | None) -> str:
+    """The model to load: as given, or as noted in a saved session.
+
+    Raises:
+        InvalidInput: neither says.
+    """
+    if given is not None:
+        return given
+    noted = None if session is None else inspect_snapshot(session).notes.get("model")
+    if not isinstance(noted, str) or not noted:
+        raise InvalidInput("which model? Pass --model (a path, or a name such as gemma3-270m)")
+    return noted
 
 
 class Interrupt:

@@ -1,6 +1,7 @@
 """What people and programs see: a live table, plain lines, or JSON lines.
 
-Comes in: progress and replies. Goes out: text on standard output and error. Does not know: models.
+Comes in: progress, events and answers, from any thread. Goes out: text on standard output and
+error. Does not know: models, engines.
 
 Answers and results go to standard output; progress and errors go to standard error, so that output
 can be piped. With JSON every event is one line with an "event" key.
@@ -9,44 +10,21 @@ can be piped. With JSON every event is one line with an "event" key.
 from __future__ import annotations
 
 import json
-import time
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from jaxstate.engine.reader import Reply
+from jaxstate.engine.metrics import JsonValue
+from jaxstate.engine.values import Answer
 
-JsonValue = str | int | float | bool | None
 # A screen that changes more often than this is hard to read and costs time.
 _REFRESH_HZ = 8
-_QUIET_S = 5.0
-
-
-@dataclass
-class ReadRate:
-    """Counts tokens against the clock."""
-
-    started_s: float
-    tokens: int = 0
-
-    def per_second(self, now_s: float) -> float:
-        """Tokens per second since the start."""
-        return self.tokens / max(now_s - self.started_s, 1e-9)
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stops the clock, while something else than reading is done."""
-        began_s = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.started_s += time.perf_counter() - began_s
 
 
 class Show:
@@ -61,16 +39,19 @@ class Show:
         self.out = Console(highlight=False, soft_wrap=True)
         self.err = Console(stderr=True, highlight=False)
         self._live = False
+        self._printing = threading.Lock()
 
     def event(self, name: str, **fields: JsonValue) -> None:
         """One JSON line; nothing for people."""
         if self.as_json:
-            print(json.dumps({"event": name, **fields}), flush=True)
+            line = json.dumps({"event": name, **fields})
+            with self._printing:
+                print(line, flush=True)
 
     def say(self, text: str) -> None:
         """A line for people on standard output."""
         if not self.as_json:
-            self._page().print(escape(text))
+            self._page().print(escape(text), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """A line about what is going on, for people, on standard error."""
@@ -82,14 +63,27 @@ class Show:
         self.event("error", message=text)
         self.err.print(f"[bold red]error:[/bold red] {escape(text)}", soft_wrap=True)
 
-    def reply(self, reply: Reply) -> None:
-        """A question with its answer, version and cost."""
-        self.event("answer", **asdict(reply))
-        self.say(f"Q: {reply.question}")
-        self.say(f"A: {reply.text or '(nothing)'}")
+    def reply(self, question: str, answer: Answer) -> None:
+        """A question that was asked, with its answer, version and cost."""
+        context_tokens, answer_tokens = answer.usage.context_tokens, len(answer.token_ids)
+        self.event(
+            "answer",
+            question=question,
+            text=answer.text,
+            version=answer.version,
+            source=answer.source,
+            confidence=answer.confidence,
+            logprob=answer.logprob,
+            context_tokens=context_tokens,
+            answer_tokens=answer_tokens,
+            latency_s=answer.latency_s,
+            finish_reason=answer.finish_reason,
+        )
+        self.say(f"Q: {question}")
+        self.say(f"A: {answer.text or '(nothing)'}")
         self.say(
-            f"   version {reply.version}, {reply.context_tokens:,} tokens of context, "
-            f"{reply.answer_tokens} tokens answered in {reply.latency_s:.2f} s"
+            f"   version {answer.version}, {context_tokens:,} tokens of context, "
+            f"{answer_tokens} tokens {_how(answer)}"
         )
 
     def table(self, table: Table) -> None:
@@ -97,9 +91,14 @@ class Show:
         if not self.as_json:
             self._page().print(table)
 
+    @property
+    def shows_changes(self) -> bool:
+        """Whether people see on their screen, all the time, what changes."""
+        return self._live and self.out.is_terminal
+
     def _page(self) -> Console:
         """Where people read: above the live table where one is on the same screen."""
-        return self.err if self._live and self.out.is_terminal else self.out
+        return self.err if self.shows_changes else self.out
 
     @contextmanager
     def bar(self, title: str) -> Iterator[Callable[[int, int], None]]:
@@ -115,64 +114,25 @@ class Show:
             yield advance
 
     @contextmanager
-    def reading(self, source: str, cells: int) -> Iterator[Reading]:
-        """The live view of a stream that is being read."""
-        view = Reading(self, source, cells)
+    def live(self, draw: Callable[[], RenderableType]) -> Iterator[bool]:
+        """Draws again and again, while the block runs; yields whether there is a screen for it."""
         if self.as_json or not self.err.is_terminal:
-            yield view
+            yield False
             return
-        with Live(view.table(), console=self.err, refresh_per_second=_REFRESH_HZ) as live:
-            view.live, self._live = live, True
+        with Live(
+            get_renderable=draw,
+            console=self.err,
+            refresh_per_second=_REFRESH_HZ,
+            transient=True,
+        ):
+            self._live = True
             try:
-                yield view
+                yield True
             finally:
                 self._live = False
 
 
-class Reading:
-    """How far a stream has been read; updated after every entry."""
-
-    def __init__(self, show: Show, source: str, cells: int) -> None:
-        self.live: Live | None = None
-        self.rate = ReadRate(time.perf_counter())
-        self._show = show
-        self._source = source
-        self._cells = cells
-        self._version = 0
-        self._length = 0
-        self._spoke_s = time.perf_counter()
-
-    def read(self, version: int, length_tokens: int, new_tokens: int) -> None:
-        """One more entry is in the cells."""
-        self._version, self._length = version, length_tokens
-        self.rate.tokens += new_tokens
-        self._show.event("read", version=version, cells=length_tokens, tokens=new_tokens)
-        now = time.perf_counter()
-        if self.live is not None:
-            self.live.update(self.table())
-        elif now - self._spoke_s > _QUIET_S:
-            self._spoke_s = now
-            self._show.note(self.summary())
-
-    def summary(self) -> str:
-        """One line: version, cells in use, rate."""
-        rate = self.rate.per_second(time.perf_counter())
-        return (
-            f"version {self._version}: {self._length:,} of {self._cells:,} cells, "
-            f"{rate:,.0f} tokens/s"
-        )
-
-    def table(self) -> Table:
-        """The same as a table."""
-        table = Table(title=f"reading {escape(self._source)}")
-        for name in ("version", "cells in use", "capacity", "tokens/s", "seconds"):
-            table.add_column(name, justify="right")
-        now = time.perf_counter()
-        table.add_row(
-            str(self._version),
-            f"{self._length:,}",
-            f"{self._cells:,}",
-            f"{self.rate.per_second(now):,.0f}",
-            f"{now - self.rate.started_s:.1f}",
-        )
-        return table
+def _how(answer: Answer) -> str:
+    if answer.source == "computed":
+        return f"answered in {answer.latency_s:.2f} s"
+    return f"there already: {answer.latency_s * 1e6:.0f} µs"

@@ -1,1 +1,2 @@
-"""Sessions that are fed and asked: entries in, answers with their version out."""
+"""Many sessions on one accelerator: entries in, answers with their version out, questions kept
+answered in idle time."""

@@ -1,6 +1,28 @@
 """Fakes and tiny models for tests of jaxstate and of programs that use it."""
 
 from jaxstate.testing.byte_tokenizer import ByteTokenizer
+from jaxstate.testing.clock import FakeClock
+from jaxstate.testing.fake_executor import FAKE_LIMITS, FakeExecutor, FakeStep
+from jaxstate.testing.reference import Reference
+from jaxstate.testing.simulation import Simulation, Tally, simulate
+from jaxstate.testing.stepped import SteppedEngine
 from jaxstate.testing.tiny import TINY_CONFIG, TINY_STEPS, tiny_config, tiny_model
+from jaxstate.testing.watched import WatchedExecutor
 
-__all__ = ["TINY_CONFIG", "TINY_STEPS", "ByteTokenizer", "tiny_config", "tiny_model"]
+__all__ = [
+    "FAKE_LIMITS",
+    "TINY_CONFIG",
+    "TINY_STEPS",
+    "ByteTokenizer",
+    "FakeClock",
+    "FakeExecutor",
+    "FakeStep",
+    "Reference",
+    "Simulation",
+    "SteppedEngine",
+    "Tally",
+    "WatchedExecutor",
+    "simulate",
+    "tiny_config",
+    "tiny_model",
+]

@@ -11,6 +11,7 @@ import pytest
 
 from jaxstate.cli import app as command_line
 from jaxstate.cli import runtime
+from jaxstate.config import StepConfig
 from tests.tiny_directory import write_directory
 
 
@@ -32,6 +33,9 @@ class Outcome:
 
 Run = Callable[..., Outcome]
 
+# Fewer sizes than the default, so that there is less to compile.
+STEPS = StepConfig(extend_tokens=(64,), question_tokens=(32,), question_rows=(1, 8))
+
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -45,6 +49,7 @@ def run(
 ) -> Callable[..., Outcome]:
     """Runs `jaxstate …` as the console script does."""
     monkeypatch.setattr(runtime, "use_compilation_cache", lambda: Path())
+    monkeypatch.setattr(runtime, "StepConfig", lambda: STEPS)
 
     def console(*arguments: str | Path) -> Outcome:
         monkeypatch.setattr("sys.argv", ["jaxstate", *map(str, arguments)])

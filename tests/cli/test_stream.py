@@ -10,7 +10,6 @@ import pytest
 
 import jaxstate
 from jaxstate.cli.runtime import Interrupt
-from jaxstate.engine.reader import StreamReader
 from jaxstate.persist.snapshot import inspect_snapshot
 from tests.cli.conftest import Run
 from tests.tiny_directory import directory_model, write_directory
@@ -26,11 +25,19 @@ def document(tmp_path: Path) -> Path:
     return path
 
 
-def expected_answer(model_path: str, entries: list[str], max_tokens: int = 8) -> str:
-    reader = StreamReader.open(jaxstate.load(model_path), cells=256)
+def expected_answer(
+    model_path: str, entries: list[str], max_tokens: int = 8, question: str = QUESTION
+) -> str:
+    """What the functional core answers."""
+    model = jaxstate.load(model_path)
+    template, tokenizer = model.template, model.text
+    tokens = template.open_tokens(tokenizer, "")
     for entry in entries:
-        reader.push(entry)
-    return reader.ask(QUESTION, max_tokens=max_tokens).text
+        tokens += template.entry_tokens(tokenizer, entry)
+    state = jaxstate.extend(model, jaxstate.init_state(model, 256), tokens)
+    asked = template.question_tokens(tokenizer, question)
+    result = jaxstate.query(model, state, asked, max_tokens=max_tokens, stop=template.stop)
+    return (result.text or "").strip()
 
 
 def test_reads_answers_and_saves(run: Run, tiny: str, document: Path, tmp_path: Path) -> None:
@@ -40,10 +47,14 @@ def test_reads_answers_and_saves(run: Run, tiny: str, document: Path, tmp_path: 
         "--max-tokens", 8, "--save", saved, "--json",
     )  # fmt: skip
     assert outcome.code == 0
-    assert [event["version"] for event in outcome.named("read")] == [1, 2, 3]
+    versions = [event["version"] for event in outcome.named("read")]
+    assert versions == sorted(set(versions))
+    assert versions[-1] == 3
     (answer,) = outcome.named("answer")
     assert answer["text"] == expected_answer(tiny, TEXT.splitlines(keepends=True))
+    assert (answer["source"], answer["version"]) == ("computed", 3)
     (done,) = outcome.named("done")
+    assert done["metrics"]["counts"]["entries_committed"] == 3  # pyright: ignore
     # A byte is a token, and BOS is one more.
     assert (done["version"], done["cells"], done["exit_code"]) == (3, len(TEXT) + 1, 0)
     assert inspect_snapshot(saved).notes["entries"] == 3

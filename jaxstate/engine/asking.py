@@ -1,0 +1,164 @@
+"""From what a caller wrote to what the engine can run: questions, choices and entries in tokens.
+
+Comes in: text and settings as a caller gave them. Goes out: an `Asked`, or an error that says what
+is allowed. Does not know: sessions, versions, devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxstate.engine.executor import Limits, Tokens
+from jaxstate.engine.runs import Asked
+from jaxstate.engine.values import Answer
+from jaxstate.errors import InvalidInput
+from jaxstate.records import Sampling, checked_int
+from jaxstate.steps.checks import checked_stop
+from jaxstate.text import Template, Tokenizer
+
+DEFAULT_MAX_TOKENS = 16
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a question is to be answered; None leaves it to the registered question of that text,
+    or to the default.
+
+    Attributes:
+        max_tokens: of the answer.
+        choices: the only answers allowed.
+        stop: strings that end the answer.
+        sampling: how tokens are chosen.
+    """
+
+    max_tokens: int | None = None
+    choices: tuple[str, ...] | None = None
+    stop: tuple[str, ...] | None = None
+    sampling: Sampling = GREEDY
+
+    def fit(self, asked: Asked) -> bool:
+        """Whether `asked` is what these settings ask for, but for the length of the answer."""
+        return (
+            self.choices in (None, asked.choices)
+            and self.stop in (None, asked.stop)
+            and self.sampling == asked.sampling
+        )
+
+    def same_length(self, asked: Asked) -> bool:
+        """Whether they let the answer be as long as `asked` does."""
+        return self.max_tokens in (None, asked.max_tokens) or asked.choices is not None
+
+    def would_give(self, asked: Asked, answer: Answer, steps: int) -> bool:
+        """Whether answering anew, at the same version, would give exactly that answer, for which
+        so many tokens were chosen."""
+        if not self.fit(asked):
+            return False
+        ended_sooner = (
+            answer.finish_reason == "stop"
+            and self.max_tokens is not None
+            and steps <= self.max_tokens
+        )
+        return self.same_length(asked) or ended_sooner
+
+
+def checked_settings(
+    *,
+    max_tokens: int | None,
+    choices: Sequence[str] | None,
+    stop: Sequence[str] | None,
+    sampling: Sampling,
+) -> Settings:
+    """Settings as a caller gave them.
+
+    Raises:
+        InvalidInput: one of them is of a wrong type or out of range.
+    """
+    if max_tokens is not None and checked_int("max_tokens", max_tokens) < 1:
+        raise InvalidInput(f"max_tokens={max_tokens} must be at least 1")
+    return Settings(
+        max_tokens=None if max_tokens is None else int(max_tokens),
+        choices=None if choices is None else _checked_choices(choices),
+        stop=None if stop is None else checked_stop(stop),
+        sampling=sampling,
+    )
+
+
+def _checked_choices(choices: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(choices, str) or not isinstance(choices, Sequence):
+        raise InvalidInput(f'choices={choices!r} must be a list of strings, e.g. ["yes", "no"]')
+    if not all(isinstance(one, str) and one.strip() for one in choices):
+        raise InvalidInput(f"choices={choices!r} must hold strings that are not blank")
+    if not choices or len(set(choices)) < len(choices):
+        raise InvalidInput(f"choices={choices!r} must hold at least one string, each once")
+    return tuple(choices)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asker:
+    """Makes tokens of text for one model.
+
+    Attributes:
+        tokenizer: the model's.
+        template: the model's.
+        limits: what one step can take.
+    """
+
+    tokenizer: Tokenizer
+    template: Template
+    limits: Limits
+
+    def ask(self, question: str, settings: Settings) -> Asked:
+        """A question with its settings, in tokens.
+
+        Raises:
+            InvalidInput: the question is no text or empty, or a choice cannot be scored.
+            PromptTooLong: question and answer exceed the largest declared tail.
+        """
+        if not isinstance(question, str) or not question:
+            raise InvalidInput(f"question={question!r} must be a text that is not empty")
+        choices = settings.choices
+        asked = Asked(
+            question=question,
+            tokens=_int32(self.template.question_tokens(self.tokenizer, question)),
+            max_tokens=settings.max_tokens or DEFAULT_MAX_TOKENS,
+            sampling=settings.sampling,
+            stop=self.template.stop if settings.stop is None else settings.stop,
+            choices=choices,
+            choice_tokens=tuple(self._choice(question, one) for one in choices or ()),
+        )
+        asked.check(self.limits)
+        return asked
+
+    def opening(self, prefix: str) -> Tokens:
+        """What a session starts with.
+
+        Raises:
+            InvalidInput: the prefix is no text.
+        """
+        if not isinstance(prefix, str):
+            raise InvalidInput(f"prefix={prefix!r} must be a text")
+        return _int32(self.template.open_tokens(self.tokenizer, prefix))
+
+    def entry(self, text: str) -> Tokens:
+        """One entry.
+
+        Raises:
+            InvalidInput: it is no text.
+        """
+        if not isinstance(text, str):
+            raise InvalidInput(f"entry={text!r} must be a text")
+        return _int32(self.template.entry_tokens(self.tokenizer, text))
+
+    def _choice(self, question: str, choice: str) -> Tokens:
+        tokens = _int32(self.template.answer_tokens(self.tokenizer, question, choice))
+        if len(tokens) == 0:
+            raise InvalidInput(f"the choice {choice!r} has no tokens in this model's vocabulary")
+        return tokens
+
+
+def _int32(tokens: list[int]) -> Tokens:
+    return np.asarray(tokens, np.int32)

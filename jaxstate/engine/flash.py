@@ -1,0 +1,308 @@
+"""Registered questions of one session: which are out of date, which may be computed now.
+
+Comes in: questions, commits, answers, the time. Goes out: what is due, and whether an answer is
+fresh. *Flash* questions keep an answer, *warm* ones keep the log-probabilities at the position
+where an answer would start. Cost per turn follows what is due, not what is registered. Does not
+know: devices, threads, subscribers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxstate.engine.conditions import Watch
+from jaxstate.engine.runs import Asked, chosen_answer
+from jaxstate.engine.values import Answer
+from jaxstate.errors import FlashLimit, InvalidInput
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Registered:
+    """A flash question and where it stands.
+
+    Attributes:
+        asked: the question.
+        watch: decides which answers are news.
+        id: its name within the session, given when it is added.
+        min_interval_s: it is computed no more often than that.
+        deadline_s: once its answer has been out of date for so long, it is as urgent as an ask.
+        on_fire: called with each answer that is news, on a thread of the engine's own.
+        answer: the newest one.
+        answer_steps: tokens that were chosen for it, the one that ended it and what a stop string
+            cut off included.
+        error: why it could not be computed at the newest version, if so.
+        answered_version: the newest version that was answered or refused.
+        running: whether it is under way.
+        started_s: when it was last begun, but for those beginnings that were given up.
+        stale_since_s: since when its answer is out of date (or missing).
+        outdated_s: when the session first went past what is under way; None if it did not.
+    """
+
+    asked: Asked
+    watch: Watch
+    id: str = ""
+    min_interval_s: float = 0.0
+    deadline_s: float | None = None
+    on_fire: Callable[[Answer], None] | None = None
+    answer: Answer | None = None
+    answer_steps: int = 0
+    error: str | None = None
+    answered_version: int = -1
+    running: bool = False
+    started_s: float | None = None
+    stale_since_s: float = 0.0
+    outdated_s: float | None = None
+    _started_before_s: float | None = None
+
+    def begin(self, now_s: float) -> None:
+        """It is under way."""
+        self.running, self.outdated_s = True, None
+        self._started_before_s, self.started_s = self.started_s, now_s
+
+    def give_up(self) -> None:
+        """What was under way is thrown away, as if it had not begun."""
+        self.running, self.started_s = False, self._started_before_s
+
+    def may_start_s(self) -> float:
+        """The earliest time at which it may be begun again."""
+        return -np.inf if self.started_s is None else self.started_s + self.min_interval_s
+
+
+class FlashBook:
+    """The flash questions of one session.
+
+    Args:
+        limit: how many there may be.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._by_id: dict[str, Registered] = {}
+        self._by_text: dict[str, Registered] = {}
+        self._stale: dict[str, Registered] = {}
+        self._given = 0
+        self.version = -1
+        self.served = 0
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Registered]:
+        return iter(tuple(self._by_id.values()))
+
+    @property
+    def stale(self) -> int:
+        """How many are not answered at the session's version."""
+        return len(self._stale)
+
+    def add(self, one: Registered, now_s: float) -> None:
+        """Registers a question; it is due at once.
+
+        Raises:
+            FlashLimit: there are as many as there may be.
+            InvalidInput: the same text is registered already.
+        """
+        if len(self._by_id) >= self._limit:
+            raise FlashLimit(
+                f"this session has {self._limit} registered questions, as many as it may; remove "
+                "one with unflash(id), or raise flash_limit in EngineConfig"
+            )
+        if (same := self._by_text.get(one.asked.question)) is not None:
+            raise InvalidInput(
+                f"{one.asked.question!r} is registered already, as {same.id!r}; remove that one "
+                "first to register it with other settings"
+            )
+        self._given += 1
+        one.id = f"q{self._given}"
+        self._by_id[one.id] = self._by_text[one.asked.question] = one
+        one.stale_since_s = now_s
+        if self.version >= 0:
+            self._stale[one.id] = one
+
+    def remove(self, flash_id: str) -> Registered:
+        """Forgets a question.
+
+        Raises:
+            InvalidInput: there is none of that name.
+        """
+        one = self._by_id.pop(flash_id, None)
+        if one is None:
+            raise InvalidInput(f"no flash query {flash_id!r}; there are {sorted(self._by_id)}")
+        del self._by_text[one.asked.question]
+        self._stale.pop(flash_id, None)
+        return one
+
+    def get(self, flash_id: str) -> Registered | None:
+        """The question of that name, if it is still registered."""
+        return self._by_id.get(flash_id)
+
+    def of_text(self, question: str) -> Registered | None:
+        """The question with that text."""
+        return self._by_text.get(question)
+
+    def committed(self, version: int, now_s: float) -> None:
+        """The session has a new version: everything is out of date."""
+        for one in self._by_id.values():
+            if one.id not in self._stale:
+                one.stale_since_s = now_s
+            elif one.running and one.outdated_s is None:
+                one.outdated_s = now_s
+        self.version = version
+        self._stale = dict(self._by_id)
+
+    def is_fresh(self, one: Registered) -> bool:
+        """Whether its answer is that of the session's version."""
+        return one.answer is not None and one.answer.version == self.version
+
+    def due(self, now_s: float) -> Iterator[Registered]:
+        """Those out of date that may be begun now, the longest unanswered first."""
+        due = (one for one in self._stale.values() if not one.running)
+        ready = [one for one in due if one.may_start_s() <= now_s]
+        return iter(sorted(ready, key=lambda one: one.answered_version))
+
+    def next_due_s(self, now_s: float) -> float | None:
+        """When one that may not be begun now may be."""
+        later = (one.may_start_s() for one in self._stale.values() if not one.running)
+        return min((time_s for time_s in later if time_s > now_s), default=None)
+
+    def is_overdue(self, now_s: float) -> bool:
+        """Whether one that is under way, or due, has been out of date for its deadline."""
+        return any(
+            one.stale_since_s + one.deadline_s <= now_s
+            for one in self._stale.values()
+            if one.deadline_s is not None and (one.running or one.may_start_s() <= now_s)
+        )
+
+    def next_deadline_s(self) -> float | None:
+        """When the first deadline of those out of date passes."""
+        return min(self._deadlines_s(), default=None)
+
+    def _deadlines_s(self) -> Iterator[float]:
+        for one in self._stale.values():
+            if one.deadline_s is not None:
+                yield one.stale_since_s + one.deadline_s
+
+    @property
+    def since_s(self) -> float:
+        """Since when the longest unanswered one is."""
+        return min((one.stale_since_s for one in self._stale.values()), default=0.0)
+
+    def answered(self, one: Registered, answer: Answer, steps: int = 0) -> bool:
+        """Keeps an answer that took so many chosen tokens; returns whether it is news."""
+        one.answer, one.answer_steps, one.error = answer, steps, None
+        self._settle(one, answer.version)
+        return one.watch.observe(answer)
+
+    def refused(self, one: Registered, version: int, reason: str) -> None:
+        """It cannot be computed at that version; it is tried again at the next."""
+        one.error = reason
+        self._settle(one, version)
+
+    def _settle(self, one: Registered, version: int) -> None:
+        one.running, one.answered_version = False, version
+        if version == self.version:
+            self._stale.pop(one.id, None)
+        elif one.outdated_s is not None:
+            one.stale_since_s = one.outdated_s
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Warm:
+    """A question whose log-probabilities at the start of an answer are kept.
+
+    Attributes:
+        asked: the question.
+        version: that they belong to, -1 for none yet.
+        tried_version: the newest version at which they were computed or could not be.
+        seen_cells: that they saw.
+        logprobs: float32 [V].
+    """
+
+    asked: Asked
+    version: int = -1
+    tried_version: int = -1
+    seen_cells: int = 0
+    logprobs: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    def answer(self, asked: Asked, latency_s: float) -> Answer:
+        """The best of `asked`'s choices, each of one token."""
+        totals = [float(self.logprobs[int(tokens[0])]) for tokens in asked.choice_tokens]
+        return chosen_answer(
+            asked,
+            totals,
+            version=self.version,
+            context_tokens=self.seen_cells,
+            latency_s=latency_s,
+        )
+
+
+class WarmBook:
+    """The warm questions of one session.
+
+    Args:
+        limit: how many there may be.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._by_text: dict[str, Warm] = {}
+        self.version = -1
+        self.running = False
+
+    def __len__(self) -> int:
+        return len(self._by_text)
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """Their texts."""
+        return tuple(self._by_text)
+
+    def add(self, asked: Asked) -> None:
+        """Registers a question; nothing happens if it is registered already.
+
+        Raises:
+            FlashLimit: there are as many as there may be.
+        """
+        if asked.question in self._by_text:
+            return
+        if len(self._by_text) >= self._limit:
+            raise FlashLimit(
+                f"this session has {self._limit} warm questions, as many as it may; remove one "
+                "with unwarm(question), or raise warm_limit in EngineConfig"
+            )
+        self._by_text[asked.question] = Warm(asked=asked)
+
+    def remove(self, question: str) -> None:
+        """Forgets a question.
+
+        Raises:
+            InvalidInput: it is not registered.
+        """
+        if self._by_text.pop(question, None) is None:
+            raise InvalidInput(f"{question!r} is not a warm question; there are {self.questions}")
+
+    def due(self) -> list[Warm]:
+        """Those that are out of date."""
+        if self.running or self.version < 0:
+            return []
+        return [one for one in self._by_text.values() if one.tried_version != self.version]
+
+    def fresh(self, asked: Asked) -> Warm | None:
+        """What `asked` can be answered from, exactly, at the session's version."""
+        one = self._by_text.get(asked.question)
+        if one is None or one.version != self.version or self.version < 0:
+            return None
+        single = bool(asked.choice_tokens) and all(len(ids) == 1 for ids in asked.choice_tokens)
+        return one if single else None
+
+    def keep(
+        self, warm: Iterable[Warm], logprobs: NDArray[np.float32], version: int, seen_cells: int
+    ) -> None:
+        """Keeps what a step computed for some of them."""
+        for one, row in zip(warm, logprobs, strict=True):
+            one.version, one.seen_cells, one.logprobs = version, seen_cells, np.array(row)
+            one.tried_version = version

@@ -1,0 +1,112 @@
+"""Answers that are there before the question: fresh flash answers, and warm questions.
+
+Comes in: a question with its settings. Goes out: a future that is done already, or None: then it
+must be computed. Exact or not used: an answer counts only if computing it now would give the same.
+No device, and no tokens for a flash hit. Does not know: how those answers were made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from jaxstate.engine.asking import Settings
+from jaxstate.engine.desk import AskFuture, Desk
+from jaxstate.engine.flash import Registered
+from jaxstate.engine.ledger import Book
+from jaxstate.engine.runs import Asked
+from jaxstate.engine.values import Answer, Usage
+
+
+class FlashQuery:
+    """A registered question: a handle that shows where it stands when it is looked at.
+
+    Attributes:
+        id: its name within the session.
+        question: its text.
+    """
+
+    def __init__(self, desk: Desk, book: Book, registered: Registered) -> None:
+        self.id = registered.id
+        self.question = registered.asked.question
+        self._desk = desk
+        self._book = book
+        self._registered = registered
+
+    @property
+    def answer(self) -> Answer | None:
+        """The newest answer, with the version that it saw; None before the first."""
+        return self._registered.answer
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the answer is that of the session's version."""
+        with self._desk.lock:
+            return self._book.flash.is_fresh(self._registered)
+
+    @property
+    def error(self) -> str | None:
+        """Why it could not be answered at the newest version; None if it could."""
+        return self._registered.error
+
+    def __repr__(self) -> str:
+        return f"FlashQuery({self.id!r}, {self.question!r}, fresh={self.fresh})"
+
+
+def flash_hit(
+    desk: Desk, book: Book, question: str, settings: Settings, least: int, started_s: float
+) -> tuple[AskFuture | None, Asked | None]:
+    """The answer of the flash query of that text, if it is fresh and just what is asked for.
+
+    Args:
+        desk: of the engine.
+        book: the session's.
+        question: as it was asked.
+        settings: likewise.
+        least: the version that the answer must have seen.
+        started_s: when it was asked.
+
+    Returns:
+        The answer, or None; and the registered question, if its settings are what is asked for, so
+        that it need not be made anew.
+    """
+    with desk.lock:
+        registered = book.flash.of_text(question) if isinstance(question, str) else None
+        if registered is None or book.closed:
+            return None, None
+        answer = registered.answer
+        fresh = answer is not None and book.flash.is_fresh(registered) and answer.version >= least
+        if (
+            answer is not None
+            and fresh
+            and settings.would_give(registered.asked, answer, registered.answer_steps)
+        ):
+            return _given(desk, answer, "flash", started_s), None
+        same = settings.fit(registered.asked) and settings.same_length(registered.asked)
+        return None, registered.asked if same else None
+
+
+def ready_hit(
+    desk: Desk, book: Book, asked: Asked, least: int, started_s: float
+) -> AskFuture | None:
+    """The best of the choices, read off what is kept for the warm question of that text."""
+    if asked.choices is None or len(book.warm) == 0:
+        return None
+    with desk.lock:
+        warm = None if book.closed else book.warm.fresh(asked)
+        if warm is None or warm.version < least:
+            return None
+        return _given(desk, warm.answer(asked, 0.0), "ready", started_s)
+
+
+def _given(
+    desk: Desk, answer: Answer, source: Literal["flash", "ready"], started_s: float
+) -> AskFuture:
+    """An answer that was there already; the caller holds the lock."""
+    usage = Usage(context_tokens=answer.usage.context_tokens, question_tokens=0, answer_tokens=0)
+    latency_s = desk.clock() - started_s
+    given = dataclasses.replace(answer, source=source, usage=usage, latency_s=latency_s)
+    desk.recorder.ask_answered(source, latency_s)
+    future = AskFuture()
+    future.set_result(given)
+    return future

@@ -1,0 +1,223 @@
+"""What becomes of questions and sessions, and who hears of it.
+
+Comes in: runs whose answer is complete, cancelled or failed; commits; sessions that close. Goes
+out: books in order, and an outbox of deliveries (futures, events, callbacks) that the loop makes
+once it has let go of the lock, so that no subscriber's code runs inside it. Does not know: devices,
+threads, what is planned.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from typing import TypeVar
+
+from jaxstate.engine.flash import Registered
+from jaxstate.engine.ledger import Ask, Book, Ledger
+from jaxstate.engine.metrics import MetricsRecorder
+from jaxstate.engine.runs import Run
+from jaxstate.engine.subscription import Subscription
+from jaxstate.engine.values import Answer, Event, FlashReady
+from jaxstate.errors import ClosedError, JaxstateError, StepFailed
+
+T = TypeVar("T")
+Delivery = Callable[[], None]
+
+
+class Outcomes:
+    """Ends what has ended.
+
+    Args:
+        ledger: the books.
+        recorder: counts it.
+        on_thread: runs a user's callback somewhere else than in the loop.
+        forget: tells the executor, at its next occasion, that a session is gone.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        recorder: MetricsRecorder,
+        on_thread: Callable[[Delivery], None],
+        forget: Callable[[Book], None],
+    ) -> None:
+        self.recorder = recorder
+        self._ledger = ledger
+        self._on_thread = on_thread
+        self._forget = forget
+        self._outbox: list[Delivery] = []
+
+    def take_outbox(self) -> list[Delivery]:
+        """Deliveries to make, in order, without the lock."""
+        outbox, self._outbox = self._outbox, []
+        return outbox
+
+    def runs_of(self, book: Book, keys: Iterable[int]) -> list[Run]:
+        """The runs of those names."""
+        asks, flash = book.asks, book.flash_runs
+        return [asks[key].run if key in asks else flash[key][0] for key in keys]
+
+    def finish(self, book: Book, runs: Sequence[Run], now_s: float) -> None:
+        """Delivers those of `runs` that are complete and still wanted."""
+        for run in runs:
+            if run.finished and run.key in book.asks:
+                self._answer(book.asks[run.key], book, now_s)
+            elif run.finished and run.key in book.flash_runs:
+                self._answer_flash(book, run, now_s)
+
+    def _answer(self, ask: Ask, book: Book, now_s: float) -> None:
+        self._let_go(book, ask.run)
+        answer = ask.run.answer(now_s - ask.run.arrived_s)
+        self.recorder.ask_answered("computed", answer.latency_s)
+        self.resolve(ask.future, answer)
+
+    def _answer_flash(self, book: Book, run: Run, now_s: float) -> None:
+        registered = book.flash_runs[run.key][1]
+        self._let_go(book, run)
+        if book.flash.get(registered.id) is not registered:
+            return  # removed meanwhile
+        answer = run.answer(now_s - run.arrived_s)
+        fired = book.flash.answered(registered, answer, run.taken_tokens)
+        behind = book.version - answer.version
+        self.recorder.flash_answered(
+            behind_entries=behind,
+            behind_s=now_s - registered.stale_since_s if behind else 0.0,
+            refresh_s=answer.latency_s,
+        )
+        event = FlashReady(
+            id=registered.id, question=registered.asked.question, answer=answer, fired=fired
+        )
+        self.tell(book, event)
+        if fired and registered.on_fire is not None:
+            self._call_back(registered, answer)
+
+    def _call_back(self, registered: Registered, answer: Answer) -> None:
+        on_fire = registered.on_fire
+        if on_fire is not None:
+            self._outbox.append(lambda: self._on_thread(lambda: on_fire(answer)))
+
+    def fail_ask(self, book: Book, key: int, error: JaxstateError) -> None:
+        """An ask cannot be answered."""
+        ask = book.asks[key]
+        self._let_go(book, ask.run)
+        self.recorder.count("asks_failed")
+        self.reject(ask.future, error)
+
+    def cancelled(self, book: Book, key: int, *, timed_out: bool) -> None:
+        """Nobody waits for that ask any more; its step under way, if any, ends unheard."""
+        if key in book.asks:
+            self._let_go(book, book.asks[key].run)
+            self.recorder.count("asks_timed_out" if timed_out else "asks_cancelled")
+
+    def fail_runs(self, book: Book, runs: Sequence[Run], cause: Exception) -> None:
+        """The device failed in a step that answered these; the sessions' cells are untouched."""
+        for run in runs:
+            if run.key in book.asks:
+                self.fail_ask(book, run.key, _step_failed(cause))
+            elif run.key in book.flash_runs:
+                registered = book.flash_runs[run.key][1]
+                self._let_go(book, run)
+                book.flash.refused(registered, run.version, f"the device failed: {cause}")
+                self.recorder.count("flash_refused")
+
+    def break_session(self, book: Book, cause: Exception) -> None:
+        """The device failed while it wrote a session's cells: they cannot be trusted."""
+        self.close(book, f"the device failed while reading: {cause}", _step_failed(cause))
+
+    def close(self, book: Book, reason: str, error: JaxstateError | None = None) -> None:
+        """Ends a session: nothing that was asked of it stays unanswered."""
+        if book.closed_because is not None:
+            return
+        book.closed_because = reason
+        error = error or ClosedError(f"session {book.id!r} is closed: {reason}")
+        for key in tuple(book.asks):
+            self.fail_ask(book, key, error)
+        self._drop_flash(book, lambda run: True)
+        waiting = [future for _, future in book.waiters] + book.room_waiters
+        for future in waiting:
+            self.reject(future, error)
+        for subscription in book.subscriptions:
+            self._outbox.append(functools.partial(subscription.close, reason))
+        book.waiters, book.room_waiters, book.subscriptions = [], [], []
+        self._ledger.books.pop(book.key, None)
+        self._ledger.by_id.pop(book.id, None)
+        self._forget(book)
+
+    def evict(self) -> None:
+        """Registered questions under way give their tail blocks to an ask; they begin again."""
+        for book in self._ledger.books.values():
+            self._drop_flash(book, lambda run: True)
+
+    def drop_unreadable(self, book: Book) -> None:
+        """Registered questions under way that would lose cells to what is read now begin again."""
+        readable, length = self._ledger.readable, book.launched_cells
+        self._drop_flash(book, lambda run: not readable(run.seen_cells, length))
+
+    def _drop_flash(self, book: Book, which: Callable[[Run], bool]) -> None:
+        for run, registered in tuple(book.flash_runs.values()):
+            if which(run):
+                registered.give_up()
+                self._let_go(book, run)
+                self.recorder.count("flash_rows_dropped")
+
+    def room_made(self, book: Book) -> None:
+        """Some entries left the queue: pushes that wait for room may try again."""
+        for future in book.room_waiters:
+            self.resolve(future, None)
+        book.room_waiters = []
+
+    def reached(self, book: Book) -> None:
+        """A new version: tells those that wait for it."""
+        for version, future in book.waiters:
+            if version <= book.version:
+                self.resolve(future, None)
+        book.waiters = [
+            (version, future)
+            for version, future in book.waiters
+            if version > book.version and not future.cancelled()
+        ]
+
+    def tell(self, book: Book, event: Event) -> None:
+        """Sends an event to everyone who listens; who has gone, or is too slow, is forgotten."""
+        if listening := tuple(book.subscriptions):
+            self._outbox.append(lambda: self._offer(book, listening, event))
+
+    def _offer(self, book: Book, listening: Sequence[Subscription], event: Event) -> None:
+        gone = [one for one in listening if not one.offer(event)]
+        for subscription in gone:
+            if subscription in book.subscriptions:
+                book.subscriptions.remove(subscription)
+                if not subscription.ended:
+                    self.recorder.count("subscribers_dropped")
+
+    def resolve(self, future: Future[T], value: T) -> None:
+        """Delivers a result, unless the future was cancelled."""
+
+        def deliver() -> None:
+            if future.set_running_or_notify_cancel():
+                future.set_result(value)
+
+        self._outbox.append(deliver)
+
+    def reject(self, future: Future[T], error: JaxstateError) -> None:
+        """Delivers an error, unless the future was cancelled."""
+
+        def deliver() -> None:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+
+        self._outbox.append(deliver)
+
+    def _let_go(self, book: Book, run: Run) -> None:
+        """Takes a run off the books; a step under way no longer reaches anyone."""
+        book.asks.pop(run.key, None)
+        book.flash_runs.pop(run.key, None)
+        self._ledger.blocks.give_back(run.blocks)
+        run.blocks, run.finished = (), True
+
+
+def _step_failed(cause: Exception) -> StepFailed:
+    error = StepFailed(f"the device failed in this step: {cause}")
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,397 @@
+"""A session as its users see it: push, ask, register, listen.
+
+Comes in: text. Goes out: receipts, answers, events. Every call comes straight back, but for those
+that say that they wait. Safe to use from any thread. Does not know: devices, the loop.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from types import TracebackType
+from typing import TypeVar
+
+from jaxstate.engine.asking import Asker, Settings, checked_settings
+from jaxstate.engine.conditions import Condition, Equals, Watch
+from jaxstate.engine.desk import AskFuture, Desk
+from jaxstate.engine.executor import Tokens
+from jaxstate.engine.flash import Registered
+from jaxstate.engine.hits import FlashQuery, flash_hit, ready_hit
+from jaxstate.engine.ingest import Coalesce
+from jaxstate.engine.ledger import Book
+from jaxstate.engine.subscription import FlashMode, Subscription, checked_timeout
+from jaxstate.engine.values import Answer, Event, Receipt, SessionInfo
+from jaxstate.errors import InvalidInput, TimedOut
+from jaxstate.records import Sampling, checked_int
+
+T = TypeVar("T")
+OnFire = Callable[[Answer], None]
+
+
+class Session:
+    """A stream that is read once, and asked about. `Engine.open` makes it.
+
+    Args:
+        desk: of its engine.
+        asker: of its model.
+        book: its own.
+    """
+
+    def __init__(self, desk: Desk, asker: Asker, book: Book) -> None:
+        self._desk = desk
+        self._asker = asker
+        self._book = book
+
+    @property
+    def book(self) -> Book:
+        """Its bookkeeping, for the engine's own."""
+        return self._book
+
+    @property
+    def id(self) -> str:
+        """Its name."""
+        return self._book.id
+
+    @property
+    def version(self) -> int:
+        """Sequence number of the last entry in the cells; -1 before the prefix is read."""
+        return self._book.version
+
+    def push(self, entries: str | Sequence[str], *, timeout: float | None = None) -> Receipt:
+        """Takes one entry or several, all or none, to be read in order.
+
+        Returns at once; with the policy "block" it waits while the queue is full.
+
+        Args:
+            entries: texts; each is tokenised on its own.
+            timeout: seconds to wait for room at most.
+
+        Raises:
+            InvalidInput: no entries, something that is no text, or more than the queue holds.
+            CapacityExceeded: the session will have no cells for them.
+            QueueFull: the queue is full (policies "reject" and, where nothing may be displaced,
+                "drop_oldest" and `Coalesce`).
+            TimedOut: no room within `timeout`.
+            ClosedError: the session or the engine is closed.
+        """
+        prepared, left_s = self.prepare(entries), countdown(timeout)
+        while isinstance(outcome := self.push_prepared(prepared), Future):
+            wait_for(outcome, left_s(), "the queue was full")
+        return outcome
+
+    def wait(self, version: int | None = None, timeout: float | None = None) -> int:
+        """Waits until the entries up to `version` are in the cells; returns the version then.
+
+        Args:
+            version: a sequence number; None for everything pushed so far.
+            timeout: seconds at most; None for ever.
+
+        Raises:
+            TimedOut: it took longer.
+            ClosedError: the session or the engine was closed.
+        """
+        wait_for(self.waiting(version), timeout, "the entries were not read")
+        return self._book.version
+
+    def ask(
+        self,
+        question: str,
+        *,
+        max_tokens: int | None = None,
+        choices: Sequence[str] | None = None,
+        min_version: int | None = None,
+        stop: Sequence[str] | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Answers a question at the newest committed version; waits for the answer.
+
+        The text of a flash query is answered from there if that is fresh and computing would give
+        the same; what is left at None is then what the flash query has. A warm question with
+        `choices` of one token each is answered from what is kept. Otherwise it is computed.
+
+        Args:
+            question: its text.
+            max_tokens: of the answer; None for 16.
+            choices: score these and answer with the best.
+            min_version: wait until the session has that version.
+            stop: strings that end the answer, instead of the template's own.
+            temperature, top_p, seed: as in `Sampling`.
+            timeout: seconds at most; None for ever.
+
+        Raises:
+            InvalidInput, PromptTooLong: the question cannot be asked.
+            CapacityExceeded: it would reach past the positions that the model was made for.
+            TimedOut: it took longer; the question is taken off the device.
+            StepFailed: the device failed.
+            ClosedError: the session or the engine was closed.
+        """
+        future = self.submit(
+            question,
+            max_tokens=max_tokens,
+            choices=choices,
+            min_version=min_version,
+            stop=stop,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        )
+        return wait_for(future, timeout, "the question was not answered")
+
+    def submit(
+        self,
+        question: str,
+        *,
+        max_tokens: int | None = None,
+        choices: Sequence[str] | None = None,
+        min_version: int | None = None,
+        stop: Sequence[str] | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> AskFuture:
+        """Like `ask`, but returns a future at once; cancelling it ends the question."""
+        started_s = self._desk.clock()
+        settings = checked_settings(
+            max_tokens=max_tokens,
+            choices=choices,
+            stop=stop,
+            sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed),
+        )
+        least = 0 if min_version is None else checked_int("min_version", min_version)
+        given, registered = flash_hit(self._desk, self._book, question, settings, least, started_s)
+        if given is not None:
+            return given
+        asked = registered or self._asker.ask(question, settings)
+        ready = ready_hit(self._desk, self._book, asked, least, started_s)
+        return ready or self._desk.ask(self._book, asked, least, started_s)
+
+    def flash(
+        self,
+        question: str,
+        *,
+        max_tokens: int | None = None,
+        choices: Sequence[str] | None = None,
+        stop: Sequence[str] | None = None,
+        when: Condition | None = None,
+        on_fire: OnFire | None = None,
+        min_interval_s: float = 0.0,
+        deadline_s: float | None = None,
+    ) -> FlashQuery:
+        """Registers a question: from now on it is answered, in idle time, at every new version.
+
+        Args:
+            question: its text; each text once.
+            max_tokens: of the answer; None for 16.
+            choices: score these and answer with the best.
+            stop: strings that end the answer, instead of the template's own.
+            when: which answers are news; None: those whose text differs from the one before.
+            on_fire: called with each answer that is news, on a thread for callbacks; an exception
+                in it is logged.
+            min_interval_s: answer it no more often than that.
+            deadline_s: once its answer has been out of date for so long, it is as urgent as an ask.
+
+        Raises:
+            FlashLimit: the session has as many as it may.
+            InvalidInput, PromptTooLong: the question cannot be asked, or is registered already.
+        """
+        settings = checked_settings(
+            max_tokens=max_tokens, choices=choices, stop=stop, sampling=Sampling()
+        )
+        asked = self._asker.ask(question, settings)
+        watch = Watch(when)
+        if isinstance(when, Equals) and asked.choices and when.choice not in asked.choices:
+            raise InvalidInput(f"when={when!r} can never hold: the choices are {asked.choices}")
+        registered = Registered(
+            asked=asked,
+            watch=watch,
+            on_fire=on_fire,
+            min_interval_s=_checked_seconds("min_interval_s", min_interval_s),
+            deadline_s=None if deadline_s is None else _checked_seconds("deadline_s", deadline_s),
+        )
+        self._desk.register(self._book, registered)
+        return FlashQuery(self._desk, self._book, registered)
+
+    def flashes(self) -> list[FlashQuery]:
+        """The registered questions, in the order of registration."""
+        with self._desk.lock:
+            registered = list(self._book.flash)
+        return [FlashQuery(self._desk, self._book, one) for one in registered]
+
+    def unflash(self, flash_id: str) -> None:
+        """Forgets a registered question.
+
+        Raises:
+            InvalidInput: there is none of that name.
+        """
+        self._desk.unregister(self._book, flash_id)
+
+    def warm(self, question: str) -> None:
+        """Keeps, in idle time, what the model would begin an answer with at every new version.
+
+        An `ask` of that text whose choices have one token each then needs no device
+        (`source="ready"`).
+
+        Raises:
+            FlashLimit: the session has as many as it may.
+            InvalidInput, PromptTooLong: the question cannot be asked.
+        """
+        asked = self._asker.ask(question, Settings(max_tokens=1))
+        if len(asked.tokens) > self._desk.limits.question_tokens:
+            raise InvalidInput(
+                f"a warm question has at most {self._desk.limits.question_tokens} tokens; this one "
+                f"has {len(asked.tokens)}"
+            )
+        self._desk.warm(self._book, asked)
+
+    def unwarm(self, question: str) -> None:
+        """Forgets a warm question.
+
+        Raises:
+            InvalidInput: it is not one.
+        """
+        self._desk.unwarm(self._book, question)
+
+    def events(
+        self, timeout: float | None = None, *, flash: FlashMode = "changed"
+    ) -> Iterator[Event]:
+        """What happens from now on: `Connected`, `DataUpdated`, `FlashReady` …, `Closed`.
+
+        A subscriber that does not read in time is dropped: its last event is `Closed`, and says so.
+
+        Args:
+            timeout: the iteration ends when nothing happened for so many seconds; None never.
+            flash: "changed" for answers that are news, "always" for all of them.
+        """
+        checked_timeout(timeout)
+        return self.subscribe(flash=flash).iterate(timeout)
+
+    def subscribe(self, *, flash: FlashMode = "changed") -> Subscription:
+        """The same as an object that can be polled."""
+        return self._desk.subscribe(self._book, flash)
+
+    def info(self) -> SessionInfo:
+        """Facts about this session at this moment."""
+        book, desk = self._book, self._desk
+        with desk.lock:
+            oldest_s = book.queue.oldest_s
+            return SessionInfo(
+                id=book.id,
+                version=book.version,
+                pending=book.queue.pending,
+                pending_tokens=book.queue.pending_tokens,
+                cells=desk.limits.session_cells,
+                tokens=book.seen_cells,
+                bytes=desk.session_bytes,
+                residency="device",
+                lag_s=0.0 if oldest_s is None else desk.clock() - oldest_s,
+                dropped=book.queue.dropped,
+                flashes=len(book.flash),
+            )
+
+    def fork(self, id: str | None = None) -> Session:
+        """A session that has read what this one has, and from then on goes its own way; waits for
+        the copy. Flash queries and what waits in the queue stay here.
+
+        Raises:
+            BudgetExceeded: there are no cells for one more session.
+            ClosedError: this session or the engine is closed.
+        """
+        book, future = self._desk.fork(self._book, id)
+        future.result()
+        return Session(self._desk, self._asker, book)
+
+    def save(self, path: str | os.PathLike[str], notes: dict[str, str | int] | None = None) -> None:
+        """Writes the session, as of its version, to a directory; waits for the disk.
+
+        `Engine.restore` brings it back. What waits in the queue, and flash queries, are not in it.
+
+        Args:
+            path: as for `jaxstate.save_state`.
+            notes: kept with it.
+
+        Raises:
+            SnapshotError, InvalidInput: as `jaxstate.save_state`.
+        """
+        self._desk.save(self._book, os.fspath(path), dict(notes or {})).result()
+
+    def close(self) -> None:
+        """Ends the session: asks, waits and subscriptions end with `ClosedError` or `Closed`."""
+        self._desk.close_session(self._book, "it was closed by its user")
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Session({self.id!r}, version={self.version})"
+
+    def prepare(self, entries: str | Sequence[str]) -> list[tuple[Tokens, Hashable | None]]:
+        """The first half of `push`: tokens, and keys where the policy wants them."""
+        texts = [entries] if isinstance(entries, str) else entries
+        if not isinstance(texts, Sequence):
+            raise InvalidInput(f"entries={entries!r} must be a text or a list of texts")
+        policy = self._book.queue.policy
+        keyed = policy.key if isinstance(policy, Coalesce) else None
+        return [(self._asker.entry(text), None if keyed is None else keyed(text)) for text in texts]
+
+    def push_prepared(
+        self, prepared: list[tuple[Tokens, Hashable | None]]
+    ) -> Receipt | Future[None]:
+        """The second half of `push`; a future to wait for, if there is no room now."""
+        outcome = self._desk.push(self._book, prepared)
+        if isinstance(outcome, Future):
+            return outcome
+        offer, pending = outcome
+        return Receipt(first=offer.first, last=offer.last, pending=pending, dropped=offer.dropped)
+
+    def waiting(self, version: int | None) -> Future[None]:
+        """What `wait` waits for."""
+        wanted = self._book.queue.last if version is None else checked_int("version", version)
+        return self._desk.wait(self._book, wanted)
+
+
+def wait_for(future: Future[T], timeout: float | None, what: str) -> T:
+    """A future's result; on a timeout it is cancelled.
+
+    Raises:
+        TimedOut: `what`, within the timeout.
+    """
+    wait([future], checked_timeout(timeout))
+    if not future.done():
+        mark_timed_out(future)
+        if future.cancel():
+            raise TimedOut(f"{what} within {timeout} s; it was cancelled")
+    return future.result()
+
+
+def countdown(timeout: float | None) -> Callable[[], float | None]:
+    """Tells, whenever it is called, how many of `timeout` seconds are left."""
+    seconds = checked_timeout(timeout)
+    if seconds is None:
+        return lambda: None
+    ends_s = time.monotonic() + seconds
+    return lambda: max(0.0, ends_s - time.monotonic())
+
+
+def mark_timed_out(future: Future[T]) -> None:
+    """Lets an ask that is cancelled now be counted as one that timed out."""
+    if isinstance(future, AskFuture):
+        future.timed_out = True
+
+
+def _checked_seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+        raise InvalidInput(f"{name}={value!r} must be seconds, 0 or more")
+    return float(value)

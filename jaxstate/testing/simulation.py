@@ -1,0 +1,409 @@
+"""A whole engine under a random life that a seed replays exactly.
+
+Comes in: a seed. Goes out: nothing, or an `AssertionError` that names the seed. Pushes, questions,
+registrations, cancellations, forks and closings come in an order, and at times, that the seed
+decides; the steps are real ones. After every step it is checked that
+
+- a step which is no `extend` leaves every session's cells as they were, bit for bit, and an
+  `extend` those of all other sessions (design §7.2);
+- whatever way a question was answered (alone, in a batch, as a flash query, from a warm one), the
+  answer is what `query` gives on a state built by `extend` from the same entries (§7.3);
+- an answer names the version that it saw, at least what was demanded, and a flash query is fresh
+  only at its session's version (§7.4);
+
+and at the end that every entry was read once, in order, or reported dropped, and that nothing is
+held that nobody uses. Does not know: threads, real time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from jaxstate.engine.asking import Asker, Settings
+from jaxstate.engine.conditions import Changed, ConfidenceAbove
+from jaxstate.engine.config import EngineConfig
+from jaxstate.engine.desk import AskFuture
+from jaxstate.engine.hits import FlashQuery
+from jaxstate.engine.ingest import Coalesce, QueuePolicy
+from jaxstate.engine.runs import Asked
+from jaxstate.engine.scheduler import Policy
+from jaxstate.engine.session import Session
+from jaxstate.engine.values import Answer, Receipt, Span
+from jaxstate.errors import (
+    BudgetExceeded,
+    CapacityExceeded,
+    ClosedError,
+    QueueFull,
+)
+from jaxstate.model.bundle import Model
+from jaxstate.testing.clock import FakeClock
+from jaxstate.testing.reference import Reference
+from jaxstate.testing.stepped import SteppedEngine
+from jaxstate.testing.watched import WatchedExecutor
+from jaxstate.text import Template
+
+SESSION_CELLS = 96
+# Short, so that a choice may be one token and a question fits into one step; the last one does not.
+TEMPLATE = Template(bare="<bos>", opening=("<bos>", ""), asking=("?", "="), stop=("\n", "Y"))
+QUESTIONS = ("a", "up", "q", "is it up", "is it up or is it down")
+CHOICES = (None, None, ("y", "n"), ("y", "no"), ("a", "ab", "bcd"), ("only",))
+POLICIES: tuple[QueuePolicy, ...] = (
+    "block",
+    "reject",
+    "drop_oldest",
+    Coalesce(lambda text: text[:1]),
+)
+
+
+@dataclass(eq=False)
+class _Life:
+    """A session, and what the simulation knows of it by itself.
+
+    Attributes:
+        opening: tokens that it started with.
+        entries: tokens of every entry pushed, by sequence number.
+        dropped: those that were reported dropped.
+        base: what a fork has read from its parent: the version and the tokens.
+    """
+
+    session: Session
+    opening: tuple[int, ...]
+    entries: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    dropped: set[int] = field(default_factory=set)
+    base: tuple[int, tuple[int, ...]] | None = None
+    flashes: dict[str, FlashQuery] = field(default_factory=dict)
+    asked: dict[str, Asked] = field(default_factory=dict)
+
+    def read(self, version: int) -> tuple[int, ...]:
+        """Every token that a version has read."""
+        tokens, after = (self.opening, 0) if self.base is None else (self.base[1], self.base[0])
+        for number in sorted(self.entries):
+            if after < number <= version and number not in self.dropped:
+                tokens += self.entries[number]
+        return tokens
+
+    def drop(self, spans: Sequence[Span]) -> None:
+        for span in spans:
+            self.dropped |= set(range(span.first, span.last + 1))
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """An ask under way."""
+
+    life: _Life
+    future: AskFuture
+    asked: Asked
+    least_version: int
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What one simulated life contained.
+
+    Attributes:
+        operations: by name.
+        sources: answers by source.
+        turns: of the loop.
+    """
+
+    operations: dict[str, int]
+    sources: dict[str, int]
+    turns: int
+
+
+class Simulation:
+    """One random life of an engine.
+
+    Args:
+        model: with a byte tokenizer and small steps.
+        seed: decides everything.
+        operations: how many things clients do.
+        session_cells: capacity of every session.
+        reference: knows what must come out; shared between simulations, it need not compute it
+            again.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        seed: int,
+        *,
+        operations: int = 40,
+        session_cells: int = SESSION_CELLS,
+        executor: WatchedExecutor | None = None,
+        reference: Reference | None = None,
+    ) -> None:
+        self._random = random.Random(seed)
+        self._operations = operations
+        self._clock = FakeClock()
+        self._model = model = dataclasses.replace(model, template=TEMPLATE)
+        self._executor = executor or WatchedExecutor(model, session_cells=session_cells)
+        self._reference = reference or Reference(model, session_cells)
+        self._engine = SteppedEngine(
+            self._executor,
+            self._clock,
+            cells=3 * session_cells,
+            config=self._config(),
+            template=TEMPLATE,
+        )
+        limits = self._executor.limits
+        self._asker = Asker(tokenizer=model.text, template=model.template, limits=limits)
+        self._seen: dict[int, Answer] = {}
+        self._lives: list[_Life] = []
+        self._waiting: list[_Waiting] = []
+        self._counts: dict[str, int] = {}
+        self._sources: dict[str, int] = {}
+        self._turns = 0
+
+    def run(self) -> Tally:
+        """Lives the life, and checks it.
+
+        Raises:
+            AssertionError: something that must hold did not.
+        """
+        self._open()
+        for _ in range(self._operations):
+            self._act()
+            for _ in range(self._random.choice((0, 0, 1, 1, 2, 5, 30))):
+                self._turn()
+        while self._turn():
+            pass
+        self._settle_time()
+        self._check_end()
+        self._engine.close()
+        return Tally(self._counts, self._sources, self._turns)
+
+    def _config(self) -> EngineConfig:
+        patience = self._random.choice((1, 2, 8))
+        policy = Policy(
+            ingest_patience=patience, flash_patience=2 * patience, warm_patience=3 * patience
+        )
+        return EngineConfig(queue_entries=self._random.choice((3, 8)), scheduling=policy)
+
+    def _act(self) -> None:
+        acts: list[tuple[Callable[[], None], int]] = [
+            (self._push, 10),
+            (self._ask, 8),
+            (self._flash, 3),
+            (self._unflash, 1),
+            (self._warm, 1),
+            (self._cancel, 3),
+            (self._open, 1),
+            (self._close, 1),
+            (self._fork, 1),
+            (self._pass_time, 2),
+        ]
+        (act,) = self._random.choices([one for one, _ in acts], [weight for _, weight in acts])
+        name = act.__name__.removeprefix("_")
+        self._counts[name] = self._counts.get(name, 0) + 1
+        try:
+            act()
+        except (QueueFull, CapacityExceeded, BudgetExceeded) as refusal:
+            name = type(refusal).__name__
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def _turn(self) -> bool:
+        did = self._engine.turn()
+        self._turns += 1
+        self._clock.pass_s(self._random.random())
+        self._executor.check_cells()
+        self._check_asks()
+        self._check_flashes()
+        return did
+
+    def _some_life(self) -> _Life:
+        if not self._lives:
+            self._open()
+        return self._random.choice(self._lives)
+
+    def _open(self) -> None:
+        prefix = self._random.choice(("", "", "p" * self._random.randint(1, 30)))
+        policy = self._random.choice(POLICIES)
+        session = self._engine.open(prefix=prefix, policy=policy)
+        opening = self._model.template.open_tokens(self._model.text, prefix)
+        self._lives.append(_Life(session=session, opening=tuple(opening)))
+
+    def _push(self) -> None:
+        life = self._some_life()
+        texts = [
+            "".join(self._random.choices("abc1 ", k=self._random.choice((0, 1, 2, 5, 9, 23))))
+            for _ in range(self._random.choice((1, 1, 2, 3)))
+        ]
+        outcome = life.session.push_prepared(life.session.prepare(texts))
+        if not isinstance(outcome, Receipt):
+            outcome.cancel()  # a full queue that blocks: this client goes away
+            return
+        template, tokenizer = self._model.template, self._model.text
+        for number, text in enumerate(texts, outcome.first):
+            life.entries[number] = tuple(template.entry_tokens(tokenizer, text))
+        life.drop(outcome.dropped)
+
+    def _ask(self) -> None:
+        life = self._some_life()
+        question = self._random.choice(QUESTIONS)
+        registered = next((one for one in life.flashes.values() if one.question == question), None)
+        choices = self._random.choice(CHOICES)
+        max_tokens = self._random.choice((1, 2, 5, 5 if registered is None else None))
+        min_version = max(0, life.session.version + self._random.choice((-1, 0, 0, 0, 1)))
+        version = life.session.version
+        future = life.session.submit(
+            question, choices=choices, max_tokens=max_tokens, min_version=min_version
+        )
+        settings = Settings(max_tokens=max_tokens, choices=choices)
+        if registered is not None and choices is None:
+            settings = self._adopted(life.asked[registered.id], max_tokens)
+        asked = self._asker.ask(question, settings)
+        waiting = _Waiting(life, future, asked, max(min_version, version))
+        if future.done():
+            answer = future.result()
+            assert answer.version == version, "a stale answer was given as fresh"
+            assert answer.source != "computed"
+        self._waiting.append(waiting)
+
+    def _adopted(self, asked: Asked, max_tokens: int | None) -> Settings:
+        """What an ask without choices means where that question is registered."""
+        if asked.choices is not None or max_tokens is None:
+            return Settings(max_tokens=asked.max_tokens, choices=asked.choices)
+        return Settings(max_tokens=max_tokens)
+
+    def _flash(self) -> None:
+        life = self._some_life()
+        question = self._random.choice(QUESTIONS)
+        if any(one.question == question for one in life.flashes.values()):
+            return
+        choices = self._random.choice(CHOICES)
+        max_tokens = self._random.choice((1, 3, 5))
+        query = life.session.flash(
+            question,
+            choices=choices,
+            max_tokens=max_tokens,
+            when=self._random.choice((None, Changed(), ConfidenceAbove(0.5))),
+            min_interval_s=self._random.choice((0.0, 0.0, 3.0)),
+            deadline_s=self._random.choice((None, 1.0)),
+        )
+        life.flashes[query.id] = query
+        settings = Settings(max_tokens=max_tokens, choices=choices)
+        life.asked[query.id] = self._asker.ask(question, settings)
+
+    def _unflash(self) -> None:
+        life = self._some_life()
+        if life.flashes:
+            name = self._random.choice(list(life.flashes))
+            life.session.unflash(name)
+            del life.flashes[name]
+
+    def _warm(self) -> None:
+        self._some_life().session.warm(self._random.choice(QUESTIONS[:-1]))
+
+    def _cancel(self) -> None:
+        if self._waiting:
+            self._random.choice(self._waiting).future.cancel()
+
+    def _close(self) -> None:
+        life = self._some_life()
+        life.session.close()
+        self._lives.remove(life)
+
+    def _fork(self) -> None:
+        parent = self._some_life()
+        session = self._engine.fork(parent.session, self._turn)
+        version = session.version
+        life = _Life(session=session, opening=parent.opening)
+        life.base = (version, parent.read(version))
+        self._lives.append(life)
+
+    def _pass_time(self) -> None:
+        self._clock.pass_s(self._random.random() * 5)
+
+    def _settle_time(self) -> None:
+        """Lets minimum intervals pass, and what waits for them be done."""
+        for _ in range(4):
+            self._clock.pass_s(5.0)
+            while self._turn():
+                pass
+
+    def _check_asks(self) -> None:
+        for waiting in [one for one in self._waiting if one.future.done()]:
+            self._waiting.remove(waiting)
+            if waiting.future.cancelled():
+                continue
+            error = waiting.future.exception()
+            if error is not None:
+                assert isinstance(error, ClosedError), f"an ask failed: {error!r}"
+                assert waiting.life not in self._lives, "an ask of an open session was refused"
+                continue
+            self._check_answer(waiting.life, waiting.future.result(), waiting.asked)
+            assert waiting.future.result().version >= waiting.least_version
+
+    def _check_flashes(self) -> None:
+        for life in self._lives:
+            for name, query in life.flashes.items():
+                assert query.error is None, query.error
+                answer = query.answer
+                assert query.fresh == (
+                    answer is not None and answer.version == life.session.version
+                ), "fresh does not say whether it is"
+                if answer is not None and self._seen.get(id(query)) is not answer:
+                    self._seen[id(query)] = answer
+                    self._check_answer(life, answer, life.asked[name])
+
+    def _check_answer(self, life: _Life, answer: Answer, asked: Asked) -> None:
+        self._sources[answer.source] = self._sources.get(answer.source, 0) + 1
+        self._reference.check(answer, life.read(answer.version), asked)
+
+    def _check_end(self) -> None:
+        for waiting in self._waiting:
+            wanted = waiting.least_version
+            assert wanted > waiting.life.session.version, "an ask was forgotten"
+        for life in self._lives:
+            info = life.session.info()
+            kept = [number for number in life.entries if number not in life.dropped]
+            base = 0 if life.base is None else life.base[0]
+            assert info.version == max(kept, default=base), "not everything was read"
+            assert info.pending == 0 and info.pending_tokens == 0
+            assert info.tokens == len(life.read(info.version))
+            assert all(query.fresh for query in life.flashes.values()), "an answer is out of date"
+        gauges = self._engine.metrics().gauges
+        assert gauges.asks_running == 0
+        assert gauges.asks_waiting == len(self._waiting)
+        assert self._engine.free_tail_blocks == self._executor.limits.tail_blocks
+
+
+def simulate(
+    model: Model,
+    seeds: Iterable[int],
+    *,
+    operations: int = 40,
+    executor: WatchedExecutor | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Tally]:
+    """Lives as many lives as there are seeds.
+
+    Args:
+        model: with a byte tokenizer and small steps.
+        seeds: one for each life.
+        operations: how many things clients do in each.
+        executor: the device; None for one of the model's.
+        progress: called with each seed that is done.
+
+    Raises:
+        AssertionError: with the seed that replays it (`Simulation(model, seed).run()`).
+    """
+    executor = executor or WatchedExecutor(model, session_cells=SESSION_CELLS)
+    reference = Reference(model, SESSION_CELLS)
+    tallies: list[Tally] = []
+    for seed in seeds:
+        life = Simulation(
+            model, seed, operations=operations, executor=executor, reference=reference
+        )
+        try:
+            tallies.append(life.run())
+        except Exception as error:
+            raise AssertionError(f"seed {seed} (operations={operations}): {error}") from error
+        if progress is not None:
+            progress(seed)
+    return tallies

@@ -1,0 +1,93 @@
+"""An engine without a thread: a test decides when its loop turns.
+
+Comes in: an executor and a clock. Goes out: real sessions of a real engine; every step happens in a
+call of `turn`. With a seeded order of calls the whole engine is deterministic. Does not know: what
+is being tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jaxstate.engine.asking import Asker
+from jaxstate.engine.config import EngineConfig
+from jaxstate.engine.desk import Desk
+from jaxstate.engine.executor import Executor
+from jaxstate.engine.host import SessionHost
+from jaxstate.engine.loop import Loop
+from jaxstate.engine.session import Session
+from jaxstate.errors import ClosedError
+from jaxstate.testing.byte_tokenizer import ByteTokenizer
+from jaxstate.text import Template, plain_template
+
+
+class SteppedEngine(SessionHost):
+    """Like `Engine`, turned by hand; calls that wait for the loop (`ask`, `wait`, `fork`, `save`)
+    would wait for ever: use `submit` and futures.
+
+    Callbacks (`on_fire`) run within `turn`.
+
+    Args:
+        executor: what runs the steps.
+        clock: monotonic seconds.
+        cells: capacity of all sessions together.
+        config: bounds and shares.
+        template: of questions; the plain one with bytes as tokens if None.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        clock: Callable[[], float],
+        *,
+        cells: int = 65_536,
+        config: EngineConfig | None = None,
+        template: Template | None = None,
+    ) -> None:
+        tokenizer = ByteTokenizer()
+        desk = Desk(executor, cells, config or EngineConfig(), clock, lambda call: call())
+        shape = plain_template(tokenizer.bos) if template is None else template
+        super().__init__(desk, Asker(tokenizer=tokenizer, template=shape, limits=executor.limits))
+        self._loop = Loop(desk, executor, tokenizer)
+
+    def turn(self) -> bool:
+        """One turn of the loop; False if there was nothing to do."""
+        return self._loop.turn()
+
+    def run(self, turns: int = 10_000) -> int:
+        """Turns until there is nothing to do; returns how many turns did something.
+
+        Raises:
+            AssertionError: it never ended.
+        """
+        for done in range(turns):
+            if not self.turn():
+                return done
+        raise AssertionError(f"the engine is still busy after {turns} turns")
+
+    def fork(self, session: Session, turn: Callable[[], bool]) -> Session:
+        """`Session.fork`, for which `turn` is called until it is there.
+
+        Raises:
+            AssertionError: nothing is left to do, and it is not there.
+        """
+        book, future = self._desk.fork(session.book, None)
+        while not future.done():
+            assert turn() or future.done(), "the fork never came to be"
+        future.result()
+        return Session(self._desk, self._asker, book)
+
+    @property
+    def free_tail_blocks(self) -> int:
+        """Tail blocks that no question holds."""
+        return len(self._desk.ledger.blocks)
+
+    @property
+    def until_s(self) -> float | None:
+        """When there will be something to do again without news; None if never."""
+        return self._loop.until_s
+
+    def close(self) -> None:
+        """Ends every session."""
+        self._loop.close(ClosedError("the engine was closed"))
+        self._loop.turn()
