@@ -13,6 +13,7 @@ know: what the session is for.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -21,6 +22,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
@@ -51,6 +53,9 @@ _CELLS_PREFIX = "cells."
 _CELLS = r"cells\.[0-9a-f]{8}"
 # The record, cells, and what a save that was killed may have left of either.
 _OURS = re.compile(rf"session\.json(\.{_CELLS})?|{_CELLS}(\.orbax-checkpoint-tmp.*)?")
+# A failed save is cleared away once nothing of it was seen in so many looks, so far apart.
+_QUIET_LOOKS = 10
+_LOOK_S = 0.05
 
 Note: TypeAlias = str | int | float | bool | None
 Arrays: TypeAlias = dict[str, NDArray[np.generic]]
@@ -285,11 +290,7 @@ def _write(target: Path, info: SnapshotInfo, arrays: Arrays) -> None:
         _write_record(record, info)
         record.replace(target / RECORD_NAME)
     except BaseException as error:
-        # Orbax leaves directories of its own beside the one that it could not finish.
-        for leftover in target.glob(f"*{info.cells_name}*"):
-            _remove(leftover)
-        if is_new:
-            target.rmdir()
+        _clear(target, info.cells_name, is_new=is_new)
         if not isinstance(error, Exception):
             raise  # Ctrl-C is no failure to save
         raise SnapshotError(
@@ -298,6 +299,24 @@ def _write(target: Path, info: SnapshotInfo, arrays: Arrays) -> None:
     for other in target.iterdir():
         if other.name not in (RECORD_NAME, info.cells_name):
             _remove(other)
+
+
+def _clear(target: Path, cells_name: str, *, is_new: bool) -> None:
+    """Removes what a failed save left, until nothing more comes.
+
+    Orbax leaves directories of its own beside the one that it could not finish, and when one of its
+    writers fails the others go on for a moment: they make again what was removed under them.
+    """
+    quiet_looks = 0
+    while quiet_looks < _QUIET_LOOKS:
+        found = list(target.glob(f"*{cells_name}*"))
+        for leftover in found:
+            _remove(leftover)
+        if is_new and target.exists():
+            with contextlib.suppress(OSError):  # not empty: a writer was faster, or it is not ours
+                target.rmdir()
+        quiet_looks = 0 if found else quiet_looks + 1
+        time.sleep(_LOOK_S)
 
 
 def _write_cells(place: Path, arrays: Arrays) -> None:

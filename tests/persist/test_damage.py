@@ -12,6 +12,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -254,6 +256,41 @@ def test_a_failing_write_leaves_the_old_snapshot_and_no_debris(
         jaxstate.save_state(tmp_path / "s", model, new)
     check_equal(jaxstate.restore_state(tmp_path / "s", model), new, model)
     assert names_in(tmp_path) == ["s"]
+
+
+@pytest.mark.parametrize("earlier", [True, False], ids=["over an earlier one", "first"])
+def test_a_writer_that_goes_on_after_a_failure_leaves_no_debris(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool
+) -> None:
+    """When one of Orbax's writers fails the others are still at work, and make their directories
+    again after these were removed: with a full disk that happened in one save of eight."""
+    from orbax import checkpoint
+
+    model, old = model_of(), read(12)
+    if earlier:
+        jaxstate.save_state(tmp_path / "s", model, old)
+    before = contents(tmp_path)
+    writers: list[threading.Thread] = []
+
+    def fails(self: object, place: Path, arrays: object) -> None:
+        def go_on() -> None:
+            for _ in range(6):
+                Path(f"{place}.orbax-checkpoint-tmp", "ocdbt", "d").mkdir(
+                    parents=True, exist_ok=True
+                )
+                time.sleep(0.03)
+
+        writers.append(threading.Thread(target=go_on))
+        writers[-1].start()
+        raise DiskFull("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.StandardCheckpointer, "save", fails)
+        with pytest.raises(SnapshotError, match="no space left"):
+            jaxstate.save_state(tmp_path / "s", model, read(33))
+    writers[0].join()
+    assert contents(tmp_path) == before
+    assert names_in(tmp_path) == (["s"] if earlier else [])
 
 
 WITHOUT_ROOM = """
