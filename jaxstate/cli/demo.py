@@ -17,7 +17,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from rich.table import Table
 
-from jaxstate.cli.runtime import Needs, open_model, wait_until_answered
+from jaxstate.cli.runtime import Needs, open_model
 from jaxstate.cli.show import Show
 from jaxstate.cli.view import flash_line, tokens_per_s
 from jaxstate.config import ModelConfig, StepConfig
@@ -101,22 +101,22 @@ def _stream(
         session.push(entries[max(session.version, 0) : version])
         session.wait(version)
         show.say(f"\nversion {version}: {tokens_per_s(engine):,.0f} tokens/s read so far")
-        row = _compare(show, model, engine, session, entries[:version], question)
+        row = _compare(show, model, session, entries[:version], question)
         _show_standing(show, session, question)
         yield row
 
 
 def _compare(
-    show: Show, model: Model, engine: Engine, session: Session, entries: list[str], question: str
+    show: Show, model: Model, session: Session, entries: list[str], question: str
 ) -> Comparison:
     registered = {one.question: one.id for one in session.flashes()}
     if question in registered:
         session.unflash(registered[question])  # or it would be answered from there at once
-    wait_until_answered(engine)
+    session.wait_fresh()
     computed = session.ask(question, max_tokens=MAX_TOKENS)
     show.reply(question, computed)
     session.flash(question, max_tokens=MAX_TOKENS)
-    wait_until_answered(engine)
+    session.wait_fresh()
     flash = session.ask(question, max_tokens=MAX_TOKENS)
     again_text, again_s = _read_again(model, entries, question)
     row = Comparison(

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from jaxstate.cli.show import Show
 from jaxstate.config import ModelConfig, StepConfig, step_config_from_toml
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.engine import DEFAULT_SESSION_CELLS, Engine
+from jaxstate.engine.session import Session
 from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model
 from jaxstate.model.loading import DTypeName, load_files, read_source, resolve_dtype
@@ -34,7 +34,8 @@ from jaxstate.steps.spec import StepSpec
 # Most questions are no longer, and neither is what comes through a pipe at once; the steps for
 # more are compiled when it comes.
 _USUAL_TOKENS = 64
-_POLL_S = 0.02
+# How long Ctrl-C may go unnoticed.
+_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,15 +137,21 @@ def _rows_needed(steps: StepConfig, needs: Needs) -> set[int]:
     return {1, largest}
 
 
-def wait_until_answered(engine: Engine, go_on: Callable[[], bool] = lambda: True) -> None:
-    """Waits until every flash query is answered, or refused, at its session's version.
+def wait_until_answered(session: Session, go_on: Callable[[], bool]) -> None:
+    """Waits until everything is read and every flash query answered there, or refused.
 
     Args:
-        engine: whose flash queries.
+        session: whose flash queries.
         go_on: asked again and again; the wait ends when it says no.
+
+    Raises:
+        ClosedError: the session ended first.
     """
-    while go_on() and engine.metrics().gauges.flash_stale > 0:
-        time.sleep(_POLL_S)
+    future = session.waiting_fresh()
+    while go_on() and not wait([future], _LOOK_S).done:
+        pass
+    if not future.cancel():
+        future.result()
 
 
 def engine_of_one(model: Model, cells: int | None, config: EngineConfig) -> Engine:

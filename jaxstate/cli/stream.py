@@ -211,7 +211,7 @@ class _Stream:
             follower.check()
             return not interrupt.pressed
 
-        wait_until_answered(self._engine, go_on)
+        wait_until_answered(self._session, go_on)
         failed = [query for query in self._queries if query.error is not None]
         for query in failed:
             self._show.error(f"{query.question} was not answered: {query.error}")

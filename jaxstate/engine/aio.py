@@ -20,9 +20,10 @@ from jaxstate.engine.engine import Engine
 from jaxstate.engine.hits import FlashQuery
 from jaxstate.engine.ingest import QueuePolicy
 from jaxstate.engine.metrics import EngineMetrics
-from jaxstate.engine.session import OnFire, Session, countdown, mark_timed_out
+from jaxstate.engine.session import OnFire, Session
 from jaxstate.engine.subscription import FlashMode, Subscription, checked_timeout
 from jaxstate.engine.values import Answer, Event, Receipt, SessionInfo
+from jaxstate.engine.waiting import countdown, mark_timed_out
 from jaxstate.errors import ClosedError, TimedOut
 from jaxstate.model.bundle import Model
 
@@ -59,6 +60,12 @@ class AsyncSession:
     async def wait(self, version: int | None = None, timeout: float | None = None) -> int:
         """As `Session.wait`."""
         await _result(self.session.waiting(version), timeout, "the entries were not read")
+        return self.session.version
+
+    async def wait_fresh(self, timeout: float | None = None) -> int:
+        """As `Session.wait_fresh`."""
+        future = self.session.waiting_fresh()
+        await _result(future, timeout, "the flash queries were not answered")
         return self.session.version
 
     async def ask(

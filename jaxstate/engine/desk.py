@@ -251,6 +251,14 @@ class Desk:
         future.set_result(None)
         return future
 
+    def wait_fresh(self, book: Book) -> Future[None]:
+        """Ends once everything is read and every flash query answered, or refused, there."""
+        future: Future[None] = Future()
+        with self.changing() as ledger:
+            book.check_open()
+            ledger.fresh_waiters.append((book, future))
+        return future
+
     def ask(self, book: Book, asked: Asked, min_version: int, arrived_s: float) -> AskFuture:
         """A question; the future can be cancelled at any time."""
         future = AskFuture()

@@ -177,15 +177,6 @@ class FlashBook:
             if one.deadline_s is not None and (one.running or one.may_start_s() <= now_s)
         )
 
-    def next_deadline_s(self) -> float | None:
-        """When the first deadline of those out of date passes."""
-        return min(self._deadlines_s(), default=None)
-
-    def _deadlines_s(self) -> Iterator[float]:
-        for one in self._stale.values():
-            if one.deadline_s is not None:
-                yield one.stale_since_s + one.deadline_s
-
     @property
     def since_s(self) -> float:
         """Since when the longest unanswered one is."""

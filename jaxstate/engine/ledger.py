@@ -156,6 +156,7 @@ class Ledger:
         self.waited: dict[Work, int] = {}
         self.steps = 0
         self.asks_began = False
+        self.fresh_waiters: list[tuple[Book, Future[None]]] = []
         self._keys = 0
         self._readable_until = executor.readable_until
 

@@ -206,6 +206,7 @@ class Loop:
 
     def _deliver(self) -> None:
         with self._desk.lock:
+            self._desk.outcomes.freshened()
             outbox = self._desk.outcomes.take_outbox()
         for delivery in outbox:
             delivery()

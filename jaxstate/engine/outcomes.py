@@ -134,12 +134,15 @@ class Outcomes:
         for key in tuple(book.asks):
             self.fail_ask(book, key, error)
         self._drop_flash(book, lambda run: True)
-        waiting = [future for _, future in book.waiters] + book.room_waiters
-        for future in waiting:
+        for_fresh = [future for one, future in self._ledger.fresh_waiters if one is book]
+        for future in (*(future for _, future in book.waiters), *book.room_waiters, *for_fresh):
             self.reject(future, error)
         for subscription in book.subscriptions:
             self._outbox.append(functools.partial(subscription.close, reason))
         book.waiters, book.room_waiters, book.subscriptions = [], [], []
+        self._ledger.fresh_waiters = [
+            (one, future) for one, future in self._ledger.fresh_waiters if one is not book
+        ]
         self._ledger.books.pop(book.key, None)
         self._ledger.by_id.pop(book.id, None)
         self._forget(book)
@@ -177,6 +180,15 @@ class Outcomes:
             for version, future in book.waiters
             if version > book.version and not future.cancelled()
         ]
+
+    def freshened(self) -> None:
+        """Tells those that wait for a session's flash queries to be up to date."""
+        waiting, self._ledger.fresh_waiters = self._ledger.fresh_waiters, []
+        for book, future in waiting:
+            if book.version >= 0 and book.queue.empty and book.flash.stale == 0:
+                self.resolve(future, None)
+            elif not future.cancelled():
+                self._ledger.fresh_waiters.append((book, future))
 
     def tell(self, book: Book, event: Event) -> None:
         """Sends an event to everyone who listens; who has gone, or is too slow, is forgotten."""

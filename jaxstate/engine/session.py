@@ -7,11 +7,9 @@ that say that they wait. Safe to use from any thread. Does not know: devices, th
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from types import TracebackType
-from typing import TypeVar
 
 from jaxstate.engine.asking import Asker, Settings, checked_settings
 from jaxstate.engine.conditions import Condition, Equals, Watch
@@ -23,10 +21,10 @@ from jaxstate.engine.ingest import Coalesce
 from jaxstate.engine.ledger import Book
 from jaxstate.engine.subscription import FlashMode, Subscription, checked_timeout
 from jaxstate.engine.values import Answer, Event, Receipt, SessionInfo
-from jaxstate.errors import InvalidInput, TimedOut
+from jaxstate.engine.waiting import countdown, wait_for
+from jaxstate.errors import InvalidInput
 from jaxstate.records import Sampling, checked_int
 
-T = TypeVar("T")
 OnFire = Callable[[Answer], None]
 
 
@@ -93,6 +91,20 @@ class Session:
             ClosedError: the session or the engine was closed.
         """
         wait_for(self.waiting(version), timeout, "the entries were not read")
+        return self._book.version
+
+    def wait_fresh(self, timeout: float | None = None) -> int:
+        """Waits until everything pushed is read and every flash query is answered there (or could
+        not be: `FlashQuery.error`); returns the version then.
+
+        Args:
+            timeout: seconds at most; None for ever.
+
+        Raises:
+            TimedOut: it took longer.
+            ClosedError: the session or the engine was closed.
+        """
+        wait_for(self.waiting_fresh(), timeout, "the flash queries were not answered")
         return self._book.version
 
     def ask(
@@ -356,39 +368,14 @@ class Session:
         offer, pending = outcome
         return Receipt(first=offer.first, last=offer.last, pending=pending, dropped=offer.dropped)
 
+    def waiting_fresh(self) -> Future[None]:
+        """What `wait_fresh` waits for."""
+        return self._desk.wait_fresh(self._book)
+
     def waiting(self, version: int | None) -> Future[None]:
         """What `wait` waits for."""
         wanted = self._book.queue.last if version is None else checked_int("version", version)
         return self._desk.wait(self._book, wanted)
-
-
-def wait_for(future: Future[T], timeout: float | None, what: str) -> T:
-    """A future's result; on a timeout it is cancelled.
-
-    Raises:
-        TimedOut: `what`, within the timeout.
-    """
-    wait([future], checked_timeout(timeout))
-    if not future.done():
-        mark_timed_out(future)
-        if future.cancel():
-            raise TimedOut(f"{what} within {timeout} s; it was cancelled")
-    return future.result()
-
-
-def countdown(timeout: float | None) -> Callable[[], float | None]:
-    """Tells, whenever it is called, how many of `timeout` seconds are left."""
-    seconds = checked_timeout(timeout)
-    if seconds is None:
-        return lambda: None
-    ends_s = time.monotonic() + seconds
-    return lambda: max(0.0, ends_s - time.monotonic())
-
-
-def mark_timed_out(future: Future[T]) -> None:
-    """Lets an ask that is cancelled now be counted as one that timed out."""
-    if isinstance(future, AskFuture):
-        future.timed_out = True
 
 
 def _checked_seconds(name: str, value: object) -> float:

@@ -320,9 +320,9 @@ class TestInterrupt:
         """The wait ends, the session is saved, and nothing stale is called fresh."""
         wait = streaming.wait_until_answered
 
-        def interrupted(engine: streaming.Engine, go_on: Callable[[], bool]) -> None:
+        def interrupted(session: streaming.Session, go_on: Callable[[], bool]) -> None:
             interrupt()
-            wait(engine, go_on)
+            wait(session, go_on)
 
         def start(*_: object) -> None:
             raise RuntimeError("never answered")

@@ -1,0 +1,47 @@
+"""Waits of clients that end: with what they wait for, or with a timeout.
+
+Comes in: futures that the loop resolves, and seconds. Goes out: results, or `TimedOut`. Does not
+know: what the futures are for, but that a question which timed out is counted as one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import TypeVar
+
+from jaxstate.engine.desk import AskFuture
+from jaxstate.engine.subscription import checked_timeout
+from jaxstate.errors import TimedOut
+
+T = TypeVar("T")
+
+
+def wait_for(future: Future[T], timeout: float | None, what: str) -> T:
+    """A future's result; on a timeout it is cancelled.
+
+    Raises:
+        TimedOut: `what`, within the timeout.
+    """
+    wait([future], checked_timeout(timeout))
+    if not future.done():
+        mark_timed_out(future)
+        if future.cancel():
+            raise TimedOut(f"{what} within {timeout} s; it was cancelled")
+    return future.result()
+
+
+def countdown(timeout: float | None) -> Callable[[], float | None]:
+    """Tells, whenever it is called, how many of `timeout` seconds are left."""
+    seconds = checked_timeout(timeout)
+    if seconds is None:
+        return lambda: None
+    ends_s = time.monotonic() + seconds
+    return lambda: max(0.0, ends_s - time.monotonic())
+
+
+def mark_timed_out(future: Future[T]) -> None:
+    """Lets an ask that is cancelled now be counted as one that timed out."""
+    if isinstance(future, AskFuture):
+        future.timed_out = True

@@ -1,0 +1,126 @@
+"""The whole engine, turned by hand: in the tests that use it every step and every time is worked
+out on paper.
+
+The fake device takes 1 s for an extend, 0.5 s for a start, 0.1 s for a decode, 0.3 s for a score.
+A question of n tokens that sees c cells is answered "c:n", one byte a token, then <eos>: at 5 cells
+a question of 3 tokens takes a start ("5") and three decodes (":", "3", <eos>), 0.8 s.
+Here a session opens with nothing, a question is its own bytes, an entry its bytes and a line break.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from jaxstate.engine.config import EngineConfig
+from jaxstate.engine.executor import Limits
+from jaxstate.engine.session import Session
+from jaxstate.engine.subscription import Subscription
+from jaxstate.engine.values import (
+    Answer,
+    Closed,
+    Connected,
+    DataUpdated,
+    Event,
+    FlashReady,
+    Receipt,
+)
+from jaxstate.testing import FAKE_LIMITS, FakeClock, FakeExecutor, SteppedEngine
+from jaxstate.text import Template
+
+BARE = Template(bare="", opening=("", ""), asking=("", ""))
+AHEAD = dataclasses.replace(FAKE_LIMITS, steps_ahead=1)
+
+
+class Rig:
+    """An engine with everything that a test looks at."""
+
+    def __init__(
+        self,
+        *,
+        limits: Limits = FAKE_LIMITS,
+        ring_cells: int | None = None,
+        template: Template = BARE,
+        cells: int = 65_536,
+        config: EngineConfig | None = None,
+    ) -> None:
+        self.clock = FakeClock()
+        self.executor = FakeExecutor(self.clock, limits=limits, ring_cells=ring_cells)
+        self.engine = SteppedEngine(
+            self.executor, self.clock, cells=cells, config=config, template=template
+        )
+        self.desk = self.engine._desk
+        self._told = 0
+
+    def open(self, text: str | None = None, **settings: object) -> Session:
+        """A session that has read its opening, and one entry if there is a text."""
+        session = self.engine.open(**settings)  # pyright: ignore
+        self.engine.run()
+        if text is not None:
+            session.push(text)
+            self.engine.run()
+        self.news()
+        return session
+
+    def news(self, *, times: bool = False) -> list[str]:
+        """Device steps since the last look: "extend s1 5", "start s1 x2", "decode s1 x2"."""
+        names = {key: book.id for key, book in self.desk.ledger.books.items()}
+        fresh = self.executor.steps[self._told :]
+        self._told = len(self.executor.steps)
+        told = []
+        for step in fresh:
+            if step.call in ("open", "close"):
+                continue
+            size = f" x{step.rows}" if step.rows else f" {step.tokens}" if step.tokens else ""
+            at = f"{round(step.began_s, 6):g} " if times else ""
+            told.append(f"{at}{step.call} {names.get(step.session, 'gone')}{size}")
+        return told
+
+    def turns(self, count: int) -> None:
+        for _ in range(count):
+            self.engine.turn()
+
+    def push_now(self, session: Session, text: str) -> Receipt:
+        """A push that must not have to wait."""
+        return session.push(text, timeout=0)
+
+    def at_rest(self) -> None:
+        """Nothing is under way, and everything that a question borrows is back."""
+        gauges = self.engine.metrics().gauges
+        assert (gauges.asks_waiting, gauges.asks_running) == (0, 0)
+        blocks = self.desk.ledger.blocks
+        assert sorted(blocks._free) == list(range(self.executor.limits.tail_blocks))
+        for book in self.desk.ledger.books.values():
+            assert not book.asks and not book.flash_runs
+        assert not self.engine._loop._in_flight
+
+
+def read(subscription: Subscription) -> list[Event]:
+    events = []
+    while (event := subscription.poll()) is not None:
+        events.append(event)
+    return events
+
+
+def short(events: Sequence[Event]) -> list[str]:
+    """Events as words: "C0", "D1", "F1:1:3" (the answer's version and text), "X"."""
+    words = []
+    for event in events:
+        match event:
+            case Connected():
+                words.append(f"C{event.version}")
+            case DataUpdated():
+                words.append(f"D{event.version}")
+            case FlashReady():
+                words.append(f"F{event.answer.version}={event.answer.text}")
+            case Closed():
+                words.append("X")
+    return words
+
+
+def said(future: Future[Answer]) -> str:
+    """An answer that is there: its text and its version."""
+    assert future.done()
+    answer = future.result(timeout=0)
+    return f"{answer.text} v{answer.version}"
