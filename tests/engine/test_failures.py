@@ -1,0 +1,155 @@
+"""A device that fails.
+
+`tests.engine.rig` says how the numbers come about.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from jaxstate.engine.executor import Limits
+from jaxstate.engine.values import Closed
+from jaxstate.errors import ClosedError, StepFailed, UnknownSession
+from jaxstate.testing import FAKE_LIMITS
+from tests.engine.rig import AHEAD, Rig, read, said, short
+
+
+@pytest.mark.parametrize("limits", [FAKE_LIMITS, AHEAD], ids=["0 ahead", "1 ahead"])
+@pytest.mark.parametrize("call", ["start", "more", "decode", "score"])
+def test_a_failed_step_fails_its_asks_only(call: str, limits: Limits) -> None:
+    rig = Rig(limits=limits)
+    session, other = rig.open("abcd"), rig.open("efgh")
+    choices = ["a", "bb"] if call == "score" else None
+    rig.executor.fail_next(call)  # pyright: ignore
+    failed = session.submit("q" * 40, choices=choices)
+    rig.engine.run()
+    with pytest.raises(StepFailed, match=f"fails in {call}") as caught:
+        failed.result(timeout=0)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    rig.at_rest()
+    futures = [one.submit("xyz") for one in (session, other)]
+    rig.engine.run()
+    assert [said(one) for one in futures] == ["5:3 v1", "5:3 v1"]
+    assert rig.engine.metrics().counts.asks_failed == 1
+    assert rig.executor.cells(session._book.key) == list(b"abcd\n")
+
+
+def test_a_failed_step_fails_all_that_shared_it() -> None:
+    """An ask and the flash row that rides with it; the flash query is tried at the next version."""
+    rig = Rig()
+    session = rig.open("abcd")
+    query = session.flash("fl")
+    rig.turns(1)
+    future = session.submit("xyz")
+    rig.turns(1)
+    rig.executor.fail_next("decode")
+    rig.engine.run()
+    with pytest.raises(StepFailed):
+        future.result(timeout=0)
+    assert query.answer is None and query.error is not None and "decode" in query.error
+    rig.at_rest()
+    session.push("e")
+    rig.engine.run()
+    assert query.fresh and query.error is None
+
+
+@pytest.mark.parametrize("call", ["start", "decode"])
+def test_a_failed_flash_step_is_not_tried_again_before_the_next_commit(call: str) -> None:
+    rig = Rig()
+    session = rig.open("abcd")
+    query = session.flash("fl")
+    rig.executor.fail_next(call)  # pyright: ignore
+    rig.engine.run()
+    assert query.error is not None and query.answer is None and not query.fresh
+    assert rig.engine.run() == 0
+    session.push("e")
+    rig.engine.run()
+    assert query.fresh and query.error is None
+    rig.at_rest()
+
+
+def test_a_failed_flash_step_keeps_the_old_answer_as_old() -> None:
+    rig = Rig()
+    session = rig.open("abcd")
+    query = session.flash("fl")
+    rig.engine.run()
+    session.push("e")
+    rig.executor.fail_next("start")
+    rig.engine.run()
+    assert query.answer is not None and query.answer.version == 1
+    assert not query.fresh and query.error is not None
+
+
+@pytest.mark.parametrize("limits", [FAKE_LIMITS, AHEAD], ids=["0 ahead", "1 ahead"])
+def test_a_failed_extend_closes_its_session_and_no_other(limits: Limits) -> None:
+    rig = Rig(limits=limits)
+    session, other = rig.open("abcd"), rig.open("efgh")
+    events = session.subscribe()
+    session.push("e" * 40)
+    rig.turns(1)
+    waiter = rig.desk.wait(session._book, 2)
+    ask = session.submit("xyz", min_version=2)
+    rig.executor.fail_next("extend")
+    rig.engine.run()
+    for future in (waiter, ask):
+        with pytest.raises(StepFailed, match="fails in extend"):
+            future.result(timeout=0)
+    last = read(events)[-1]
+    assert isinstance(last, Closed) and "fails in extend" in last.reason
+    with pytest.raises(ClosedError, match="fails in extend"):
+        session.push("f")
+    with pytest.raises(ClosedError, match="fails in extend"):
+        session.submit("xyz")
+    with pytest.raises(UnknownSession):
+        rig.engine.session(session.id)
+    assert rig.executor.steps[-1].call == "close"
+    future = other.submit("xyz")
+    rig.engine.run()
+    assert said(future) == "5:3 v1"
+    rig.at_rest()
+
+
+def test_a_failed_open_closes_that_session() -> None:
+    rig = Rig()
+    rig.executor.fail_next("open")
+    session = rig.engine.open("mine", prefix="abcd")
+    events = session.subscribe()
+    ask = session.submit("xyz")
+    rig.engine.run()
+    with pytest.raises(StepFailed, match="fails in open"):
+        ask.result(timeout=0)
+    assert short(read(events)) == ["C-1", "X"]
+    again = rig.engine.open("mine", prefix="abcd")
+    future = again.submit("xyz")
+    rig.engine.run()
+    assert said(future) == "4:3 v0"
+
+
+def test_failed_warm_logits_are_not_used() -> None:
+    rig = Rig()
+    session = rig.open("abcd")
+    session.warm("w")
+    rig.executor.fail_next("logits")
+    rig.engine.run()
+    first = session.submit("w", choices=["a", "b"])
+    rig.engine.run()
+    assert first.result(timeout=0).source == "computed"
+    session.push("e")
+    rig.engine.run()
+    assert session.submit("w", choices=["a", "b"]).result(timeout=0).source == "ready"
+    session.push("e")
+    rig.executor.fail_next("logits")
+    rig.engine.run()
+    stale = session.submit("w", choices=["a", "b"])
+    rig.engine.run()
+    assert (stale.result(timeout=0).source, stale.result(timeout=0).version) == ("computed", 3)
+
+
+def test_a_session_that_cannot_be_forgotten_harms_nobody() -> None:
+    rig = Rig()
+    session, other = rig.open("abcd"), rig.open("efgh")
+    rig.executor.fail_next("close")
+    session.close()
+    future = other.submit("xyz")
+    rig.engine.run()
+    assert said(future) == "5:3 v1"

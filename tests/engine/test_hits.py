@@ -1,0 +1,261 @@
+"""Answers that are there already: used exactly if computing now would give the same.
+
+A session of 5 cells answers a question of 3 tokens with "5:3" and <eos>: four chosen tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxstate.engine.session import Session
+from jaxstate.engine.values import Answer
+from tests.engine.rig import Rig
+
+
+def answered(rig: Rig, session: Session, question: str, **settings: object) -> Answer:
+    future = session.submit(question, **settings)
+    rig.engine.run()
+    return future.result(timeout=0)
+
+
+def flashed(**settings: object) -> tuple[Rig, Session]:
+    """A session of 5 cells at version 1 whose flash query "xyz" is fresh."""
+    rig = Rig()
+    session = rig.open("abcd")
+    query = session.flash("xyz", **settings)
+    rig.engine.run()
+    assert query.fresh
+    rig.news()
+    return rig, session
+
+
+def facts(answer: Answer) -> tuple[object, ...]:
+    """What must be the same however it was answered."""
+    return (
+        answer.text,
+        answer.token_ids,
+        answer.version,
+        answer.logprob,
+        answer.confidence,
+        answer.finish_reason,
+        answer.probability,
+        answer.choice_logprobs,
+    )
+
+
+def test_a_hit_is_there_at_once() -> None:
+    rig, session = flashed()
+    rig.clock.pass_s(7.0)
+    future = session.submit("xyz")
+    assert future.done()
+    answer = future.result(timeout=0)
+    assert (answer.text, answer.version, answer.source) == ("5:3", 1, "flash")
+    assert answer.latency_s == 0.0
+    usage = answer.usage
+    assert (usage.context_tokens, usage.question_tokens, usage.answer_tokens) == (5, 0, 0)
+    assert rig.engine.run() == 0 and rig.news() == []
+    assert rig.engine.metrics().ask_latency_s["flash"].count == 1
+    assert rig.engine.metrics().ask_latency_s["computed"].count == 0
+    assert session.ask("xyz", timeout=0) == answer
+
+
+@pytest.mark.parametrize(
+    ("registered", "asked", "source"),
+    [
+        pytest.param({}, {}, "flash", id="the same"),
+        pytest.param({}, {"min_version": 1}, "flash", id="min_version reached"),
+        pytest.param({}, {"max_tokens": 16}, "flash", id="the default spelled out"),
+        pytest.param({"max_tokens": 2}, {}, "flash", id="registered length adopted"),
+        pytest.param({"max_tokens": 2}, {"max_tokens": 2}, "flash", id="same length"),
+        pytest.param({"max_tokens": 2}, {"max_tokens": 3}, "computed", id="cut off, longer asked"),
+        pytest.param({"max_tokens": 3}, {"max_tokens": 2}, "computed", id="cut off, shorter asked"),
+        pytest.param({}, {"max_tokens": 4}, "flash", id="ended sooner, just"),
+        pytest.param({}, {"max_tokens": 9}, "flash", id="ended sooner"),
+        pytest.param({}, {"max_tokens": 60}, "flash", id="ended sooner than more"),
+        pytest.param({}, {"max_tokens": 3}, "computed", id="the end would not be seen"),
+        pytest.param({}, {"stop": [":"]}, "computed", id="other stop"),
+        pytest.param({"stop": [":"]}, {}, "flash", id="registered stop adopted"),
+        pytest.param({"stop": [":"]}, {"stop": [":"]}, "flash", id="same stop"),
+        pytest.param({"stop": [":"]}, {"stop": []}, "computed", id="no stop"),
+        pytest.param({"stop": [":"]}, {"max_tokens": 2}, "flash", id="stopped within"),
+        pytest.param({"stop": [":"]}, {"max_tokens": 1}, "computed", id="stop not reached"),
+        pytest.param({"stop": [":3"]}, {"max_tokens": 3}, "flash", id="long stop within"),
+        pytest.param({"stop": [":3"]}, {"max_tokens": 2}, "computed", id="half a stop string"),
+        pytest.param({"stop": ["5:3"]}, {"max_tokens": 1}, "computed", id="stop from the start"),
+        pytest.param({}, {"temperature": 0.5}, "computed", id="temperature"),
+        pytest.param({}, {"top_p": 0.5}, "computed", id="top_p"),
+        pytest.param({}, {"seed": 1}, "computed", id="seed"),
+        pytest.param({}, {"choices": ["a", "b"]}, "computed", id="choices of its own"),
+        pytest.param({"choices": ["a", "b"]}, {}, "flash", id="registered choices adopted"),
+        pytest.param({"choices": ["a", "b"]}, {"choices": ["a", "b"]}, "flash", id="same choices"),
+        pytest.param({"choices": ["a", "b"]}, {"choices": ["b", "a"]}, "computed", id="reordered"),
+        pytest.param({"choices": ["a", "b"]}, {"choices": ["a"]}, "computed", id="fewer choices"),
+        pytest.param({"choices": ["a", "b"]}, {"max_tokens": 1}, "flash", id="choices, any length"),
+    ],
+)
+def test_exact_or_not_used(registered: dict[str, Any], asked: dict[str, Any], source: str) -> None:
+    """Whatever the source, the answer is what an engine without flash queries gives."""
+    rig, session = flashed(**registered)
+    answer = answered(rig, session, "xyz", **asked)
+    assert answer.source == source
+    plain = Rig()
+    adopted = {**registered, **asked}
+    if registered.get("choices") and "max_tokens" in asked:
+        del adopted["max_tokens"]
+    assert facts(answer) == facts(answered(plain, plain.open("abcd"), "xyz", **adopted))
+
+
+@pytest.mark.parametrize("question", ["xy", "xyz ", "XYZ", "xyz\n"])
+def test_only_the_very_same_text(question: str) -> None:
+    rig, session = flashed()
+    assert answered(rig, session, question).source == "computed"
+
+
+def test_a_stale_answer_never_counts() -> None:
+    rig, session = flashed()
+    session.push("efg")
+    assert session.submit("xyz").result(timeout=0).version == 1  # not committed yet
+    rig.turns(1)
+    answer = answered(rig, session, "xyz")
+    assert (answer.source, answer.text, answer.version) == ("computed", "9:3", 2)
+    assert answered(rig, session, "xyz").source == "flash"
+
+
+def test_an_answer_at_a_version_below_the_least_does_not_count() -> None:
+    rig, session = flashed()
+    session.push("efg")
+    future = session.submit("xyz", min_version=2)
+    assert not future.done()
+    rig.engine.run()
+    assert (future.result(timeout=0).text, future.result(timeout=0).version) == ("9:3", 2)
+
+
+def test_before_the_first_answer() -> None:
+    rig = Rig()
+    session = rig.open("abcd")
+    session.flash("xyz", max_tokens=2)
+    answer = answered(rig, session, "xyz")
+    assert (answer.source, answer.text) == ("computed", "5:")  # with the registered length
+
+
+def test_after_removal() -> None:
+    rig, session = flashed(max_tokens=2)
+    session.unflash(session.flashes()[0].id)
+    answer = answered(rig, session, "xyz")
+    assert (answer.source, answer.text) == ("computed", "5:3")
+
+
+def test_another_sessions_answer_never_counts() -> None:
+    rig, _ = flashed()
+    other = rig.open("0123456")
+    answer = answered(rig, other, "xyz")
+    assert (answer.source, answer.text) == ("computed", "8:3")
+
+
+def test_an_answer_computed_at_an_old_version_does_not_count() -> None:
+    """It is delivered after the session went on: marked with its version, never given as fresh."""
+    rig = Rig()
+    session = rig.open("abcd")
+    query = session.flash("xyz", max_tokens=2)
+    rig.turns(1)
+    session.push("efg")
+    rig.turns(2)
+    assert query.answer is not None and query.answer.version == 1 and not query.fresh
+    answer = answered(rig, session, "xyz")
+    assert (answer.source, answer.version, answer.text) == ("computed", 2, "9:")
+
+
+# --- warm --------------------------------------------------------------------------------------
+
+
+def warmed(text: str = "a" * 97) -> tuple[Rig, Session]:
+    """A session at version 1 with the warm question "w"; by default of 98 cells."""
+    rig = Rig()
+    session = rig.open(text)
+    session.warm("w")
+    rig.engine.run()
+    rig.news()
+    return rig, session
+
+
+def test_a_ready_answer() -> None:
+    """At 98 cells a token has minus its distance to 98: a (97) -1, b (98) 0, f (102) -4."""
+    rig, session = warmed()
+    future = session.submit("w", choices=["f", "a", "b"])
+    assert future.done()
+    answer = future.result(timeout=0)
+    assert (answer.text, answer.token_ids, answer.version, answer.source) == (
+        "b",
+        (98,),
+        1,
+        "ready",
+    )
+    assert answer.choice_logprobs == (-4.0, -1.0, 0.0)
+    assert (answer.logprob, answer.confidence, answer.finish_reason) == (0.0, 1.0, "stop")
+    assert answer.probability == pytest.approx(1 / (1 + np.exp(-1) + np.exp(-4)))
+    usage = answer.usage
+    assert (usage.context_tokens, usage.question_tokens, usage.answer_tokens) == (98, 0, 0)
+    assert rig.engine.run() == 0 and rig.news() == []
+    assert rig.engine.metrics().ask_latency_s["ready"].count == 1
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param({"choices": ["ab", "b"]}, id="a choice of two tokens"),
+        pytest.param({}, id="no choices"),
+        pytest.param({"choices": ["é"]}, id="one letter of two tokens"),
+    ],
+)
+def test_ready_or_not(asked: dict[str, Any]) -> None:
+    rig, session = warmed()
+    assert answered(rig, session, "w", **asked).source == "computed"
+
+
+def test_ready_is_for_the_very_same_text_and_version() -> None:
+    rig, session = warmed()
+    choices = ["a", "b"]
+    assert answered(rig, session, "W", choices=choices).source == "computed"
+    session.push("a")
+    assert session.submit("w", choices=choices).result(timeout=0).version == 1
+    future = session.submit("w", choices=choices, min_version=2)
+    assert not future.done()
+    rig.turns(1)
+    computed = session.submit("w", choices=choices)
+    assert not computed.done()
+    rig.engine.run()
+    assert computed.result(timeout=0).source == "computed"
+    assert future.result(timeout=0).version == 2
+    again = session.submit("w", choices=choices).result(timeout=0)
+    assert (again.source, again.version, again.usage.context_tokens) == ("ready", 2, 100)
+    session.unwarm("w")
+    assert answered(rig, session, "w", choices=choices).source == "computed"
+
+
+def test_a_warm_question_before_it_is_warm() -> None:
+    rig = Rig()
+    session = rig.open("abcd")
+    session.warm("w")
+    assert answered(rig, session, "w", choices=["a", "b"]).source == "computed"
+
+
+def test_flash_goes_before_ready() -> None:
+    rig, session = warmed()
+    session.flash("w", choices=["a", "b"])
+    rig.engine.run()
+    assert session.submit("w").result(timeout=0).source == "flash"
+    other = session.submit("w", choices=["b", "a"]).result(timeout=0)
+    assert other.source == "ready"
+
+
+def test_hits_of_a_closed_session() -> None:
+    rig, session = flashed()
+    session.warm("w")
+    rig.engine.run()
+    session.close()
+    for asked in ({"question": "xyz"}, {"question": "w", "choices": ["a", "b"]}):
+        with pytest.raises(Exception, match="closed by its user"):
+            session.submit(**asked)

@@ -1,0 +1,236 @@
+"""Forks, saves, restores and closings, at any moment.
+
+`tests.engine.rig` says how the numbers come about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+
+from jaxstate.engine.config import EngineConfig
+from jaxstate.engine.executor import Limits
+from jaxstate.engine.session import Session
+from jaxstate.engine.values import Answer, Closed
+from jaxstate.errors import BudgetExceeded, ClosedError, StepFailed, UnknownSession
+from jaxstate.testing import FAKE_LIMITS
+from tests.engine.rig import AHEAD, Rig, read, said
+
+# --- fork, save, restore ------------------------------------------------------------------------
+
+
+def test_a_fork_goes_its_own_way() -> None:
+    rig = Rig()
+    session = rig.open("abcd")
+    session.flash("fl")
+    book, future = rig.desk.fork(session._book, "twin")
+    rig.engine.run()
+    future.result(timeout=0)
+    twin = rig.engine.session("twin")
+    assert (twin.version, twin.flashes(), twin.info().tokens) == (1, [], 5)
+    assert twin.push("ef").first == 2
+    session.push("g")
+    rig.engine.run()
+    asks = [one.submit("xyz") for one in (session, twin)]
+    rig.engine.run()
+    assert [said(one) for one in asks] == ["7:3 v2", "8:3 v2"]
+    assert rig.executor.cells(book.key) == list(b"abcd\nef\n")
+
+
+def test_a_fork_waits_for_an_entrys_end() -> None:
+    rig = Rig()
+    session = rig.open("abcd")
+    session.push("e" * 39)
+    rig.turns(1)
+    book, future = rig.desk.fork(session._book, "twin")
+    with pytest.raises(UnknownSession):
+        rig.engine.session("twin")
+    rig.turns(1)
+    assert not future.done()
+    rig.engine.run()
+    future.result(timeout=0)
+    assert (book.version, book.seen_cells) == (2, 45)
+    assert rig.executor.cells(book.key) == rig.executor.cells(session._book.key)
+
+
+def test_a_fork_of_a_session_that_is_closed_meanwhile() -> None:
+    """It fails with the reason, and its cells and its name are free again."""
+    for half_read in (False, True):
+        rig = Rig(cells=2 * FAKE_LIMITS.session_cells)
+        session = rig.open("abcd")
+        if half_read:
+            session.push("e" * 39)
+            rig.turns(1)
+        _, future = rig.desk.fork(session._book, "twin")
+        session.close()
+        rig.engine.run()
+        assert future.done(), f"half_read={half_read}"
+        with pytest.raises(ClosedError, match="closed by its user"):
+            future.result(timeout=0)
+        assert rig.engine.sessions() == []
+        for name in ("twin", "other"):
+            rig.engine.open(name)
+
+
+def test_forks_and_saves_get_their_turn_in_a_flood_of_pushes() -> None:
+    """Entries of 4 tokens behind an opening of one: no chunk of 16 ends where an entry ends."""
+    rig = Rig()
+    session = rig.engine.open(prefix="x")
+    session.push(["abc"] * 8)
+    rig.turns(2)
+    assert session._book.queue.partly_read
+    _, future = rig.desk.fork(session._book, "twin")
+    for _ in range(30):
+        session.push(["abc"] * 4)
+        rig.turns(1)
+    assert future.done()
+
+
+def test_a_failed_copy_leaves_the_parent() -> None:
+    rig = Rig()
+    session = rig.open("abcd")
+    rig.executor.fail_next("copy")
+    _, future = rig.desk.fork(session._book, "twin")
+    rig.engine.run()
+    with pytest.raises(StepFailed, match="fails in copy"):
+        future.result(timeout=0)
+    assert [one.id for one in rig.engine.sessions()] == ["s1"]
+    ask = session.submit("xyz")
+    rig.engine.run()
+    assert said(ask) == "5:3 v1"
+
+
+def test_saved_and_restored(tmp_path: object) -> None:
+    """The save waits for an entry's end; the restored session numbers on."""
+    rig = Rig()
+    session = rig.open("abcd")
+    session.push("e" * 39)
+    rig.turns(1)
+    path = f"{tmp_path}/saved"
+    saved = rig.desk.save(session._book, path, {})
+    rig.turns(1)
+    assert not saved.done()
+    rig.engine.run()
+    saved.result(timeout=0)
+    book, restored = rig.desk.restore("back", path, 2, "block")
+    rig.engine.run()
+    assert restored.result(timeout=0) == 45
+    back = rig.engine.session("back")
+    assert back.push("f").first == 3
+    ask = back.submit("xyz")
+    rig.engine.run()
+    assert said(ask) == "45:3 v2"  # ask before ingest
+    assert back.version == 3
+    assert rig.executor.cells(book.key) == list(b"abcd\n" + b"e" * 39 + b"\n" + b"f\n")
+
+
+def test_a_save_of_a_session_that_is_closed_meanwhile(tmp_path: object) -> None:
+    rig = Rig()
+    session = rig.open("abcd")
+    session.push("e" * 39)
+    rig.turns(1)
+    saved = rig.desk.save(session._book, f"{tmp_path}/saved", {})
+    session.close()
+    rig.engine.run()
+    with pytest.raises(ClosedError):
+        saved.result(timeout=0)
+
+
+def test_a_restore_that_fails_leaves_nothing(tmp_path: object) -> None:
+    rig = Rig(cells=FAKE_LIMITS.session_cells)
+    _, restored = rig.desk.restore("back", f"{tmp_path}/nothing", 2, "block")
+    rig.engine.run()
+    with pytest.raises(StepFailed):
+        restored.result(timeout=0)
+    assert rig.engine.sessions() == []
+    rig.engine.open("back")
+
+
+# --- closing ------------------------------------------------------------------------------------
+
+
+BUSY: dict[str, Callable[[Rig, Session], Future[Answer]]] = {
+    "not opened": lambda rig, session: session.submit("xyz"),
+    "waiting": lambda rig, session: session.submit("xyz"),
+    "blocked": lambda rig, session: session.submit("xyz", min_version=99),
+    "reading": lambda rig, session: session.submit("q" * 40),
+    "decoding": lambda rig, session: session.submit("xyz"),
+    "scoring": lambda rig, session: session.submit("xyz", choices=[*"abcdefghij"]),
+    "half an entry": lambda rig, session: session.submit("xyz", min_version=2),
+}
+
+
+@pytest.mark.parametrize("limits", [FAKE_LIMITS, AHEAD], ids=["0 ahead", "1 ahead"])
+@pytest.mark.parametrize("whole", [False, True], ids=["session", "engine"])
+@pytest.mark.parametrize("state", BUSY)
+def test_closing_while_busy(state: str, whole: bool, limits: Limits) -> None:
+    """Whoever waits hears of it, at once and once; the other session goes on, or ends as well."""
+    rig = Rig(limits=limits)
+    session = rig.engine.open() if state == "not opened" else rig.open("abcd")
+    other = rig.open("efgh") if state != "not opened" else None
+    events = session.subscribe()
+    if state == "half an entry":
+        session.push("e" * 39)
+    ask = BUSY[state](rig, session)
+    waiter = rig.desk.wait(session._book, 50)
+    session.flash("fl")
+    if state not in ("not opened", "waiting"):
+        rig.turns(2)
+    assert not ask.done()
+    (rig.engine if whole else session).close()
+    rig.engine.run()
+    for future in (ask, waiter):
+        with pytest.raises(ClosedError, match="closed"):
+            future.result(timeout=0)
+    last = read(events)
+    assert isinstance(last[-1], Closed) and "closed" in last[-1].reason
+    assert sum(isinstance(event, Closed) for event in last) == 1
+    for call in (
+        lambda: session.push("x"),
+        lambda: session.submit("x"),
+        lambda: session.flash("x"),
+        lambda: session.subscribe(),
+        lambda: session.wait(timeout=0),
+        lambda: session.warm("x"),
+    ):
+        with pytest.raises(ClosedError):
+            call()
+    rig.at_rest()
+    session.close()  # again: nothing
+    if whole:
+        with pytest.raises(ClosedError):
+            rig.engine.open()
+    elif other is not None:
+        future = other.submit("xyz")
+        rig.engine.run()
+        assert said(future) == "5:3 v1"
+        assert "s1" not in [one.id for one in rig.engine.sessions()]
+    closed = [step.session for step in rig.executor.steps if step.call == "close"]
+    assert closed.count(session._book.key) == 1
+
+
+def test_closing_makes_room_for_another_session() -> None:
+    rig = Rig(cells=FAKE_LIMITS.session_cells)
+    session = rig.open("abcd")
+    with pytest.raises(BudgetExceeded):
+        rig.engine.open()
+    session.close()
+    other = rig.open("efg")
+    ask = other.submit("xyz")
+    rig.engine.run()
+    assert said(ask) == "4:3 v1"
+
+
+def test_a_blocked_push_hears_of_the_close() -> None:
+    rig = Rig(config=EngineConfig(queue_entries=1))
+    session = rig.open()
+    session.push("a")
+    waiting = rig.desk.push(session._book, [(np.zeros(1, np.int32), None)])
+    assert isinstance(waiting, Future)
+    session.close()
+    rig.engine.run()
+    with pytest.raises(ClosedError):
+        waiting.result(timeout=0)
