@@ -146,8 +146,8 @@ class AsyncSession:
         return self.session.info()
 
     async def fork(self, id: str | None = None) -> AsyncSession:
-        """As `Session.fork`."""
-        return AsyncSession(await asyncio.to_thread(self.session.fork, id))
+        """As `Session.fork`; if the task is cancelled, what comes of it is closed."""
+        return AsyncSession(await _made(lambda: self.session.fork(id), Session.close))
 
     async def save(
         self, path: str | os.PathLike[str], notes: dict[str, str | int] | None = None
@@ -231,9 +231,11 @@ class AsyncEngine:
         *,
         policy: QueuePolicy | None = None,
     ) -> AsyncSession:
-        """As `Engine.restore`."""
-        restored = await asyncio.to_thread(self.engine.restore, path, id, policy=policy)
-        return AsyncSession(restored)
+        """As `Engine.restore`; if the task is cancelled, what comes of it is closed."""
+        engine = self.engine
+        return AsyncSession(
+            await _made(lambda: engine.restore(path, id, policy=policy), Session.close)
+        )
 
     def session(self, id: str) -> AsyncSession:
         """As `Engine.session`."""
@@ -253,7 +255,7 @@ class AsyncEngine:
 
     async def __aenter__(self) -> AsyncEngine:
         if self._engine is None:
-            self._engine = await asyncio.to_thread(self._make)
+            self._engine = await _made(self._make, Engine.close)
         return self
 
     async def __aexit__(
@@ -284,6 +286,26 @@ async def _result(future: Future[T], timeout: float | None, what: str) -> T:
             wrapped.cancel()
             raise TimedOut(f"{what} within {timeout} s; it was cancelled")
     return await wrapped
+
+
+async def _made(make: Callable[[], T], discard: Callable[[T], None]) -> T:
+    """Makes something in a thread; if nobody waits for it any more, it is thrown away there."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            made = make()
+        except BaseException as error:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+            return
+        if future.set_running_or_notify_cancel():
+            future.set_result(made)
+        else:
+            discard(made)
+
+    asyncio.get_running_loop().run_in_executor(None, run)
+    return await asyncio.wrap_future(future)
 
 
 async def _iterate(subscription: Subscription, timeout: float | None) -> AsyncIterator[Event]:

@@ -1,0 +1,222 @@
+"""The asyncio form: the same calls, and tasks that are cancelled anywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import threading
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+import jaxstate
+from jaxstate.config import StepConfig
+from jaxstate.engine.config import EngineConfig
+from jaxstate.errors import ClosedError, StepFailed, TimedOut
+from jaxstate.model.bundle import Model
+from jaxstate.testing import FakeClock, FakeExecutor, tiny_model
+from jaxstate.testing.simulation import TEMPLATE
+
+T = TypeVar("T")
+# As few shapes as there can be: they are compiled here.
+FEW = StepConfig(
+    block_cells=8,
+    extend_tokens=(16,),
+    question_tokens=(16,),
+    tail_cells=(32,),
+    question_rows=(1, 4),
+    step_tokens=64,
+    choice_tokens=(4,),
+    tail_block_cells=8,
+    tail_blocks=16,
+)
+
+
+@functools.cache
+def model() -> Model:
+    return dataclasses.replace(tiny_model(steps=FEW), template=TEMPLATE)
+
+
+def run(work: Coroutine[object, object, T]) -> T:
+    async def within() -> T:
+        async with asyncio.timeout(60):
+            return await work
+
+    return asyncio.run(within())
+
+
+def faked(executor: FakeExecutor | None = None, **settings: object) -> jaxstate.Engine:
+    device = executor or FakeExecutor(FakeClock())
+    return jaxstate.Engine(model(), executor=device, clock=time.perf_counter, **settings)  # pyright: ignore
+
+
+def test_the_whole_life_of_an_engine(tmp_path: Path) -> None:
+    """On the tiny model, with real steps."""
+
+    async def life() -> None:
+        async with jaxstate.AsyncEngine(
+            model(), cells=512, session_cells=128, warm_up=False
+        ) as engine:
+            session = engine.open("one", prefix="p", flash=["q"])
+            receipt = await session.push(["ab", "cd"])
+            assert await session.wait(receipt.last) == 2
+            assert await session.wait_fresh() == 2
+            (query,) = session.flashes()
+            assert query.fresh and (await session.ask("q")).source == "flash"
+            session.unflash(query.id)
+            computed = await session.ask("q", max_tokens=16, min_version=2)
+            assert query.answer is not None and computed.token_ids == query.answer.token_ids
+            session.warm("w")
+            while (ready := await session.ask("w", choices=["y", "n"])).source != "ready":
+                await asyncio.sleep(0.01)
+            assert ready.version == 2
+            session.unwarm("w")
+            copy = await session.fork("two")
+            await session.save(tmp_path / "s", {"feed": "prices"})
+            back = await engine.restore(tmp_path / "s", "three")
+            for one in (copy, back):
+                assert (await one.ask("q", max_tokens=16)).token_ids == computed.token_ids
+                assert one.info().version == one.version == 2
+            assert [one.id for one in engine.sessions()] == ["one", "two", "three"]
+            assert engine.session("two").id == "two"
+            assert engine.metrics().gauges.sessions == 3
+            async with copy:
+                pass
+            with pytest.raises(ClosedError):
+                await copy.push("late")
+        with pytest.raises(ClosedError):
+            engine.open()
+
+    run(life())
+
+
+def test_an_engine_that_was_not_entered() -> None:
+    engine = jaxstate.AsyncEngine(model())
+    with pytest.raises(ClosedError, match="async with"):
+        engine.open()
+
+
+def test_events_by_async_for() -> None:
+    async def listen() -> list[jaxstate.Event]:
+        with faked() as engine:
+            session = jaxstate.AsyncSession(engine.open())
+            await session.wait(0)
+            heard: list[jaxstate.Event] = []
+
+            async def follow() -> None:
+                async for event in session.events(flash="always"):
+                    heard.append(event)
+
+            following = asyncio.create_task(follow())
+            while not heard:
+                await asyncio.sleep(0)
+            session.flash("fl", max_tokens=2)
+            await session.push("abcd")
+            await session.wait_fresh()
+            session.close()
+            await following
+            return heard
+
+    names = [type(event).__name__ for event in run(listen())]
+    assert (names[0], names[-1]) == ("Connected", "Closed")
+    assert "DataUpdated" in names and "FlashReady" in names
+
+
+def test_events_end_when_nothing_happens() -> None:
+    async def listen() -> list[jaxstate.Event]:
+        with faked() as engine:
+            session = jaxstate.AsyncSession(engine.open())
+            await session.wait(0)
+            return [event async for event in session.events(timeout=0.01)]
+
+    assert [type(event) for event in run(listen())] == [jaxstate.Connected]
+
+
+def test_timeouts_and_cancelled_tasks_leave_nothing() -> None:
+    async def give_up() -> jaxstate.EngineMetrics:
+        with faked() as engine:
+            session = jaxstate.AsyncSession(engine.open())
+            with pytest.raises(TimedOut, match=r"not answered within 0\.01 s"):
+                await session.ask("xyz", min_version=9, timeout=0.01)
+            with pytest.raises(TimedOut, match=r"not read within 0\.01 s"):
+                await session.wait(9, timeout=0.01)
+            task = asyncio.create_task(session.ask("xyz", min_version=9))
+            await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await session.push("abcd")
+            await session.ask("xyz", min_version=1)
+            return engine.metrics()
+
+    metrics = run(give_up())
+    assert (metrics.counts.asks_cancelled, metrics.counts.asks_timed_out) == (1, 1)
+    assert (metrics.gauges.asks_waiting, metrics.gauges.asks_running) == (0, 0)
+
+
+class Held(FakeExecutor):
+    """A device whose copies, and whose reading, wait until they may go on."""
+
+    def __init__(self) -> None:
+        super().__init__(FakeClock())
+        self.go_on = threading.Event()
+
+    def copy(self, session: int, into: int) -> None:
+        self.go_on.wait(10)
+        super().copy(session, into)
+
+
+def test_a_fork_that_nobody_waits_for_any_more_is_closed() -> None:
+    async def give_up() -> list[str]:
+        device = Held()
+        with faked(device) as engine:
+            session = jaxstate.AsyncSession(engine.open("one"))
+            await session.wait(0)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(session.fork("two"), 0.05)
+            device.go_on.set()
+            await session.fork("three")
+            while [one.id for one in engine.sessions()] != ["one", "three"]:
+                await asyncio.sleep(0.001)
+            return [one.id for one in engine.sessions()]
+
+    assert run(give_up()) == ["one", "three"]
+
+
+def test_a_fork_that_fails() -> None:
+    async def fail() -> None:
+        device = FakeExecutor(FakeClock())
+        with faked(device) as engine:
+            session = jaxstate.AsyncSession(engine.open("one"))
+            await session.wait(0)
+            device.fail_next("copy")
+            with pytest.raises(StepFailed, match="copy"):
+                await session.fork()
+            assert [one.id for one in engine.sessions()] == ["one"]
+
+    run(fail())
+
+
+def test_a_push_waits_for_room_without_blocking_the_event_loop() -> None:
+    async def push() -> None:
+        device = Held()
+        with faked(device, config=EngineConfig(queue_entries=2)) as engine:
+            session = jaxstate.AsyncSession(engine.open("one"))
+            await session.wait(0)
+            engine._desk.fork(session.session.book, None)  # the device is busy now
+            await asyncio.sleep(0.02)
+            await session.push(["a", "b"])
+            with pytest.raises(TimedOut, match="the queue was full"):
+                await session.push("c", timeout=0.01)
+            waiting = asyncio.create_task(session.push("d"))
+            await asyncio.sleep(0.01)
+            assert not waiting.done()
+            device.go_on.set()
+            assert (await waiting).first == 3
+            assert await session.wait(3) == 3
+
+    run(push())
