@@ -121,9 +121,12 @@ class Asker:
         if not isinstance(question, str) or not question:
             raise InvalidInput(f"question={question!r} must be a text that is not empty")
         choices = settings.choices
+        tokens = _int32(self.template.question_tokens(self.tokenizer, question))
+        if len(tokens) == 0:
+            raise InvalidInput(f"question={question!r} has no tokens in this model's vocabulary")
         asked = Asked(
             question=question,
-            tokens=_int32(self.template.question_tokens(self.tokenizer, question)),
+            tokens=tokens,
             max_tokens=settings.max_tokens or DEFAULT_MAX_TOKENS,
             sampling=settings.sampling,
             stop=self.template.stop if settings.stop is None else settings.stop,

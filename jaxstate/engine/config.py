@@ -23,7 +23,9 @@ class EngineConfig:
         flash_limit: flash queries of a session.
         warm_limit: warm questions of a session.
         waiting_asks: asks of a session that may wait or be under way; one more is `QueueFull`.
-        events_limit: events that may wait for one subscriber before it is dropped.
+        events_limit: events that may wait for one subscriber before it is dropped, and calls of
+            `on_fire` that may wait for their thread before one is left out (it is logged and
+            counted).
         scheduling: patience of each class of work (`Policy`).
     """
 

@@ -17,13 +17,13 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import TypeVar, cast
 
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.executor import Executor, Tokens
 from jaxstate.engine.flash import Registered
 from jaxstate.engine.ingest import Offer, QueuePolicy
+from jaxstate.engine.jobs import Job
 from jaxstate.engine.ledger import Ask, Book, Ledger
 from jaxstate.engine.metrics import EngineMetrics, Gauges, MetricsRecorder
 from jaxstate.engine.outcomes import Delivery, Outcomes
@@ -50,48 +50,6 @@ class AskFuture(Future[Answer]):
     """
 
     timed_out: bool = False
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Job(Generic[T]):
-    """Something the loop's thread does between steps.
-
-    Attributes:
-        act: it, without the lock.
-        booked: what its result changes in the books.
-        future: its result.
-        session: which session it is for; if that is closed meanwhile, the job is not done.
-        border: it waits until this session is at a version's border, no entry half read.
-        creates: whether it makes `session`, which is closed if it fails.
-    """
-
-    act: Callable[[], T]
-    booked: Callable[[T], None]
-    future: Future[T]
-    session: Book
-    border: Book | None = None
-    creates: bool = False
-
-    @property
-    def may_run(self) -> bool:
-        """Whether what it needs is at a version's border."""
-        border = self.border
-        return border is None or (border.version >= 0 and not border.queue.partly_read)
-
-    @property
-    def ended(self) -> bool:
-        """Whether a session that it needs was closed meanwhile."""
-        return self.session.closed or (self.border is not None and self.border.closed)
-
-    def check_open(self) -> None:
-        """Refuses it if so.
-
-        Raises:
-            ClosedError: with the reason.
-        """
-        self.session.check_open()
-        if self.border is not None:
-            self.border.check_open()
 
 
 class Desk:
@@ -147,7 +105,7 @@ class Desk:
         """
         with self.lock:
             if self.ended is not None:
-                raise self.ended
+                raise refusal(self.ended)
             yield self.ledger
             self.tell_loop()
 
@@ -233,6 +191,7 @@ class Desk:
             offer = book.queue.offer(entries, self.clock(), book.free_cells(self.limits))
             if offer is None:
                 future: Future[None] = Future()
+                book.room_waiters = [one for one in book.room_waiters if not one.cancelled()]
                 book.room_waiters.append(future)
                 return future
             self.recorder.count("entries_pushed", len(entries))
@@ -246,6 +205,8 @@ class Desk:
         with self.changing():
             book.check_open()
             if version > book.version:
+                # Those that were given up would otherwise stay until the next commit.
+                book.waiters = [one for one in book.waiters if not one[1].cancelled()]
                 book.waiters.append((version, future))
                 return future
         future.set_result(None)
@@ -385,6 +346,13 @@ class Desk:
             oldest_lag_s=now_s - min(oldest_s, default=now_s),
             compilations=self._executor.compilations() - self._compiled_before,
         )
+
+
+def refusal(error: ClosedError) -> ClosedError:
+    """The same error anew: each raising adds to an error's traceback."""
+    fresh = type(error)(str(error))
+    fresh.__cause__ = error.__cause__
+    return fresh
 
 
 def _nothing(_: object) -> None:

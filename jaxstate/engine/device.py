@@ -188,6 +188,19 @@ class DeviceExecutor:
         self._put_new(session, _Session(state, cells))
         return cells
 
+    def recover(self) -> bool:
+        """Makes sure, after a step failed, that rows can begin; whether those under way are lost.
+
+        Raises:
+            RuntimeError: not even an empty pool can be made.
+        """
+        try:
+            jax.block_until_ready(self._pool)
+        except Exception:  # taken over by the step that failed, or its result is an error
+            self._pool = jax.block_until_ready(self._steps.rows())
+            return True
+        return False
+
     def _put_new(self, name: int, session: _Session) -> None:
         assert name not in self._sessions, f"there is a session {name}"
         self._sessions[name] = session

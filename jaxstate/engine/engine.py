@@ -79,6 +79,7 @@ class Engine(SessionHost):
         desk = Desk(device, cells, config or EngineConfig(), clock, self._call_back)
         asker = Asker(tokenizer=tokenizer, template=model.template, limits=device.limits)
         super().__init__(desk, asker)
+        self._callback_room = threading.BoundedSemaphore(desk.config.events_limit)
         self._callbacks = ThreadPoolExecutor(1, thread_name_prefix="jaxstate-callbacks")
         self._loop = Loop(desk, device, tokenizer)
         self._thread = threading.Thread(target=self._loop.run, name="jaxstate-loop", daemon=True)
@@ -87,11 +88,12 @@ class Engine(SessionHost):
     def close(self) -> None:
         """Ends every session and the loop; a step under way finishes. May be called twice.
 
-        Entries that wait are not read. Not to be called from a callback of the engine's own.
+        Entries that wait are not read. A callback that runs is waited for, those behind it do not
+        run. Not to be called from a callback of the engine's own.
         """
         self._loop.close(ClosedError("the engine was closed"))
         self._thread.join()
-        self._callbacks.shutdown()
+        self._callbacks.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Engine:
         return self
@@ -105,7 +107,14 @@ class Engine(SessionHost):
         self.close()
 
     def _call_back(self, callback: Delivery) -> None:
-        self._callbacks.submit(_logged, callback)
+        """Lets a callback run behind the others; none of them holds up the loop."""
+        if self._callback_room.acquire(blocking=False):
+            future = self._callbacks.submit(_logged, callback)
+            future.add_done_callback(lambda _: self._callback_room.release())
+            return
+        _log.error("callbacks of flash queries are slower than their answers: one was dropped")
+        with self._desk.lock:
+            self._desk.recorder.count("callbacks_dropped")
 
 
 def _device(

@@ -200,6 +200,13 @@ class Executor(Protocol):
         """Makes a session from such a directory; returns its cells in use."""
         ...
 
+    def recover(self) -> bool:
+        """Makes sure, after a step failed, that rows can begin; whether those under way are lost.
+
+        A step takes the pool of all rows over, so one that fails may take them with it.
+        """
+        ...
+
     def compilations(self) -> int:
         """Steps compiled so far in this process."""
         ...

@@ -40,6 +40,8 @@ class Registered:
         started_s: when it was last begun, but for those beginnings that were given up.
         stale_since_s: since when its answer is out of date (or missing).
         outdated_s: when the session first went past what is under way; None if it did not.
+        registered_s: when it was registered.
+        drops: how many times in a row it was given up.
     """
 
     asked: Asked
@@ -56,6 +58,8 @@ class Registered:
     started_s: float | None = None
     stale_since_s: float = 0.0
     outdated_s: float | None = None
+    registered_s: float = 0.0
+    drops: int = 0
     _started_before_s: float | None = None
 
     def begin(self, now_s: float) -> None:
@@ -66,6 +70,7 @@ class Registered:
     def give_up(self) -> None:
         """What was under way is thrown away, as if it had not begun."""
         self.running, self.started_s = False, self._started_before_s
+        self.drops += 1
 
     def may_start_s(self) -> float:
         """The earliest time at which it may be begun again."""
@@ -119,7 +124,7 @@ class FlashBook:
         self._given += 1
         one.id = f"q{self._given}"
         self._by_id[one.id] = self._by_text[one.asked.question] = one
-        one.stale_since_s = now_s
+        one.stale_since_s = one.registered_s = now_s
         if self.version >= 0:
             self._stale[one.id] = one
 
@@ -194,7 +199,7 @@ class FlashBook:
         self._settle(one, version)
 
     def _settle(self, one: Registered, version: int) -> None:
-        one.running, one.answered_version = False, version
+        one.running, one.answered_version, one.drops = False, version, 0
         if version == self.version:
             self._stale.pop(one.id, None)
         elif one.outdated_s is not None:
@@ -243,6 +248,7 @@ class WarmBook:
         self._by_text: dict[str, Warm] = {}
         self.version = -1
         self.running = False
+        self.served = 0
 
     def __len__(self) -> int:
         return len(self._by_text)

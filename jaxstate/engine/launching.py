@@ -20,8 +20,9 @@ from jaxstate.engine.ingest import Taken
 from jaxstate.engine.ledger import Book, Ledger
 from jaxstate.engine.outcomes import Outcomes
 from jaxstate.engine.runs import Run
-from jaxstate.engine.scheduler import Begin, GoOn, Ingest, Step, Work, rows_beginning
+from jaxstate.engine.scheduler import rows_beginning
 from jaxstate.engine.values import DataUpdated
+from jaxstate.engine.views import Begin, GoOn, Ingest, Step, Work
 from jaxstate.errors import CapacityExceeded
 from jaxstate.records import Sampling
 from jaxstate.text import Tokenizer
@@ -80,6 +81,8 @@ class Launcher:
     def prepare(self, step: Step, now_s: float) -> Launch | None:
         """Books that the step begins; None if it needs no device after all."""
         book = self._ledger.books[step.session]
+        if step.work == "ask":
+            self._ledger.asks_began = not isinstance(step, GoOn)
         if isinstance(step, Ingest):
             return self._ingest(book, step, now_s)
         if isinstance(step, GoOn):
@@ -126,7 +129,9 @@ class Launcher:
 
     def _begin_asks(self, book: Book, step: Begin, now_s: float) -> Launch | None:
         if step.evict:
-            self._outcomes.evict()
+            limits = self._ledger.limits
+            self._outcomes.evict(sum(book.asks[key].run.asked.blocks(limits) for key in step.runs))
+        book.asks_served = self._ledger.steps
         runs: list[Run] = []
         for key in step.runs:
             run = book.asks[key].run
@@ -136,8 +141,8 @@ class Launcher:
                 self._outcomes.fail_ask(book, key, error)
                 continue
             self._pin(book, run)
+            book.asks_begun[key] = book.asks[key]
             runs.append(run)
-        self._ledger.asks_began = True
         return self._start(book, runs, "ask")
 
     def _pin(self, book: Book, run: Run) -> None:
@@ -149,11 +154,16 @@ class Launcher:
         runs: list[Run] = []
         for one in self._fitting(book, now_s):
             one.begin(now_s)
-            run = Run(self._ledger.new_key(), "flash", one.asked, book.committed_s)
+            run = self._flash_run(book, one)
             self._pin(book, run)
             book.flash_runs[run.key] = (run, one)
             runs.append(run)
         return self._start(book, runs, step.work)
+
+    def _flash_run(self, book: Book, one: Registered) -> Run:
+        since_s = max(book.committed_s, one.registered_s)
+        holds = one.drops >= self._ledger.config.scheduling.flash_drops
+        return Run(self._ledger.new_key(), "flash", one.asked, since_s, holds=holds)
 
     def _fitting(self, book: Book, now_s: float) -> list[Registered]:
         """What is due, as far as rows and tail blocks go."""
@@ -178,6 +188,7 @@ class Launcher:
 
     def _begin_warm(self, book: Book) -> Launch | None:
         limits = self._ledger.limits
+        book.warm.served = self._ledger.steps
         due, longest = list[Warm](), 0
         for one in book.warm.due():
             try:
@@ -224,8 +235,6 @@ class Launcher:
         runs = self._outcomes.runs_of(book, step.runs)
         for run in runs:
             run.served = self._ledger.steps
-        if step.work == "ask":
-            self._ledger.asks_began = False
         if runs[0].work == "flash":
             book.flash.served = self._ledger.steps
         seen_cells = runs[0].seen_cells

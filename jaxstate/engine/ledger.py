@@ -15,9 +15,9 @@ from jaxstate.engine.executor import Executor, Limits
 from jaxstate.engine.flash import FlashBook, Registered, WarmBook
 from jaxstate.engine.ingest import IngestQueue, QueuePolicy
 from jaxstate.engine.runs import Run
-from jaxstate.engine.scheduler import RunView, SessionView, View, Work
 from jaxstate.engine.subscription import Subscription
 from jaxstate.engine.values import Answer
+from jaxstate.engine.views import RunView, SessionView, View, Work
 from jaxstate.errors import ClosedError
 
 
@@ -65,6 +65,8 @@ class Book:
         launched_cells: cells once every launched step is done; more than `seen_cells` while an
             entry is half read.
         committed_s: when the version was committed.
+        asks: all, in the order of arrival; `asks_begun` are those of them that are under way.
+        asks_served, ingest_served: numbers of the steps that last began an ask, and last read.
         border_jobs: forks and saves that wait for the end of the entry that is half read.
         opens: whether it begins with an opening, and is not made from another or a saved one.
     """
@@ -88,6 +90,8 @@ class Book:
         self.border_jobs = 0
         self.closed_because: str | None = None
         self.asks: dict[int, Ask] = {}
+        self.asks_begun: dict[int, Ask] = {}
+        self.asks_served = 0
         self.flash_runs: dict[int, tuple[Run, Registered]] = {}
         self.waiters: list[tuple[int, Future[None]]] = []
         self.room_waiters: list[Future[None]] = []
@@ -117,10 +121,10 @@ class Book:
         """Cells that neither are committed nor are being read."""
         return limits.session_cells - self.launched_cells
 
-    def runs(self) -> Iterator[Run]:
-        """Questions that wait or are under way."""
-        yield from (ask.run for ask in self.asks.values())
-        yield from (run for run, _ in self.flash_runs.values())
+    def holding(self) -> Iterator[Run]:
+        """Questions under way that may not lose what they have."""
+        yield from (ask.run for ask in self.asks_begun.values())
+        yield from (run for run, _ in self.flash_runs.values() if run.holds)
 
     def number_from(self, version: int) -> None:
         """Entries 1 .. `version` were read elsewhere: those pushed from now on follow them."""
@@ -131,6 +135,11 @@ class Book:
     def usable(self) -> bool:
         """Whether users may see it: not before what it is made from is there."""
         return self.version >= 0 or self.opens
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether everything pushed is committed, and every registered question settled there."""
+        return self.version >= self.queue.last and self.flash.stale == 0
 
     def commit(self, version: int, seen_cells: int, now_s: float) -> None:
         """A new version: whatever was answered before is out of date."""
@@ -163,12 +172,11 @@ class Ledger:
     def view(self, now_s: float) -> View:
         """What the scheduler is to see."""
         active = [self._session_view(book, now_s) for book in self.books.values() if book.busy]
-        held = (run for book in self.books.values() for run, _ in book.flash_runs.values())
         dues = [book.flash.next_due_s(now_s) for book in self.books.values()]
         return View(
             sessions=tuple(active),
             free_blocks=len(self.blocks),
-            evictable_blocks=sum(len(run.blocks) for run in held),
+            evictable_blocks=sum(len(run.blocks) for _, run in self.evictable()),
             waited=dict(self.waited),
             asks_began=self.asks_began,
             rows=self.limits.rows,
@@ -176,6 +184,16 @@ class Ledger:
             extend_tokens=self.limits.extend_tokens,
             next_due_s=min((due for due in dues if due is not None), default=None),
         )
+
+    def evictable(self) -> list[tuple[Book, Run]]:
+        """Registered questions that an ask may have the blocks of, the last begun first."""
+        found = [
+            (book, run)
+            for book in self.books.values()
+            for run, _ in book.flash_runs.values()
+            if not run.holds
+        ]
+        return sorted(found, key=lambda one: -one[1].key)
 
     def usable(self) -> list[Book]:
         """Sessions that users may see, in the order of opening."""
@@ -200,6 +218,9 @@ class Ledger:
     def _session_view(self, book: Book, now_s: float) -> SessionView:
         lost = not self.readable(book.seen_cells, book.launched_cells)
         due = [] if lost else list(book.flash.due(now_s))
+        growth = self._growth(book)
+        # Asks that begin now would, one after the other, keep the entry half read for ever.
+        stuck = book.queue.partly_read and growth <= 0
         return SessionView(
             key=book.key,
             seen_cells=book.seen_cells,
@@ -207,31 +228,47 @@ class Ledger:
             ingest_entries=not book.queue.empty,
             ingest_since_s=book.queue.oldest_s or 0.0,
             ingest_served=book.ingest_served,
-            growth_tokens=self._growth(book),
-            runs=tuple(self._run_views(book, lost=lost)),
+            growth_tokens=growth,
+            asks_served=book.asks_served,
+            runs=tuple(self._run_views(book, blocked=lost or stuck)),
             flash_due=len(due),
             warm_due=0 if lost else len(book.warm.due()),
             flash_rows=len(book.flash_runs),
             flash_blocks=due[0].asked.blocks(self.limits) if due else 1,
             flash_since_s=book.flash.since_s,
             flash_served=book.flash.served,
-            flash_overdue=book.flash.is_overdue(now_s),
+            flash_overdue=self._flash_overdue(book, now_s),
+            warm_served=book.warm.served,
         )
 
+    def _flash_overdue(self, book: Book, now_s: float) -> bool:
+        holding = any(run.holds for run, _ in book.flash_runs.values())
+        return holding or book.flash.is_overdue(now_s)
+
     def _growth(self, book: Book) -> int:
-        """Tokens that can be read before an ask under way loses sight of a cell."""
-        pinned = [ask.run.seen_cells for ask in book.asks.values() if ask.run.begun]
-        ends = [self._readable_until(seen_cells) for seen_cells in pinned]
+        """Tokens that can be read before a question that may not loses sight of a cell."""
+        ends = (self._readable_until(run.seen_cells) for run in book.holding())
         return min(ends, default=1 << 30) - book.launched_cells
 
-    def _run_views(self, book: Book, *, lost: bool) -> Iterator[RunView]:
-        for ask in book.asks.values():
-            if ask.run.wants_step:
-                blocked = lost or book.version < max(ask.min_version, 0)
-                yield self._run_view(book, ask.run, blocked=blocked and not ask.run.begun)
-        for run, _ in book.flash_runs.values():
+    def _run_views(self, book: Book, *, blocked: bool) -> Iterator[RunView]:
+        yield from self._waiting_views(book, blocked=blocked)
+        begun = (ask.run for ask in book.asks_begun.values())
+        for run in (*begun, *(run for run, _ in book.flash_runs.values())):
             if run.wants_step:
                 yield self._run_view(book, run, blocked=False)
+
+    def _waiting_views(self, book: Book, *, blocked: bool) -> Iterator[RunView]:
+        """The oldest that could begin, no more than a step takes, and the oldest that could not."""
+        ready, seen_blocked = 0, False
+        for ask in book.asks.values():
+            if ask.run.begun:
+                continue
+            waits = blocked or book.version < max(ask.min_version, 0)
+            if not (waits and seen_blocked):
+                yield self._run_view(book, ask.run, blocked=waits)
+            ready, seen_blocked = ready + (not waits), seen_blocked or waits
+            if ready == self.limits.rows:
+                return
 
     def _run_view(self, book: Book, run: Run, *, blocked: bool) -> RunView:
         return RunView(

@@ -20,10 +20,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jaxstate.engine.desk import Desk, Job
+from jaxstate.engine.desk import Desk
 from jaxstate.engine.executor import Executor
+from jaxstate.engine.jobs import Job
 from jaxstate.engine.launching import Launch, Launcher
-from jaxstate.engine.scheduler import Work, plan
+from jaxstate.engine.scheduler import plan
+from jaxstate.engine.views import Work
 from jaxstate.errors import ClosedError, EngineFailed, JaxstateError, StepFailed
 from jaxstate.text import Tokenizer
 
@@ -69,6 +71,8 @@ class Loop:
 
     def turn(self) -> bool:
         """Plans, executes, commits, delivers; False if there was nothing to do."""
+        with self._desk.lock:
+            self._desk.news = False  # what comes from here on is looked at in the next turn
         self._forget_gone()
         did = self._do_job() or self._step() or self._fetch_oldest()
         self._deliver()
@@ -111,7 +115,6 @@ class Loop:
     def _step(self) -> bool:
         desk = self._desk
         with desk.lock:
-            desk.news = False
             now_s = desk.clock()
             planned = plan(desk.ledger.view(now_s), desk.config.scheduling)
             self._until_s = planned.until_s
@@ -120,7 +123,7 @@ class Loop:
             desk.ledger.steps += 1
             launch = self._launcher.prepare(planned.step, now_s)
             works = frozenset[Work]({planned.step.work}) if launch is None else launch.works
-            desk.ledger.let_go_first(works, planned.runnable)
+            desk.ledger.let_go_first(works, planned.runnable | planned.held_up)
         if launch is not None:
             self._launch(launch)
         return True
@@ -159,8 +162,12 @@ class Loop:
         return True
 
     def _failed(self, launch: Launch, error: Exception) -> None:
+        """Books it; a device that lost its rows loses every question under way with them."""
         with self._desk.lock:
             launch.fail(error)
+        if self._executor.recover():
+            with self._desk.lock:
+                self._desk.outcomes.rows_lost(error)
 
     def _do_job(self) -> bool:
         desk = self._desk
@@ -209,4 +216,7 @@ class Loop:
             self._desk.outcomes.freshened()
             outbox = self._desk.outcomes.take_outbox()
         for delivery in outbox:
-            delivery()
+            try:
+                delivery()
+            except Exception:  # one client's trouble is not the others'
+                _log.exception("a delivery failed")

@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias, get_args
 
 from jaxstate.engine.values import Source
+from jaxstate.engine.views import Work
 from jaxstate.errors import InvalidInput
 
 JsonValue: TypeAlias = (
     "str | int | float | bool | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
 )
-Work = Literal["ask", "ingest", "flash", "warm"]
 CountName = Literal[
     "tokens_ingested",
     "asks_cancelled",
@@ -32,6 +32,7 @@ CountName = Literal[
     "flash_rows_dropped",
     "flash_refused",
     "subscribers_dropped",
+    "callbacks_dropped",
     "entries_pushed",
     "entries_committed",
     "entries_dropped",
@@ -157,6 +158,7 @@ class Counts:
         flash_rows_dropped: given up before they were answered.
         flash_refused: registered questions for which there was no room.
         subscribers_dropped: subscriptions closed because nobody read them.
+        callbacks_dropped: calls of `on_fire` that were left out because too many waited.
         entries_pushed, entries_committed, entries_dropped: a pushed entry waits, or is one of the
             other two.
     """
@@ -170,6 +172,7 @@ class Counts:
     flash_rows_dropped: int = 0
     flash_refused: int = 0
     subscribers_dropped: int = 0
+    callbacks_dropped: int = 0
     entries_pushed: int = 0
     entries_committed: int = 0
     entries_dropped: int = 0

@@ -47,9 +47,11 @@ class Outcomes:
         self._on_thread = on_thread
         self._forget = forget
         self._outbox: list[Delivery] = []
+        self._gone: list[tuple[Book, Subscription]] = []
 
     def take_outbox(self) -> list[Delivery]:
         """Deliveries to make, in order, without the lock."""
+        self._forget_subscribers()
         outbox, self._outbox = self._outbox, []
         return outbox
 
@@ -121,6 +123,12 @@ class Outcomes:
                 book.flash.refused(registered, run.version, f"the device failed: {cause}")
                 self.recorder.count("flash_refused")
 
+    def rows_lost(self, cause: Exception) -> None:
+        """The device lost all questions under way: asks fail, registered questions begin again."""
+        for book in self._ledger.books.values():
+            self.fail_runs(book, [ask.run for ask in book.asks_begun.values()], cause)
+            self._drop_all_flash(book)
+
     def break_session(self, book: Book, cause: Exception) -> None:
         """The device failed while it wrote a session's cells: they cannot be trusted."""
         self.close(book, f"the device failed while reading: {cause}", _step_failed(cause))
@@ -133,7 +141,7 @@ class Outcomes:
         error = error or ClosedError(f"session {book.id!r} is closed: {reason}")
         for key in tuple(book.asks):
             self.fail_ask(book, key, error)
-        self._drop_flash(book, lambda run: True)
+        self._drop_all_flash(book)
         for_fresh = [future for one, future in self._ledger.fresh_waiters if one is book]
         for future in (*(future for _, future in book.waiters), *book.room_waiters, *for_fresh):
             self.reject(future, error)
@@ -147,22 +155,29 @@ class Outcomes:
         self._ledger.by_id.pop(book.id, None)
         self._forget(book)
 
-    def evict(self) -> None:
-        """Registered questions under way give their tail blocks to an ask; they begin again."""
-        for book in self._ledger.books.values():
-            self._drop_flash(book, lambda run: True)
+    def evict(self, blocks: int) -> None:
+        """Registered questions under way give so many tail blocks to asks; they begin again."""
+        needed = blocks - len(self._ledger.blocks)
+        for book, run in self._ledger.evictable():
+            if needed <= 0:
+                return
+            needed -= len(run.blocks)
+            self._drop_flash(book, run)
 
     def drop_unreadable(self, book: Book) -> None:
         """Registered questions under way that would lose cells to what is read now begin again."""
-        readable, length = self._ledger.readable, book.launched_cells
-        self._drop_flash(book, lambda run: not readable(run.seen_cells, length))
+        for run, _ in tuple(book.flash_runs.values()):
+            if not self._ledger.readable(run.seen_cells, book.launched_cells):
+                self._drop_flash(book, run)
 
-    def _drop_flash(self, book: Book, which: Callable[[Run], bool]) -> None:
-        for run, registered in tuple(book.flash_runs.values()):
-            if which(run):
-                registered.give_up()
-                self._let_go(book, run)
-                self.recorder.count("flash_rows_dropped")
+    def _drop_all_flash(self, book: Book) -> None:
+        for run, _ in tuple(book.flash_runs.values()):
+            self._drop_flash(book, run)
+
+    def _drop_flash(self, book: Book, run: Run) -> None:
+        book.flash_runs[run.key][1].give_up()
+        self._let_go(book, run)
+        self.recorder.count("flash_rows_dropped")
 
     def room_made(self, book: Book) -> None:
         """Some entries left the queue: pushes that wait for room may try again."""
@@ -185,7 +200,7 @@ class Outcomes:
         """Tells those that wait for a session's flash queries to be up to date."""
         waiting, self._ledger.fresh_waiters = self._ledger.fresh_waiters, []
         for book, future in waiting:
-            if book.version >= 0 and book.queue.empty and book.flash.stale == 0:
+            if book.up_to_date:
                 self.resolve(future, None)
             elif not future.cancelled():
                 self._ledger.fresh_waiters.append((book, future))
@@ -196,8 +211,12 @@ class Outcomes:
             self._outbox.append(lambda: self._offer(book, listening, event))
 
     def _offer(self, book: Book, listening: Sequence[Subscription], event: Event) -> None:
-        gone = [one for one in listening if not one.offer(event)]
-        for subscription in gone:
+        self._gone += [(book, one) for one in listening if not one.offer(event)]
+
+    def _forget_subscribers(self) -> None:
+        """Those that were found gone, or too slow, while the lock was not held."""
+        gone, self._gone = self._gone, []
+        for book, subscription in gone:
             if subscription in book.subscriptions:
                 book.subscriptions.remove(subscription)
                 if not subscription.ended:
@@ -224,6 +243,7 @@ class Outcomes:
     def _let_go(self, book: Book, run: Run) -> None:
         """Takes a run off the books; a step under way no longer reaches anyone."""
         book.asks.pop(run.key, None)
+        book.asks_begun.pop(run.key, None)
         book.flash_runs.pop(run.key, None)
         self._ledger.blocks.give_back(run.blocks)
         run.blocks, run.finished = (), True

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxstate.engine.executor import Candidate, Limits, RowStep, RowTokens, Tokens
-from jaxstate.engine.scheduler import Stage, Work
 from jaxstate.engine.values import Answer, Usage
+from jaxstate.engine.views import Stage, Work
 from jaxstate.errors import CapacityExceeded, InvalidInput, PromptTooLong
 from jaxstate.records import Sampling
 from jaxstate.steps.collector import AnswerCollector
@@ -103,14 +103,20 @@ class Run:
         key: its name in the scheduler.
         work: its class.
         asked: the question.
-        arrived_s: when it was asked, or when the version that it answers was committed.
+        arrived_s: when it was asked, or when the version that it answers was committed (or the
+            question registered, if that came later).
+        holds: a registered question that may not lose what it has: tail blocks, and sight of its
+            cells. Asks never may.
     """
 
-    def __init__(self, key: int, work: Work, asked: Asked, arrived_s: float) -> None:
+    def __init__(
+        self, key: int, work: Work, asked: Asked, arrived_s: float, *, holds: bool = True
+    ) -> None:
         self.key = key
         self.work: Work = work
         self.asked = asked
         self.arrived_s = arrived_s
+        self.holds = holds
         self.served = 0
         self.version = -1
         self.seen_cells = 0

@@ -8,24 +8,37 @@ Four classes of work, in order of urgency: ask, ingest, flash, warm. The most ur
 run runs, with three exceptions that keep everything moving:
 
 - A class that could have run in each of the last `patience` steps, and did not, gets the next step.
+  One that only lacks what questions under way hold (cells, tail blocks) is counted as well; once
+  registered questions have lacked blocks for so long, no ask begins before they do.
 - What an ask waits for (a version that is not read yet, an entry that is half read) is as urgent as
-  the ask, and so is a registered question past its deadline.
+  the ask, and so is a registered question past its deadline, or given up too often.
 - Asks that begin and asks that go on take turns, so neither can keep the other waiting for more
   than a step.
 
-Within a class, whoever was served longest ago comes first.
+Within a class, the session that was served longest ago comes first. No ask overtakes another for
+tail blocks: while the oldest that could begin does not find enough of them, none begins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, fields
 
-Work = Literal["ask", "ingest", "flash", "warm"]
-Stage = Literal["waiting", "reading", "scoring", "decoding"]
-
-WORKS: tuple[Work, ...] = ("ask", "ingest", "flash", "warm")
+from jaxstate.engine.views import (
+    WORKS,
+    Begin,
+    GoOn,
+    Ingest,
+    Plan,
+    RunView,
+    SessionView,
+    Stage,
+    Step,
+    View,
+    Work,
+)
+from jaxstate.errors import InvalidInput
+from jaxstate.records import checked_int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,14 +49,28 @@ class Policy:
         ingest_patience: steps that ingest lets others go first while it could run.
         flash_patience: the same of registered questions.
         warm_patience: the same of warm questions.
+        flash_drops: a registered question that was given up so many times in a row (an ask needed
+            its blocks, or more was read than a sliding window can spare) is answered the next time
+            whatever comes: it keeps what it holds and is as urgent as an ask.
         ride_rows: registered questions under way may join a decode step of asks up to so many rows
             in all.
+
+    Raises:
+        InvalidInput: a patience below 1 (asks would starve), or another number below 0.
     """
 
     ingest_patience: int = 8
     flash_patience: int = 32
     warm_patience: int = 128
+    flash_drops: int = 4
     ride_rows: int = 8
+
+    def __post_init__(self) -> None:
+        """Refuses shares with which somebody would starve."""
+        for one in fields(self):
+            least = 1 if one.name.endswith("_patience") else 0
+            if checked_int(one.name, getattr(self, one.name)) < least:
+                raise InvalidInput(f"{one.name}={getattr(self, one.name)} must be {least} or more")
 
     def patience(self, work: Work) -> int:
         """Steps that a class lets others go first; asks never do."""
@@ -54,150 +81,6 @@ class Policy:
             "warm": self.warm_patience,
         }
         return by_work[work]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunView:
-    """A question that waits for its first step, or is under way.
-
-    Attributes:
-        key: its name.
-        work: "ask", "flash" or "warm".
-        stage: waiting (asks only), reading, scoring (given choices) or decoding.
-        arrived_s: when it was asked, or when the version it answers was committed.
-        served: number of the step that it last took part in, 0 for none.
-        seen_cells: what it looks at; of one that waits, what it would look at now.
-        tokens: what its next step reads, without padding.
-        blocks: tail blocks that it holds, or would need.
-        blocked: a waiting ask that cannot begin before its session has read more.
-    """
-
-    key: int
-    work: Work
-    stage: Stage
-    arrived_s: float
-    served: int = 0
-    seen_cells: int = 0
-    tokens: int = 1
-    blocks: int = 1
-    blocked: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionView:
-    """One session that has something to do.
-
-    Attributes:
-        key: its name.
-        seen_cells: committed cells, what a question that begins now looks at.
-        ingest_tokens: tokens that wait to be read, 0 also for entries without tokens.
-        ingest_entries: whether any entry waits.
-        ingest_since_s: since when the oldest waits.
-        ingest_served: number of the step that last read for it.
-        growth_tokens: how many may be read before the asks under way would lose cells they look at.
-        runs: asks that wait and all questions under way.
-        flash_due, warm_due: registered questions that are out of date, not under way, and may be
-            computed now.
-        flash_rows: registered questions under way, those whose last step is launched included.
-        flash_blocks: tail blocks that the first of those due needs.
-        flash_since_s: since when the session's version is unanswered.
-        flash_served: number of the step that last served its registered questions.
-        flash_overdue: a due one is past its deadline.
-    """
-
-    key: int
-    seen_cells: int
-    ingest_tokens: int = 0
-    ingest_entries: bool = False
-    ingest_since_s: float = 0.0
-    ingest_served: int = 0
-    growth_tokens: int = 1 << 30
-    runs: tuple[RunView, ...] = ()
-    flash_due: int = 0
-    warm_due: int = 0
-    flash_rows: int = 0
-    flash_blocks: int = 1
-    flash_since_s: float = 0.0
-    flash_served: int = 0
-    flash_overdue: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """The engine at one moment.
-
-    Attributes:
-        sessions: those that have something to do.
-        free_blocks: tail blocks that nobody holds.
-        evictable_blocks: those that registered and warm questions hold.
-        waited: steps that each class has let others go first while it could run.
-        asks_began: whether the last step of asks began some.
-        rows: rows of one step at most.
-        start_rows: (tokens, rows), ascending: as many questions of so many tokens can begin in one
-            step.
-        extend_tokens: tokens of an ingest step at most.
-        next_due_s: when a registered question may be computed again that may not be now.
-    """
-
-    sessions: tuple[SessionView, ...]
-    free_blocks: int
-    evictable_blocks: int = 0
-    waited: dict[Work, int] = field(default_factory=dict)
-    asks_began: bool = False
-    rows: int = 64
-    start_rows: tuple[tuple[int, int], ...] = ((1024, 64),)
-    extend_tokens: int = 256
-    next_due_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ingest:
-    """Read up to `tokens` of what waits in a session's queue."""
-
-    work: Work
-    session: int
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Begin:
-    """Begin questions of a session: those waiting asks, or (none named) what is due of the class.
-
-    `evict`: the tail blocks of registered and warm questions under way are needed for it.
-    """
-
-    work: Work
-    session: int
-    runs: tuple[int, ...] = ()
-    evict: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GoOn:
-    """Take questions that are under way one step further; all in the same stage."""
-
-    work: Work
-    session: int
-    stage: Stage
-    runs: tuple[int, ...]
-
-
-Step: TypeAlias = Ingest | Begin | GoOn
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What to do now.
-
-    Attributes:
-        step: the next step, or None.
-        runnable: classes that could have run.
-        until_s: without a step: when to look again, None if only something new can help.
-    """
-
-    step: Step | None
-    runnable: frozenset[Work] = frozenset()
-    until_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,17 +100,44 @@ class _Candidate:
 def plan(view: View, policy: Policy) -> Plan:
     """The next step."""
     candidates: dict[Work, list[_Candidate]] = {work: [] for work in WORKS}
+    held_up = _held_up(view)
+    begins = _asks_may_begin(view, policy, held_up)
     for session in view.sessions:
-        candidates["ask"] += _ask_candidates(session, view, policy)
+        candidates["ask"] += _ask_candidates(session, view, policy, may_begin=begins)
         candidates["ingest"] += _ingest_candidates(session, view)
         candidates["flash"] += _flash_candidates(session, view)
-        candidates["warm"] += _warm_candidates(session, view)
+        candidates["warm"] += _warm_candidates(session)
     runnable = frozenset[Work](work for work in WORKS if candidates[work])
     work = _choose_class(runnable, view, policy)
     if work is None:
-        return Plan(step=None, until_s=view.next_due_s)
+        return Plan(step=None, held_up=held_up, until_s=view.next_due_s)
     step = _choose(candidates[work], prefer_going_on=work == "ask" and view.asks_began)
-    return Plan(step=step, runnable=runnable)
+    return Plan(step=step, runnable=runnable, held_up=held_up)
+
+
+def _held_up(view: View) -> frozenset[Work]:
+    """Classes that have something to do which questions under way keep from being done."""
+    held_up: set[Work] = set()
+    for session in view.sessions:
+        if session.held_up:
+            held_up.add("ingest")
+        if _flash_wants_to_begin(session, view) and view.free_blocks < session.flash_blocks:
+            held_up.add("flash")
+    return frozenset(held_up)
+
+
+def _asks_may_begin(view: View, policy: Policy, held_up: frozenset[Work]) -> bool:
+    """Whether the oldest ask that is ready finds its blocks, and nobody has waited for some in
+    vain for too long."""
+    if "flash" in held_up and view.waited.get("flash", 0) >= policy.patience("flash"):
+        return False
+    ready = (run for one in view.sessions for run in one.runs if _is_ready(run))
+    oldest = min(ready, key=lambda run: run.arrived_s, default=None)
+    return oldest is None or oldest.blocks <= view.free_blocks + view.evictable_blocks
+
+
+def _is_ready(run: RunView) -> bool:
+    return run.stage == "waiting" and not run.blocked
 
 
 def _choose_class(runnable: frozenset[Work], view: View, policy: Policy) -> Work | None:
@@ -243,18 +153,20 @@ def _choose(candidates: list[_Candidate], *, prefer_going_on: bool) -> Step:
     return min(preferred or candidates, key=lambda one: one.order).step
 
 
-def _ask_candidates(session: SessionView, view: View, policy: Policy) -> Iterator[_Candidate]:
+def _ask_candidates(
+    session: SessionView, view: View, policy: Policy, *, may_begin: bool
+) -> Iterator[_Candidate]:
     asks = [run for run in session.runs if run.work == "ask"]
     waiting = sorted((run for run in asks if run.stage == "waiting"), key=lambda run: run.arrived_s)
     blocked = [run for run in waiting if run.blocked]
     if blocked and session.ingest_entries:
         yield from _ingest_candidates(session, view, work="ask", since_s=blocked[0].arrived_s)
     ready = [run for run in waiting if not run.blocked]
-    if begun := _fitting(ready, view):
+    if may_begin and (begun := _fitting(ready, view)):
         evict = sum(run.blocks for run in begun) > view.free_blocks
         keys = tuple(run.key for run in begun)
         step = Begin(work="ask", session=session.key, runs=keys, evict=evict)
-        yield _Candidate(step, served=0, since_s=begun[0].arrived_s, begins=True)
+        yield _Candidate(step, session.asks_served, begun[0].arrived_s, begins=True)
     yield from _going_on(session, asks, view, policy)
     if session.flash_overdue:
         yield from _flash_candidates(session, view, work="ask")
@@ -326,15 +238,19 @@ def _flash_candidates(
     session: SessionView, view: View, *, work: Work = "flash"
 ) -> Iterator[_Candidate]:
     """Those of one session go together: all that are due begin before any goes on."""
-    running = [run for run in session.runs if run.work == "flash"]
-    outdated = any(run.seen_cells != session.seen_cells for run in running)
-    room = session.flash_rows < view.rows and view.free_blocks >= session.flash_blocks
-    if session.flash_due and room and not outdated:
+    if _flash_wants_to_begin(session, view) and view.free_blocks >= session.flash_blocks:
         step = Begin(work=work, session=session.key)
-        served = 0 if work == "ask" else session.flash_served  # among asks, who came first begins
-        yield _Candidate(step, served, session.flash_since_s, begins=True)
+        yield _Candidate(step, session.flash_served, session.flash_since_s, begins=True)
     else:
+        running = [run for run in session.runs if run.work == "flash"]
         yield from _going_on_alone(session, running, view, work)
+
+
+def _flash_wants_to_begin(session: SessionView, view: View) -> bool:
+    """Whether some are due and there are rows for them, beside none that look at an old version."""
+    running = (run for run in session.runs if run.work == "flash")
+    outdated = any(run.seen_cells != session.seen_cells for run in running)
+    return session.flash_due > 0 and session.flash_rows < view.rows and not outdated
 
 
 def _going_on_alone(
@@ -351,7 +267,7 @@ def _going_on_alone(
         yield _Candidate(step, session.flash_served, session.flash_since_s)
 
 
-def _warm_candidates(session: SessionView, view: View) -> Iterator[_Candidate]:
+def _warm_candidates(session: SessionView) -> Iterator[_Candidate]:
     if session.warm_due:
         step = Begin(work="warm", session=session.key)
-        yield _Candidate(step, session.flash_served, session.flash_since_s, begins=True)
+        yield _Candidate(step, session.warm_served, since_s=0.0, begins=True)

@@ -72,7 +72,7 @@ class Answer:
         logprob: sum over the answer's tokens.
         finish_reason: "stop" or "length"; "stop" with choices.
         latency_s: from the call to the answer; for an answer inside a `FlashQuery` or an event,
-            from the commit of its version.
+            from the commit of its version, or from the registration if that came later.
         usage: tokens.
         probability: with choices, the best one's share: softmax over the total log-probabilities.
         choice_logprobs: with choices, their total log-probabilities, in the order given.

@@ -119,6 +119,7 @@ class FakeExecutor:
 
     Attributes:
         steps: every call so far.
+        loses_rows: whether a call that raises takes all rows with it.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class FakeExecutor:
         fail: Sequence[Call] = (),
     ) -> None:
         self.steps: list[FakeStep] = []
+        self.loses_rows = False
         self._clock = clock
         self._limits = limits
         self._ring_cells = ring_cells
@@ -249,6 +251,12 @@ class FakeExecutor:
         with np.load(f"{os.fspath(path)}.npz") as saved:
             self._cells[session] = [int(token) for token in saved["cells"]]
         return len(self._cells[session])
+
+    def recover(self) -> bool:
+        """Keeps its rows, unless it is told to lose them (`loses_rows`)."""
+        if self.loses_rows:
+            self._rows.clear()
+        return self.loses_rows
 
     def compilations(self) -> int:
         """Nothing ever compiles."""

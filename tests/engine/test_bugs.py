@@ -232,6 +232,11 @@ def test_b4_waits_that_are_given_up() -> None:
         with pytest.raises(TimedOut):
             session.wait(version, timeout=0)
     kept = rig.desk.wait(session._book, 2)
+    assert len(session._book.waiters) <= 2
+    for _ in range(100):
+        with pytest.raises(TimedOut):
+            session.wait(99, timeout=0)
+    assert len(session._book.waiters) <= 2, "waits that were given up pile up"
     session.push("e")
     rig.engine.run()
     assert kept.done() and session._book.waiters == []
@@ -644,6 +649,19 @@ def test_b9_a_full_queue_costs_no_more_than_a_short_one() -> None:
         costs.append((host_calls(rig.engine.turn), pushed))
     assert abs(costs[0][0] - costs[1][0]) <= 2
     assert abs(costs[0][1] - costs[1][1]) <= 2
+
+
+def test_b9_asks_that_wait_cost_no_more_than_a_step_takes() -> None:
+    """A step looks at as many as it could begin: with 1,000 waiting, as many calls as with 100."""
+    costs = []
+    for waiting in (100, 1_000):
+        rig = Rig()
+        session = rig.open("abcd")
+        for _ in range(waiting):
+            session.submit("xyz", max_tokens=2)
+        rig.turns(2)
+        costs.append(host_calls(rig.engine.turn))
+    assert abs(costs[0] - costs[1]) <= 5
 
 
 def test_b9_sessions_that_do_nothing_cost_nothing_on_the_device() -> None:

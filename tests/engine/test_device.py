@@ -236,6 +236,22 @@ def test_what_cannot_be_restored_makes_no_session(tmp_path: Path) -> None:
         device.open(0)
 
 
+def test_a_step_that_fails_after_it_took_the_rows_over() -> None:
+    """The pool of all rows is donated to the step; without a new one nobody could ask again."""
+    device = DeviceExecutor(model(), session_cells=CELLS)
+    device.open(0)
+    push(device, 0, STREAM[:9])
+    assert not device.recover(), "nothing is lost yet"
+    expected = device.start(0, 9, [reading(0, STREAM[:3])]).get()
+    jax.tree.map(lambda leaf: leaf.delete(), device._pool)
+    with pytest.raises(RuntimeError, match="deleted"):
+        device.start(0, 9, [reading(0, STREAM[:3])])
+    assert device.recover()
+    again = device.start(0, 9, [reading(0, STREAM[:3])]).get()
+    np.testing.assert_array_equal(again.tokens, expected.tokens)
+    assert not device.recover()
+
+
 def test_impossible_capacities_are_refused() -> None:
     with pytest.raises(InvalidInput, match="cells="):
         DeviceExecutor(model(), session_cells=TINY_CONFIG.max_context + 1)

@@ -34,6 +34,70 @@ def test_a_failed_step_fails_its_asks_only(call: str, limits: Limits) -> None:
     assert rig.executor.cells(session._book.key) == list(b"abcd\n")
 
 
+@pytest.mark.parametrize("limits", [FAKE_LIMITS, AHEAD], ids=["0 ahead", "1 ahead"])
+@pytest.mark.parametrize("call", ["start", "more", "decode", "score", "logits"])
+def test_a_device_that_lost_its_rows_goes_on_with_new_ones(call: str, limits: Limits) -> None:
+    """A step takes the pool of all rows over: if it fails, every question under way is lost with
+    it. Asks are told, registered questions begin again, whatever waits is answered."""
+    rig = Rig(limits=limits)
+    session, other = rig.open("abcd"), rig.open("efgh")
+    query = other.flash("fl", max_tokens=9)
+    rig.turns(2)  # under way, with more to come
+    decoding, reading = other.submit("xyz"), other.submit("q" * 60, max_tokens=1)
+    rig.turns(4)
+    scored = session.submit("q" * 40, choices=["a", "bb"])
+    rig.executor.loses_rows = True
+    rig.executor.fail_next(call)  # pyright: ignore
+    session.warm("w")
+    rig.engine.run()
+    rig.executor.loses_rows = False
+    for future in (decoding, reading, scored):
+        assert future.done()
+    assert any(one.exception() for one in (decoding, reading, scored)) or call == "logits"
+    rig.at_rest()
+    futures = [one.submit("xyz") for one in (session, other)]
+    other.push("i")
+    rig.engine.run()
+    assert [said(one) for one in futures] == ["5:3 v1", "5:3 v1"]
+    assert query.fresh and query.answer is not None and query.answer.text == "7:2"
+    rig.at_rest()
+
+
+def test_one_clients_delivery_that_fails_keeps_nobody_elses(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rig = Rig()
+    session, other = rig.open("abcd"), rig.open("efgh")
+    broken = session.subscribe()
+    broken.offer = lambda event: 1 / 0  # pyright: ignore
+    session.push("e")
+    future = session.submit("xyz", min_version=2, max_tokens=1)
+    rig.engine.run()
+    assert said(future) == "7 v2" and "a delivery failed" in caplog.text
+    events = other.subscribe()
+    other.push("e")
+    rig.engine.run()
+    assert short(read(events)) == ["C1", "D2"]
+
+
+def test_a_session_that_closes_while_its_subscriber_is_dropped() -> None:
+    """The client's thread closes it at the moment at which the loop finds the subscriber gone."""
+    rig = Rig()
+    session, other = rig.open("abcd"), rig.open("efgh")
+    gone = session.subscribe()
+
+    def offer(event: object) -> bool:
+        session.close()
+        return False
+
+    gone.offer = offer
+    session.push("e")
+    future = other.submit("xyz", max_tokens=1)
+    rig.engine.run()
+    assert said(future) == "5 v1" and rig.desk.ended is None
+    assert [one.id for one in rig.engine.sessions()] == [other.id]
+
+
 def test_a_failed_step_fails_all_that_shared_it() -> None:
     """An ask and the flash row that rides with it; the flash query is tried at the next version."""
     rig = Rig()

@@ -294,6 +294,20 @@ def test_equals_fires_each_time_it_comes_to_hold() -> None:
     assert fired == [1, 4]
 
 
+def test_the_latency_of_one_that_was_registered_late() -> None:
+    """It counts from the registration, not from a commit an hour before."""
+    rig = Rig()
+    session = rig.open("abcd")
+    rig.clock.pass_s(3600.0)
+    query = session.flash("fl", max_tokens=1)
+    rig.engine.run()
+    assert query.answer is not None and query.answer.latency_s == pytest.approx(0.5)
+    assert rig.engine.metrics().flash_refresh_s.largest == pytest.approx(0.5)
+    session.push("e")
+    rig.engine.run()
+    assert query.answer.latency_s == pytest.approx(0.5)
+
+
 class TestWaitFresh:
     """Waiting for the moment at which nothing is left to read or to answer."""
 
@@ -313,6 +327,17 @@ class TestWaitFresh:
             rig.turns(1)
         assert query.fresh and session.version == 3
         assert rig.news() == ["extend s1 4", "start s1 x1", "decode s1 x1"]
+
+    def test_not_before_a_step_that_was_launched_ahead_is_committed(self) -> None:
+        rig = Rig(limits=dataclasses.replace(FAKE_LIMITS, steps_ahead=1))
+        session = rig.open("abcd")
+        query = session.flash("fl")
+        rig.engine.run()
+        session.push("efgh")
+        future = session.waiting_fresh()
+        while not future.done():
+            rig.turns(1)
+        assert session.version == 2 and query.fresh
 
     def test_nothing_to_do_and_nothing_registered(self) -> None:
         rig = Rig()

@@ -12,14 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from jaxstate.engine.executor import Tokens
-from jaxstate.engine.ingest import (
-    Coalesce,
-    IngestQueue,
-    Offer,
-    QueuePolicy,
-    Taken,
-    checked_policy,
-)
+from jaxstate.engine.ingest import Coalesce, IngestQueue, Offer, QueuePolicy, Taken, checked_policy
 from jaxstate.engine.values import Span
 from jaxstate.errors import CapacityExceeded, InvalidInput, JaxstateError, QueueFull
 

@@ -8,21 +8,20 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jaxstate.engine.scheduler import (
+from jaxstate.engine.scheduler import Policy, plan, rows_beginning
+from jaxstate.engine.views import (
     WORKS,
     Begin,
     GoOn,
     Ingest,
-    Policy,
     RunView,
     SessionView,
     Stage,
     Step,
     View,
     Work,
-    plan,
-    rows_beginning,
 )
+from jaxstate.errors import InvalidInput
 
 START_ROWS = ((16, 8), (32, 4))
 
@@ -132,9 +131,45 @@ TABLE: dict[str, tuple[View, Step | None]] = {
         view(session(1, ask(1, blocks=3), ask(2, blocks=1)), free_blocks=2),
         None,
     ),
-    "another session's ask fits": (
+    "none of another session's overtakes for blocks": (
         view(session(1, ask(1, blocks=3)), session(2, ask(2, arrived_s=9.0)), free_blocks=2),
+        None,
+    ),
+    "but it is not held back by one that could not begin": (
+        view(
+            session(1, ask(1, blocks=3, blocked=True)),
+            session(2, ask(2, arrived_s=9.0)),
+            free_blocks=2,
+        ),
         begin(2, 2),
+    ),
+    "nor held back if it is older": (
+        view(session(1, ask(1, blocks=3, arrived_s=9.0)), session(2, ask(2)), free_blocks=2),
+        begin(2, 2),
+    ),
+    "whoever began asks longest ago": (
+        view(session(1, ask(1), asks_served=4), session(2, ask(2, arrived_s=9.0), asks_served=3)),
+        begin(2, 2),
+    ),
+    "registered questions that lack blocks are patient": (
+        view(session(1, ask(1), flash_due=1, flash_blocks=3), free_blocks=2, waited={"flash": 31}),
+        begin(1, 1),
+    ),
+    "until their patience is spent": (
+        view(
+            session(1, ask(1), ask(2, "decoding"), flash_due=1, flash_blocks=3),
+            free_blocks=2,
+            waited={"flash": 32},
+        ),
+        go_on(1, 2),
+    ),
+    "then they begin": (
+        view(
+            session(1, ask(1), ask(2, "decoding"), flash_due=1, flash_blocks=3),
+            free_blocks=3,
+            waited={"flash": 32},
+        ),
+        begin(1, work="flash"),
     ),
     "evict for an ask": (
         view(session(1, ask(1, blocks=3)), free_blocks=2, evictable_blocks=1),
@@ -318,9 +353,20 @@ TABLE: dict[str, tuple[View, Step | None]] = {
     "a younger ask second": (
         view(
             session(1, flash_due=1, flash_overdue=True, flash_since_s=5.0, flash_served=7),
-            session(2, ask(1, arrived_s=6.0)),
+            session(2, ask(1, arrived_s=6.0), asks_served=8),
         ),
         begin(1, work="ask"),
+    ),
+    "an ask of a session that was served longer ago": (
+        view(
+            session(1, flash_due=1, flash_overdue=True, flash_since_s=5.0, flash_served=7),
+            session(2, ask(1, arrived_s=6.0), asks_served=6),
+        ),
+        begin(2, 1),
+    ),
+    "warm, served longest ago": (
+        view(session(1, warm_due=1, warm_served=5), session(2, warm_due=1, warm_served=4)),
+        begin(2, work="warm"),
     ),
 }
 
@@ -348,6 +394,30 @@ def test_runnable_is_what_could_have_run() -> None:
     blocked = session(1, ask(1, blocked=True), flash_due=1)
     assert plan(view(blocked), Policy()).runnable == {"flash"}
     assert plan(view(), Policy()).runnable == frozenset()
+
+
+def test_what_is_held_up_by_questions_under_way() -> None:
+    """It counts as waiting, though it could not have run."""
+    half_read = entries(1, 5, ask(1, "decoding"), growth_tokens=0)
+    assert plan(view(half_read), Policy()).held_up == {"ingest"}
+    assert plan(view(replace(half_read, growth_tokens=1)), Policy()).held_up == frozenset()
+    assert plan(view(replace(half_read, ingest_tokens=0)), Policy()).held_up == frozenset()
+    short = session(1, ask(1, "decoding"), flash_due=1, flash_blocks=3)
+    assert plan(view(short, free_blocks=2), Policy()).held_up == {"flash"}
+    assert plan(view(short, free_blocks=3), Policy()).held_up == frozenset()
+    old = replace(short, runs=(flash(1, seen_cells=4),), seen_cells=5)
+    assert plan(view(old, free_blocks=2), Policy()).held_up == frozenset()
+
+
+@pytest.mark.parametrize("name", ["ingest_patience", "flash_patience", "warm_patience"])
+def test_shares_with_which_somebody_would_starve_are_refused(name: str) -> None:
+    for value in (0, -1, 1.5, True, None):
+        with pytest.raises(InvalidInput, match=name):
+            Policy(**{name: value})  # pyright: ignore
+    for other in ("ride_rows", "flash_drops"):
+        with pytest.raises(InvalidInput, match=other):
+            Policy(**{other: -1})
+    assert Policy(ride_rows=0, flash_drops=0, ingest_patience=1).ride_rows == 0
 
 
 def test_when_to_look_again() -> None:
@@ -404,6 +474,8 @@ def views(draw: st.DrawFn) -> View:
                 ingest_since_s=draw(st.integers(0, 9)),
                 ingest_served=draw(st.integers(0, 9)),
                 growth_tokens=draw(st.sampled_from([0, 3, 1 << 30])),
+                asks_served=draw(st.integers(0, 9)),
+                warm_served=draw(st.integers(0, 9)),
                 runs=tuple(runs),
                 flash_due=draw(st.integers(0, 2)),
                 warm_due=draw(st.integers(0, 2)),
@@ -427,9 +499,29 @@ def views(draw: st.DrawFn) -> View:
     )
 
 
+def lacks_blocks(one: SessionView, seen: View) -> bool:
+    """Whether registered questions of a session would begin, but for tail blocks."""
+    flashes = [run for run in one.runs if run.work == "flash"]
+    return (
+        one.flash_due > 0
+        and one.flash_rows < seen.rows
+        and all(run.seen_cells == one.seen_cells for run in flashes)
+        and seen.free_blocks < one.flash_blocks
+    )
+
+
 def can_run(seen: View) -> set[Work]:
     """The classes that have something that a step could do, found without the scheduler."""
     found: set[Work] = set()
+    ready = [
+        run
+        for one in seen.sessions
+        for run in one.runs
+        if run.stage == "waiting" and not run.blocked
+    ]
+    first = min(ready, key=lambda run: run.arrived_s, default=None)
+    fits = first is not None and first.blocks <= seen.free_blocks + seen.evictable_blocks
+    yields = seen.waited["flash"] >= 32 and any(lacks_blocks(one, seen) for one in seen.sessions)
     for one in seen.sessions:
         waiting = [run for run in one.runs if run.stage == "waiting" and not run.blocked]
         oldest = min(waiting, key=lambda run: run.arrived_s, default=None)
@@ -443,7 +535,8 @@ def can_run(seen: View) -> set[Work]:
             and seen.free_blocks >= one.flash_blocks
             and all(run.seen_cells == one.seen_cells for run in flashes)
         )
-        if oldest and oldest.blocks <= seen.free_blocks + seen.evictable_blocks:
+        room = seen.free_blocks + seen.evictable_blocks
+        if oldest and oldest.blocks <= room and fits and not yields:
             found.add("ask")
         if any(run.work == "ask" for run in going) or (blocked and reads):
             found.add("ask")

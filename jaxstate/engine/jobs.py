@@ -1,0 +1,58 @@
+"""What the loop's thread does for a session between two steps: open, copy, save, restore.
+
+Comes in: something to do and what it changes in the books. Goes out: a future. Does not know: what
+is done, when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from jaxstate.engine.ledger import Book
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Job(Generic[T]):
+    """Something the loop's thread does between steps.
+
+    Attributes:
+        act: it, without the lock.
+        booked: what its result changes in the books.
+        future: its result.
+        session: which session it is for; if that is closed meanwhile, the job is not done.
+        border: it waits until this session is at a version's border, no entry half read.
+        creates: whether it makes `session`, which is closed if it fails.
+    """
+
+    act: Callable[[], T]
+    booked: Callable[[T], None]
+    future: Future[T]
+    session: Book
+    border: Book | None = None
+    creates: bool = False
+
+    @property
+    def may_run(self) -> bool:
+        """Whether what it needs is at a version's border."""
+        border = self.border
+        return border is None or (border.version >= 0 and not border.queue.partly_read)
+
+    @property
+    def ended(self) -> bool:
+        """Whether a session that it needs was closed meanwhile."""
+        return self.session.closed or (self.border is not None and self.border.closed)
+
+    def check_open(self) -> None:
+        """Refuses it if so.
+
+        Raises:
+            ClosedError: with the reason.
+        """
+        self.session.check_open()
+        if self.border is not None:
+            self.border.check_open()
