@@ -20,6 +20,7 @@ from jaxstate.engine.ingest import Coalesce
 from jaxstate.engine.metrics import EngineMetrics, HistogramRecord
 from jaxstate.engine.scheduler import Policy
 from jaxstate.engine.session import Session
+from jaxstate.engine.subscription import Subscription
 from jaxstate.engine.values import (
     Answer,
     Closed,
@@ -111,6 +112,7 @@ __all__ = [
     "StaleState",
     "StepConfig",
     "StepFailed",
+    "Subscription",
     "Template",
     "TextUnavailable",
     "TimedOut",

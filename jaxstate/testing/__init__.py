@@ -3,8 +3,9 @@
 from jaxstate.testing.byte_tokenizer import ByteTokenizer
 from jaxstate.testing.clock import FakeClock
 from jaxstate.testing.fake_executor import FAKE_LIMITS, FakeExecutor, FakeStep
+from jaxstate.testing.lives import Tally
 from jaxstate.testing.reference import Reference
-from jaxstate.testing.simulation import Simulation, Tally, simulate
+from jaxstate.testing.simulation import Simulation, simulate
 from jaxstate.testing.stepped import SteppedEngine
 from jaxstate.testing.tiny import TINY_CONFIG, TINY_STEPS, tiny_config, tiny_model
 from jaxstate.testing.watched import WatchedExecutor

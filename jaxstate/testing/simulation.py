@@ -19,19 +19,15 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 
 from jaxstate.engine.asking import Asker, Settings
 from jaxstate.engine.conditions import Changed, ConfidenceAbove
 from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.desk import AskFuture
-from jaxstate.engine.hits import FlashQuery
 from jaxstate.engine.ingest import Coalesce, QueuePolicy
 from jaxstate.engine.runs import Asked
 from jaxstate.engine.scheduler import Policy
-from jaxstate.engine.session import Session
-from jaxstate.engine.values import Answer, Receipt, Span
+from jaxstate.engine.values import Answer, Receipt
 from jaxstate.errors import (
     BudgetExceeded,
     CapacityExceeded,
@@ -40,6 +36,7 @@ from jaxstate.errors import (
 )
 from jaxstate.model.bundle import Model
 from jaxstate.testing.clock import FakeClock
+from jaxstate.testing.lives import Life, Tally, Waiting
 from jaxstate.testing.reference import Reference
 from jaxstate.testing.stepped import SteppedEngine
 from jaxstate.testing.watched import WatchedExecutor
@@ -56,63 +53,6 @@ POLICIES: tuple[QueuePolicy, ...] = (
     "drop_oldest",
     Coalesce(lambda text: text[:1]),
 )
-
-
-@dataclass(eq=False)
-class _Life:
-    """A session, and what the simulation knows of it by itself.
-
-    Attributes:
-        opening: tokens that it started with.
-        entries: tokens of every entry pushed, by sequence number.
-        dropped: those that were reported dropped.
-        base: what a fork has read from its parent: the version and the tokens.
-    """
-
-    session: Session
-    opening: tuple[int, ...]
-    entries: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    dropped: set[int] = field(default_factory=set)
-    base: tuple[int, tuple[int, ...]] | None = None
-    flashes: dict[str, FlashQuery] = field(default_factory=dict)
-    asked: dict[str, Asked] = field(default_factory=dict)
-
-    def read(self, version: int) -> tuple[int, ...]:
-        """Every token that a version has read."""
-        tokens, after = (self.opening, 0) if self.base is None else (self.base[1], self.base[0])
-        for number in sorted(self.entries):
-            if after < number <= version and number not in self.dropped:
-                tokens += self.entries[number]
-        return tokens
-
-    def drop(self, spans: Sequence[Span]) -> None:
-        for span in spans:
-            self.dropped |= set(range(span.first, span.last + 1))
-
-
-@dataclass(eq=False)
-class _Waiting:
-    """An ask under way."""
-
-    life: _Life
-    future: AskFuture
-    asked: Asked
-    least_version: int
-
-
-@dataclass(frozen=True)
-class Tally:
-    """What one simulated life contained.
-
-    Attributes:
-        operations: by name.
-        sources: answers by source.
-        turns: of the loop.
-    """
-
-    operations: dict[str, int]
-    sources: dict[str, int]
-    turns: int
 
 
 class Simulation:
@@ -153,8 +93,8 @@ class Simulation:
         limits = self._executor.limits
         self._asker = Asker(tokenizer=model.text, template=model.template, limits=limits)
         self._seen: dict[int, Answer] = {}
-        self._lives: list[_Life] = []
-        self._waiting: list[_Waiting] = []
+        self._lives: list[Life] = []
+        self._waiting: list[Waiting] = []
         self._counts: dict[str, int] = {}
         self._sources: dict[str, int] = {}
         self._turns = 0
@@ -215,7 +155,7 @@ class Simulation:
         self._check_flashes()
         return did
 
-    def _some_life(self) -> _Life:
+    def _some_life(self) -> Life:
         if not self._lives:
             self._open()
         return self._random.choice(self._lives)
@@ -225,7 +165,7 @@ class Simulation:
         policy = self._random.choice(POLICIES)
         session = self._engine.open(prefix=prefix, policy=policy)
         opening = self._model.template.open_tokens(self._model.text, prefix)
-        self._lives.append(_Life(session=session, opening=tuple(opening)))
+        self._lives.append(Life(session=session, opening=tuple(opening)))
 
     def _push(self) -> None:
         life = self._some_life()
@@ -257,7 +197,7 @@ class Simulation:
         if registered is not None and choices is None:
             settings = self._adopted(life.asked[registered.id], max_tokens)
         asked = self._asker.ask(question, settings)
-        waiting = _Waiting(life, future, asked, max(min_version, version))
+        waiting = Waiting(life, future, asked, max(min_version, version))
         if future.done():
             answer = future.result()
             assert answer.version == version, "a stale answer was given as fresh"
@@ -312,7 +252,7 @@ class Simulation:
         parent = self._some_life()
         session = self._engine.fork(parent.session, self._turn)
         version = session.version
-        life = _Life(session=session, opening=parent.opening)
+        life = Life(session=session, opening=parent.opening)
         life.base = (version, parent.read(version))
         self._lives.append(life)
 
@@ -351,7 +291,7 @@ class Simulation:
                     self._seen[id(query)] = answer
                     self._check_answer(life, answer, life.asked[name])
 
-    def _check_answer(self, life: _Life, answer: Answer, asked: Asked) -> None:
+    def _check_answer(self, life: Life, answer: Answer, asked: Asked) -> None:
         self._sources[answer.source] = self._sources.get(answer.source, 0) + 1
         self._reference.check(answer, life.read(answer.version), asked)
 

@@ -1,0 +1,74 @@
+"""What a simulation knows by itself: the lives of its sessions, asks under way, what happened.
+
+Comes in: what was pushed, dropped and asked. Goes out: what a version has read. Does not know: what
+the engine makes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from jaxstate.engine.desk import AskFuture
+from jaxstate.engine.hits import FlashQuery
+from jaxstate.engine.runs import Asked
+from jaxstate.engine.session import Session
+from jaxstate.engine.values import Span
+
+
+@dataclass(eq=False)
+class Life:
+    """A session, and what the simulation knows of it by itself.
+
+    Attributes:
+        opening: tokens that it started with.
+        entries: tokens of every entry pushed, by sequence number.
+        dropped: those that were reported dropped.
+        base: what a fork has read from its parent: the version and the tokens.
+    """
+
+    session: Session
+    opening: tuple[int, ...]
+    entries: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    dropped: set[int] = field(default_factory=set)
+    base: tuple[int, tuple[int, ...]] | None = None
+    flashes: dict[str, FlashQuery] = field(default_factory=dict)
+    asked: dict[str, Asked] = field(default_factory=dict)
+
+    def read(self, version: int) -> tuple[int, ...]:
+        """Every token that a version has read."""
+        tokens, after = (self.opening, 0) if self.base is None else (self.base[1], self.base[0])
+        for number in sorted(self.entries):
+            if after < number <= version and number not in self.dropped:
+                tokens += self.entries[number]
+        return tokens
+
+    def drop(self, spans: Sequence[Span]) -> None:
+        """Notes entries that will never be read."""
+        for span in spans:
+            self.dropped |= set(range(span.first, span.last + 1))
+
+
+@dataclass(eq=False)
+class Waiting:
+    """An ask under way."""
+
+    life: Life
+    future: AskFuture
+    asked: Asked
+    least_version: int
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What one simulated life contained.
+
+    Attributes:
+        operations: by name.
+        sources: answers by source.
+        turns: of the loop.
+    """
+
+    operations: dict[str, int]
+    sources: dict[str, int]
+    turns: int
