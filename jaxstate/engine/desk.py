@@ -51,6 +51,13 @@ class AskFuture(Future[Answer]):
 
     timed_out: bool = False
 
+    @classmethod
+    def of(cls, answer: Answer) -> AskFuture:
+        """The future of an answer that is there."""
+        future = cls()
+        future.set_result(answer)
+        return future
+
 
 class Desk:
     """Everything that clients and the loop share.

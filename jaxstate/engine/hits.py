@@ -1,21 +1,20 @@
 """Answers that are there before the question: fresh flash answers, and warm questions.
 
-Comes in: a question with its settings. Goes out: a future that is done already, or None: then it
-must be computed. Exact or not used: an answer counts only if computing it now would give the same.
-No device, and no tokens for a flash hit. Does not know: how those answers were made.
+Comes in: a question with its settings. Goes out: an answer, or None: then it must be computed.
+Exact or not used: an answer counts only if computing it now would give the same. No device, and no
+tokens for a flash hit. Does not know: how those answers were made.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 from jaxstate.engine.asking import Settings
-from jaxstate.engine.desk import AskFuture, Desk
+from jaxstate.engine.desk import Desk
 from jaxstate.engine.flash import Registered
 from jaxstate.engine.ledger import Book
 from jaxstate.engine.runs import Asked
-from jaxstate.engine.values import Answer, Usage
+from jaxstate.engine.values import Answer
 
 
 class FlashQuery:
@@ -55,7 +54,7 @@ class FlashQuery:
 
 def flash_hit(
     desk: Desk, book: Book, question: str, settings: Settings, least: int, started_s: float
-) -> tuple[AskFuture | None, Asked | None]:
+) -> tuple[Answer | None, Asked | None]:
     """The answer of the flash query of that text, if it is fresh and just what is asked for.
 
     Args:
@@ -74,21 +73,19 @@ def flash_hit(
         registered = book.flash.of_text(question) if isinstance(question, str) else None
         if registered is None or book.closed:
             return None, None
-        answer = registered.answer
+        answer = registered.given
         fresh = answer is not None and book.flash.is_fresh(registered) and answer.version >= least
         if (
             answer is not None
             and fresh
             and settings.would_give(registered.asked, answer, registered.answer_steps)
         ):
-            return _given(desk, answer, "flash", started_s), None
+            return _given(desk, answer, started_s), None
         same = settings.fit(registered.asked) and settings.same_length(registered.asked)
         return None, registered.asked if same else None
 
 
-def ready_hit(
-    desk: Desk, book: Book, asked: Asked, least: int, started_s: float
-) -> AskFuture | None:
+def ready_hit(desk: Desk, book: Book, asked: Asked, least: int, started_s: float) -> Answer | None:
     """The best of the choices, read off what is kept for the warm question of that text."""
     if asked.choices is None or len(book.warm) == 0:
         return None
@@ -96,17 +93,11 @@ def ready_hit(
         warm = None if book.closed else book.warm.fresh(asked)
         if warm is None or warm.version < least:
             return None
-        return _given(desk, warm.answer(asked, 0.0), "ready", started_s)
+        return _given(desk, warm.answer(asked), started_s)
 
 
-def _given(
-    desk: Desk, answer: Answer, source: Literal["flash", "ready"], started_s: float
-) -> AskFuture:
+def _given(desk: Desk, answer: Answer, started_s: float) -> Answer:
     """An answer that was there already; the caller holds the lock."""
-    usage = Usage(context_tokens=answer.usage.context_tokens, question_tokens=0, answer_tokens=0)
     latency_s = desk.clock() - started_s
-    given = dataclasses.replace(answer, source=source, usage=usage, latency_s=latency_s)
-    desk.recorder.ask_answered(source, latency_s)
-    future = AskFuture()
-    future.set_result(given)
-    return future
+    desk.recorder.ask_answered(answer.source, latency_s)
+    return dataclasses.replace(answer, latency_s=latency_s)

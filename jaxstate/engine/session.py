@@ -142,17 +142,12 @@ class Session:
             StepFailed: the device failed.
             ClosedError: the session or the engine was closed.
         """
-        future = self.submit(
-            question,
-            max_tokens=max_tokens,
-            choices=choices,
-            min_version=min_version,
-            stop=stop,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-        )
-        return wait_for(future, timeout, "the question was not answered")
+        checked_timeout(timeout)
+        sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+        outcome = self._asked(question, max_tokens, choices, min_version, stop, sampling)
+        if isinstance(outcome, Answer):
+            return outcome
+        return wait_for(outcome, timeout, "the question was not answered")
 
     def submit(
         self,
@@ -167,12 +162,23 @@ class Session:
         seed: int = 0,
     ) -> AskFuture:
         """Like `ask`, but returns a future at once; cancelling it ends the question."""
+        sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+        outcome = self._asked(question, max_tokens, choices, min_version, stop, sampling)
+        return AskFuture.of(outcome) if isinstance(outcome, Answer) else outcome
+
+    def _asked(
+        self,
+        question: str,
+        max_tokens: int | None,
+        choices: Sequence[str] | None,
+        min_version: int | None,
+        stop: Sequence[str] | None,
+        sampling: Sampling,
+    ) -> Answer | AskFuture:
+        """The answer if it is there already, or its future."""
         started_s = self._desk.clock()
         settings = checked_settings(
-            max_tokens=max_tokens,
-            choices=choices,
-            stop=stop,
-            sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed),
+            max_tokens=max_tokens, choices=choices, stop=stop, sampling=sampling
         )
         least = 0 if min_version is None else checked_int("min_version", min_version)
         given, registered = flash_hit(self._desk, self._book, question, settings, least, started_s)

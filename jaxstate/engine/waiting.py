@@ -24,7 +24,9 @@ def wait_for(future: Future[T], timeout: float | None, what: str) -> T:
     Raises:
         TimedOut: `what`, within the timeout.
     """
-    wait([future], checked_timeout(timeout))
+    seconds = checked_timeout(timeout)
+    if not future.done():
+        wait([future], seconds)
     if not future.done():
         mark_timed_out(future)
         if future.cancel():

@@ -302,9 +302,9 @@ def test_warm_answers_are_for_one_version_and_one_token() -> None:
     book.keep(book.due(), np.array([[0.0, -1.0, -0.5, 0.0]], np.float32), 1, 10)
     warm = book.fresh(asked("a", yes_no))
     assert warm is not None
-    best = warm.answer(asked("a", yes_no), 0.25)
+    best = warm.answer(asked("a", yes_no))
     assert (best.text, best.choice_logprobs, best.version) == ("no", (-1.0, -0.5), 1)
-    assert best.usage.context_tokens == 10 and best.latency_s == 0.25
+    assert best.usage.context_tokens == 10 and best.source == "ready"
     assert book.fresh(asked("b", yes_no)) is None
     assert book.fresh(asked("a", (("yes", (1,)), ("nope", (2, 3))))) is None
     assert book.fresh(asked("a")) is None
@@ -324,7 +324,7 @@ def test_what_is_kept_is_a_copy() -> None:
     book.keep(book.due(), logprobs, 1, 1)
     logprobs[:] = 0.0
     warm = book.fresh(asked("a", (("x", (1,)),)))
-    assert warm is not None and warm.answer(asked("a", (("x", (1,)),)), 0.0).logprob == -1.0
+    assert warm is not None and warm.answer(asked("a", (("x", (1,)),))).logprob == -1.0
 
 
 def test_a_commit_during_warming_leaves_it_out_of_date() -> None:
