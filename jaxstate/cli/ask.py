@@ -21,7 +21,7 @@ from jaxstate.cli.show import Show
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.host import saved_entries
 from jaxstate.model.loading import DTypeName
-from jaxstate.persist.snapshot import inspect_snapshot
+from jaxstate.persist.files import inspect_snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class AskOptions:
 
 def run_ask(show: Show, options: AskOptions) -> int:
     """Answers questions about a saved session; the files stay as they are."""
-    saved_entries(options.session, inspect_snapshot(options.session))
+    saved_entries(options.session, inspect_snapshot(options.session).notes)
     cells = capacity(options.cells, options.session)
     model = open_model(
         show,

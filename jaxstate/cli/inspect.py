@@ -15,7 +15,7 @@ from jaxstate.config import ModelConfig, StepConfig
 from jaxstate.engine.metrics import JsonValue
 from jaxstate.model.loading import read_source, resolve_dtype
 from jaxstate.model.params import abstract_params
-from jaxstate.persist.snapshot import RECORD_NAME, inspect_snapshot
+from jaxstate.persist.files import RECORD_NAME, inspect_snapshot
 
 
 def run_inspect(show: Show, source: str) -> int:

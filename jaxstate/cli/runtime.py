@@ -25,7 +25,7 @@ from jaxstate.engine.session import Session
 from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model
 from jaxstate.model.loading import DTypeName, load_files, read_source, resolve_dtype
-from jaxstate.persist.snapshot import inspect_snapshot
+from jaxstate.persist.files import inspect_snapshot
 from jaxstate.steps.buckets import smallest_fitting
 from jaxstate.steps.compiled import compile_all
 from jaxstate.steps.engine_steps import EngineSteps, plan_engine

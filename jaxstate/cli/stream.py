@@ -40,7 +40,7 @@ from jaxstate.engine.values import Receipt, Span
 from jaxstate.errors import CapacityExceeded, InvalidInput, JaxstateError
 from jaxstate.model.bundle import Model
 from jaxstate.model.loading import DTypeName
-from jaxstate.persist.snapshot import check_snapshot_target
+from jaxstate.persist.files import check_snapshot_target
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 # A file this large has more tokens than a chunk of the smaller sizes.

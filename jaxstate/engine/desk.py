@@ -11,6 +11,7 @@ for.
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import threading
 from collections import deque
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 from typing import TypeVar, cast
 
 from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.executor import Executor, Tokens
+from jaxstate.engine.executor import Executor, Saved, Tokens
 from jaxstate.engine.flash import Registered
 from jaxstate.engine.ingest import Offer, QueuePolicy
 from jaxstate.engine.jobs import Job
@@ -146,18 +147,21 @@ class Desk:
             self._create(book, lambda: self._executor.open(book.key), lambda _: None)
         return book
 
+    def load(self, path: str | os.PathLike[str]) -> Saved:
+        """Reads a saved session, on the caller's thread."""
+        return self._executor.load(path)
+
     def restore(
-        self, session_id: str | None, path: str, version: int, policy: QueuePolicy
+        self, session_id: str | None, saved: Saved, version: int, policy: QueuePolicy
     ) -> tuple[Book, Future[int]]:
         """A session from a saved one; the future ends when it is there, or fails as it failed."""
         with self.changing():
             book = self._new_book(session_id, policy)
-            restore = lambda: self._executor.restore(book.key, path)  # noqa: E731
 
             def booked(cells: int) -> None:
                 self._go_on(book, version, cells)
 
-            return book, self._create(book, restore, booked)
+            return book, self._create(book, lambda: saved.place(book.key), booked)
 
     def fork(self, parent: Book, session_id: str | None) -> tuple[Book, Future[None]]:
         """A session that has read what another has at that moment, and goes its own way."""
@@ -171,15 +175,18 @@ class Desk:
 
             return book, self._create(book, copy, booked, border=parent)
 
-    def save(self, book: Book, path: str, notes: dict[str, str | int]) -> Future[None]:
-        """Writes a session at a version's border; the notes get its version as "entries"."""
+    def capture(
+        self, book: Book, notes: dict[str, str | int]
+    ) -> Future[Callable[[str | os.PathLike[str]], None]]:
+        """Copies a session to the host at a version's border, which the notes get as "entries"; the
+        future's result writes it, on whatever thread."""
         with self.changing():
             book.check_open()
 
-            def act() -> None:
-                self._executor.save(book.key, path, {**notes, "entries": book.version})
+            def act() -> Callable[[str | os.PathLike[str]], None]:
+                return self._executor.capture(book.key, {**notes, "entries": book.version})
 
-            future: Future[None] = Future()
+            future: Future[Callable[[str | os.PathLike[str]], None]] = Future()
             self._add(Job(act=act, booked=_nothing, future=future, session=book, border=book))
             return future
 

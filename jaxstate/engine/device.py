@@ -26,10 +26,12 @@ from jaxstate.engine.executor import (
     Pending,
     RowStep,
     RowTokens,
+    Saved,
     Tokens,
 )
 from jaxstate.model.bundle import Model
-from jaxstate.persist.snapshot import restore_into, save_state
+from jaxstate.persist.files import write_snapshot
+from jaxstate.persist.snapshot import capture_state, put_snapshot, read_snapshot
 from jaxstate.steps.checks import padded_stop_ids
 from jaxstate.steps.compiled import compilations, compile_all
 from jaxstate.steps.engine_steps import EngineSteps, plan_engine
@@ -177,16 +179,23 @@ class DeviceExecutor:
         )
         return _fetch(logits, lambda array: _log_softmax(array[: len(inputs)]))
 
-    def save(self, session: int, path: str | os.PathLike[str], notes: dict[str, str | int]) -> None:
-        """Writes a session to a directory (`jaxstate.save_state`)."""
-        save_state(path, self._model, self._sessions[session].state, notes=notes)
+    def capture(
+        self, session: int, notes: dict[str, str | int]
+    ) -> Callable[[str | os.PathLike[str]], None]:
+        """Copies a session to the host; what it returns writes it to a directory, on any thread."""
+        snapshot = capture_state(self._model, self._sessions[session].state, notes=notes)
+        return lambda path: write_snapshot(path, snapshot)
 
-    def restore(self, session: int, path: str | os.PathLike[str]) -> int:
-        """Makes a session from such a directory; returns its cells in use."""
-        state = restore_into(path, self._model, self._steps.open())
-        cells = int(jax.device_get(state.length))
-        self._put_new(session, _Session(state, cells))
-        return cells
+    def load(self, path: str | os.PathLike[str]) -> Saved:
+        """Reads a saved session; the one method that may be called on any thread."""
+        snapshot = read_snapshot(path, self._model, self._limits.session_cells)
+
+        def place(session: int) -> int:
+            state = put_snapshot(snapshot, self._model, self._steps.open())
+            self._put_new(session, _Session(state, snapshot.info.length))
+            return snapshot.info.length
+
+        return Saved(notes=snapshot.info.notes, place=place)
 
     def recover(self) -> bool:
         """Makes sure, after a step failed, that rows can begin; whether those under way are lost.

@@ -12,7 +12,7 @@ the first of them also names the row on the device, so a block belongs to one ro
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -123,6 +123,19 @@ class Choices:
     done: NDArray[np.bool_]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Saved:
+    """A saved session that was read and checked, and is on the host.
+
+    Attributes:
+        notes: that were kept with it.
+        place: makes a session of that name from it, and returns its cells in use.
+    """
+
+    notes: Mapping[str, object]
+    place: Callable[[int], int]
+
+
 class Pending(Protocol[T_co]):
     """A launched step's result."""
 
@@ -192,12 +205,14 @@ class Executor(Protocol):
         """Float32 [n, V]: log-probabilities of what would follow; rows need no blocks."""
         ...
 
-    def save(self, session: int, path: str | os.PathLike[str], notes: dict[str, str | int]) -> None:
-        """Writes a session to a directory (`jaxstate.save_state`)."""
+    def capture(
+        self, session: int, notes: dict[str, str | int]
+    ) -> Callable[[str | os.PathLike[str]], None]:
+        """Copies a session to the host; what it returns writes it to a directory, on any thread."""
         ...
 
-    def restore(self, session: int, path: str | os.PathLike[str]) -> int:
-        """Makes a session from such a directory; returns its cells in use."""
+    def load(self, path: str | os.PathLike[str]) -> Saved:
+        """Reads a saved session; the one method that may be called on any thread."""
         ...
 
     def recover(self) -> bool:

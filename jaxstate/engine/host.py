@@ -7,6 +7,7 @@ thread; `jaxstate.testing.SteppedEngine` one whose loop a test turns by hand. Do
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from jaxstate.engine.asking import Asker
 from jaxstate.engine.desk import Desk
@@ -14,7 +15,6 @@ from jaxstate.engine.ingest import QueuePolicy, checked_policy
 from jaxstate.engine.metrics import EngineMetrics
 from jaxstate.engine.session import Session
 from jaxstate.errors import SnapshotDamaged, UnknownSession
-from jaxstate.persist.snapshot import SnapshotInfo, inspect_snapshot
 
 
 class SessionHost:
@@ -69,15 +69,15 @@ class SessionHost:
         *,
         policy: QueuePolicy | None = None,
     ) -> Session:
-        """Brings back a session that `Session.save` wrote, at its version; waits for the disk.
+        """Brings back a session that `Session.save` wrote, at its version; only the caller waits.
 
         Raises:
             SnapshotError, CapacityExceeded: as `jaxstate.restore_state`.
             BudgetExceeded, InvalidInput: as `open`.
         """
-        version = saved_entries(path, inspect_snapshot(path))
         chosen = self._desk.config.queue_policy if policy is None else checked_policy(policy)
-        book, future = self._desk.restore(id, os.fspath(path), version, chosen)
+        saved = self._desk.load(path)
+        book, future = self._desk.restore(id, saved, saved_entries(path, saved.notes), chosen)
         future.result()
         return Session(self._desk, self._asker, book)
 
@@ -104,13 +104,13 @@ class SessionHost:
         return self._desk.metrics()
 
 
-def saved_entries(path: str | os.PathLike[str], info: SnapshotInfo) -> int:
-    """The version of a saved session.
+def saved_entries(path: str | os.PathLike[str], notes: Mapping[str, object]) -> int:
+    """The version of a saved session, as its notes say.
 
     Raises:
         SnapshotDamaged: it was not saved by a `Session`.
     """
-    entries = info.notes.get("entries")
+    entries = notes.get("entries")
     if not isinstance(entries, int):
         raise SnapshotDamaged(f"{path} does not say how many entries it has read")
     return entries

@@ -324,7 +324,7 @@ class Session:
         return Session(self._desk, self._asker, book)
 
     def save(self, path: str | os.PathLike[str], notes: dict[str, str | int] | None = None) -> None:
-        """Writes the session, as of its version, to a directory; waits for the disk.
+        """Writes the session, as of its version, to a directory; only the caller waits for it.
 
         `Engine.restore` brings it back. What waits in the queue, and flash queries, are not in it.
 
@@ -335,7 +335,8 @@ class Session:
         Raises:
             SnapshotError, InvalidInput: as `jaxstate.save_state`.
         """
-        self._desk.save(self._book, os.fspath(path), dict(notes or {})).result()
+        write = self._desk.capture(self._book, dict(notes or {})).result()
+        write(path)
 
     def close(self) -> None:
         """Ends the session: asks, waits and subscriptions end with `ClosedError` or `Closed`."""

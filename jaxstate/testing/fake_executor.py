@@ -15,8 +15,9 @@ are still there, sessions that exist. `steps` tells what was called.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
@@ -29,12 +30,15 @@ from jaxstate.engine.executor import (
     Limits,
     RowStep,
     RowTokens,
+    Saved,
     Tokens,
 )
 from jaxstate.testing.clock import FakeClock
 
 T = TypeVar("T")
-Call = Literal["open", "close", "copy", "extend", "start", "more", "decode", "score", "logits"]
+Call = Literal[
+    "open", "close", "copy", "capture", "extend", "start", "more", "decode", "score", "logits"
+]
 
 FAKE_LIMITS = Limits(
     session_cells=1024,
@@ -53,6 +57,7 @@ COST_S: dict[Call, float] = {
     "open": 0.0,
     "close": 0.0,
     "copy": 0.0,
+    "capture": 0.0,
     "extend": 1.0,
     "start": 0.5,
     "more": 0.5,
@@ -242,15 +247,25 @@ class FakeExecutor:
         distances = np.abs(np.arange(258) - seen_cells % 256)
         return _Done(np.tile(-distances.astype(np.float32), (len(rows), 1)))
 
-    def save(self, session: int, path: str | os.PathLike[str], notes: dict[str, str | int]) -> None:
-        """Writes a session's tokens."""
-        np.savez(os.fspath(path), cells=np.array(self._cells[session], np.int32))
+    def capture(
+        self, session: int, notes: dict[str, str | int]
+    ) -> Callable[[str | os.PathLike[str]], None]:
+        """Copies a session's tokens; what it returns writes them, with the notes."""
+        cells = np.array(self._cells[session], np.int32)
+        self._call("capture", session)
+        return lambda path: np.savez(os.fspath(path), cells=cells, notes=json.dumps(notes))
 
-    def restore(self, session: int, path: str | os.PathLike[str]) -> int:
+    def load(self, path: str | os.PathLike[str]) -> Saved:
         """Reads them."""
         with np.load(f"{os.fspath(path)}.npz") as saved:
-            self._cells[session] = [int(token) for token in saved["cells"]]
-        return len(self._cells[session])
+            cells = [int(token) for token in saved["cells"]]
+            notes = json.loads(str(saved["notes"]))
+
+        def place(session: int) -> int:
+            self._cells[session] = list(cells)
+            return len(cells)
+
+        return Saved(notes=notes, place=place)
 
     def recover(self) -> bool:
         """Keeps its rows, unless it is told to lose them (`loses_rows`)."""

@@ -19,7 +19,7 @@ import rich.console
 from jaxstate.cli import show as showing
 from jaxstate.cli import stream as streaming
 from jaxstate.engine.device import DeviceExecutor
-from jaxstate.persist.snapshot import inspect_snapshot
+from jaxstate.persist.files import inspect_snapshot
 from tests.cli.conftest import Run
 from tests.cli.test_stream import QUESTION, TEXT, expected_answer
 

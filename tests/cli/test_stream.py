@@ -10,7 +10,7 @@ import pytest
 
 import jaxstate
 from jaxstate.cli.runtime import Interrupt
-from jaxstate.persist.snapshot import inspect_snapshot
+from jaxstate.persist.files import inspect_snapshot
 from tests.cli.conftest import Run
 from tests.tiny_directory import directory_model, write_directory
 

@@ -208,10 +208,14 @@ def test_an_old_version_can_be_asked_until_its_cells_go() -> None:
 def test_saving_and_restoring(tmp_path: Path, length: int) -> None:
     """Into another executor, and into sessions without slack; pinned rows work after it."""
     device = filled(length)
-    device.save(0, tmp_path / "s", {"entries": 3})
+    write = device.capture(0, {"entries": 3})
+    device.close(0)  # what was captured does not need it any more
+    write(tmp_path / "s")
     assert jaxstate.inspect_snapshot(tmp_path / "s").notes == {"entries": 3}
     other = executor()
-    assert other.restore(7, tmp_path / "s") == length
+    saved = other.load(tmp_path / "s")
+    assert saved.notes == {"entries": 3}
+    assert saved.place(7) == length
     assert answers(other, 7, length, 3) == expected(length, 3)
     push(other, 7, STREAM[length : length + 4])
     assert answers(other, 7, length, 3) == expected(length, 3)
@@ -220,18 +224,18 @@ def test_saving_and_restoring(tmp_path: Path, length: int) -> None:
     assert int(state.length) == length
     assert state.layout.slack_cells == 0
     jaxstate.save_state(tmp_path / "t", model(), state)
-    assert other.restore(8, tmp_path / "t") == length
+    assert other.load(tmp_path / "t").place(8) == length
     assert answers(other, 8, length, 2) == expected(length, 2)
 
 
 def test_what_cannot_be_restored_makes_no_session(tmp_path: Path) -> None:
-    filled(20).save(0, tmp_path / "s", {})
+    filled(20).capture(0, {})(tmp_path / "s")
     small = DeviceExecutor(model(), session_cells=19)
     with pytest.raises(CapacityExceeded):
-        small.restore(0, tmp_path / "s")
+        small.load(tmp_path / "s")
     foreign = DeviceExecutor(random_model(TINY_CONFIG, TINY_STEPS, seed=51), session_cells=CELLS)
     with pytest.raises(FingerprintMismatch):
-        foreign.restore(0, tmp_path / "s")
+        foreign.load(tmp_path / "s")
     for device in (small, foreign):
         device.open(0)
 
@@ -288,8 +292,8 @@ def life(device: Executor, path: Path) -> None:
                 for n in sizes
             ]
             device.score(0, 20, choices).get()
-    device.save(0, path, {"entries": 1})
-    device.restore(99, path)
+    device.capture(0, {"entries": 1})(path)
+    device.load(path).place(99)
     device.close(0)
 
 

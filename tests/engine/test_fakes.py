@@ -144,8 +144,11 @@ def test_sessions_are_copies_of_what_they_read(tmp_path: object) -> None:
     fake.copy(1, 2)
     fake.extend(1, np.array([6], np.int32))
     assert (fake.cells(1), fake.cells(2)) == ([4, 5, 6], [4, 5])
-    fake.save(1, f"{tmp_path}/one", {})
-    assert fake.restore(3, f"{tmp_path}/one") == 3
+    write = fake.capture(1, {"entries": 7})
+    fake.extend(1, np.array([7], np.int32))
+    write(f"{tmp_path}/one")
+    saved = fake.load(f"{tmp_path}/one")
+    assert saved.notes == {"entries": 7} and saved.place(3) == 3
     assert fake.cells(3) == [4, 5, 6]
     fake.close(3)
     fake.close(99)

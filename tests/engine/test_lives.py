@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.executor import Limits
+from jaxstate.engine.executor import Limits, Saved
 from jaxstate.engine.session import Session
 from jaxstate.engine.values import Answer, Closed
 from jaxstate.errors import BudgetExceeded, ClosedError, StepFailed, UnknownSession
@@ -110,12 +110,16 @@ def test_saved_and_restored(tmp_path: object) -> None:
     session.push("e" * 39)
     rig.turns(1)
     path = f"{tmp_path}/saved"
-    saved = rig.desk.save(session._book, path, {})
+    saved = rig.desk.capture(session._book, {"feed": "prices"})
     rig.turns(1)
     assert not saved.done()
     rig.engine.run()
-    saved.result(timeout=0)
-    book, restored = rig.desk.restore("back", path, 2, "block")
+    session.push("later")
+    rig.engine.run()
+    saved.result(timeout=0)(path)  # on whatever thread, however late
+    read_back = rig.desk.load(path)
+    assert read_back.notes == {"feed": "prices", "entries": 2}
+    book, restored = rig.desk.restore("back", read_back, 2, "block")
     rig.engine.run()
     assert restored.result(timeout=0) == 45
     back = rig.engine.session("back")
@@ -127,12 +131,12 @@ def test_saved_and_restored(tmp_path: object) -> None:
     assert rig.executor.cells(book.key) == list(b"abcd\n" + b"e" * 39 + b"\n" + b"f\n")
 
 
-def test_a_save_of_a_session_that_is_closed_meanwhile(tmp_path: object) -> None:
+def test_a_save_of_a_session_that_is_closed_meanwhile() -> None:
     rig = Rig()
     session = rig.open("abcd")
     session.push("e" * 39)
     rig.turns(1)
-    saved = rig.desk.save(session._book, f"{tmp_path}/saved", {})
+    saved = rig.desk.capture(session._book, {})
     session.close()
     rig.engine.run()
     with pytest.raises(ClosedError):
@@ -141,9 +145,15 @@ def test_a_save_of_a_session_that_is_closed_meanwhile(tmp_path: object) -> None:
 
 def test_a_restore_that_fails_leaves_nothing(tmp_path: object) -> None:
     rig = Rig(cells=FAKE_LIMITS.session_cells)
-    _, restored = rig.desk.restore("back", f"{tmp_path}/nothing", 2, "block")
+    with pytest.raises(FileNotFoundError):
+        rig.engine.restore(f"{tmp_path}/nothing")
+
+    def place(session: int) -> int:
+        raise RuntimeError("no room on the device")
+
+    _, restored = rig.desk.restore("back", Saved(notes={}, place=place), 2, "block")
     rig.engine.run()
-    with pytest.raises(StepFailed):
+    with pytest.raises(StepFailed, match="no room on the device"):
         restored.result(timeout=0)
     assert rig.engine.sessions() == []
     rig.engine.open("back")
