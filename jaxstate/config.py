@@ -179,7 +179,7 @@ class StepConfig:
 
     block_cells: int = 64
     extend_tokens: tuple[int, ...] = (16, 64, 256)
-    question_tokens: tuple[int, ...] = (16, 64, 256)
+    question_tokens: tuple[int, ...] = (16, 32, 64, 256)
     tail_cells: tuple[int, ...] = (128, 1024)
     question_rows: tuple[int, ...] = (1, 8, 64)
     step_tokens: int = 1024

@@ -30,7 +30,8 @@ from jaxstate.engine.metrics import EngineMetrics, Gauges, MetricsRecorder
 from jaxstate.engine.outcomes import Delivery, Outcomes
 from jaxstate.engine.runs import Asked, Run
 from jaxstate.engine.subscription import FlashMode, Subscription
-from jaxstate.engine.values import Answer, Connected
+from jaxstate.engine.values import Connected
+from jaxstate.engine.waiting import AskFuture, wait_for
 from jaxstate.errors import (
     BudgetExceeded,
     CapacityExceeded,
@@ -41,23 +42,6 @@ from jaxstate.errors import (
 
 T = TypeVar("T")
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
-
-
-class AskFuture(Future[Answer]):
-    """An answer to come; cancelling it takes the question off the device at the next step.
-
-    Attributes:
-        timed_out: it was cancelled because a timeout passed.
-    """
-
-    timed_out: bool = False
-
-    @classmethod
-    def of(cls, answer: Answer) -> AskFuture:
-        """The future of an answer that is there."""
-        future = cls()
-        future.set_result(answer)
-        return future
 
 
 class Desk:
@@ -75,6 +59,7 @@ class Desk:
         news: whether anything changed since the loop last looked.
         ended: what every call raises once the engine is closed.
         gone: sessions that the executor may forget.
+        loop_thread: the thread that must never wait for the engine; None if a test turns the loop.
     """
 
     def __init__(
@@ -94,6 +79,7 @@ class Desk:
         self.news = False
         self.ended: ClosedError | None = None
         self.gone: list[int] = []
+        self.loop_thread: int | None = None
         self.jobs: deque[Job[object]] = deque()
         self.ledger = Ledger(executor, config)
         self.recorder = MetricsRecorder(clock())
@@ -116,6 +102,33 @@ class Desk:
                 raise refusal(self.ended)
             yield self.ledger
             self.tell_loop()
+
+    def check_may_wait(self) -> None:
+        """Refuses to wait on the engine's own thread, which would wait for itself for ever.
+
+        Raises:
+            InvalidInput: this is that thread.
+        """
+        if threading.get_ident() == self.loop_thread:
+            raise InvalidInput(
+                "this call would wait for the engine on the engine's own thread, where callbacks "
+                "of futures run; let another thread make it"
+            )
+
+    def outcome(self, future: Future[T], timeout: float | None, what: str) -> T:
+        """A future's result, for a client that waits for it; if it cannot, it is cancelled.
+
+        Raises:
+            InvalidInput: on the engine's own thread.
+            TimedOut: `what`, within the timeout.
+        """
+        if not future.done():
+            try:
+                self.check_may_wait()
+            except InvalidInput:
+                future.cancel()
+                raise
+        return wait_for(future, timeout, what)
 
     def tell_loop(self) -> None:
         """There is something to look at; the caller holds the lock."""

@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxstate.engine.sizes import RowSizes
 from jaxstate.records import Sampling
 
 Tokens = NDArray[np.int32]
@@ -36,11 +37,13 @@ class Limits:
         question_tokens: tokens that one row reads in one step at most.
         choice_tokens: tokens of one choice at most.
         rows: rows of one step at most.
+        row_sizes: in which numbers of rows steps come.
         start_rows: (tokens, rows), ascending in tokens up to `question_tokens`: one `start` takes
             so many rows of at most so many tokens.
         tail_cells: cells of one row at most.
         tail_blocks: blocks that all rows share.
         tail_block_cells: cells of each.
+        idle_tokens: padded tokens of an idle step at most, so that an ask never waits long for one.
         steps_ahead: steps that may be launched before the last one's result is fetched.
     """
 
@@ -50,11 +53,22 @@ class Limits:
     question_tokens: int
     choice_tokens: int
     rows: int
+    row_sizes: RowSizes
     start_rows: tuple[tuple[int, int], ...]
     tail_cells: int
     tail_blocks: int
     tail_block_cells: int
+    idle_tokens: int
     steps_ahead: int
+
+    def idle_start(self, tokens: int) -> tuple[int, int]:
+        """To how many tokens a question is padded, and how many may begin in one idle step."""
+        size, rows = next(one for one in self.start_rows if tokens <= one[0])
+        return size, min(rows, self.idle_rows(size))
+
+    def idle_rows(self, tokens: int) -> int:
+        """Rows of so many tokens that an idle step may have."""
+        return max(1, self.idle_tokens // tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,9 +76,10 @@ class SessionHost:
             BudgetExceeded, InvalidInput: as `open`.
         """
         chosen = self._desk.config.queue_policy if policy is None else checked_policy(policy)
+        self._desk.check_may_wait()
         saved = self._desk.load(path)
         book, future = self._desk.restore(id, saved, saved_entries(path, saved.notes), chosen)
-        future.result()
+        self._desk.outcome(future, None, "the session was not restored")
         return Session(self._desk, self._asker, book)
 
     def session(self, id: str) -> Session:

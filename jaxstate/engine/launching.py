@@ -14,13 +14,12 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxstate.engine.executor import Candidate, Choices, Executor, Pending, RowTokens
+from jaxstate.engine.executor import Candidate, Choices, Executor, Limits, Pending, RowTokens
 from jaxstate.engine.flash import Registered, Warm
 from jaxstate.engine.ingest import Taken
 from jaxstate.engine.ledger import Book, Ledger
 from jaxstate.engine.outcomes import Outcomes
-from jaxstate.engine.runs import Run
-from jaxstate.engine.scheduler import rows_beginning
+from jaxstate.engine.runs import Asked, Run
 from jaxstate.engine.values import DataUpdated
 from jaxstate.engine.views import Begin, GoOn, Ingest, Step, Work
 from jaxstate.errors import CapacityExceeded
@@ -83,6 +82,7 @@ class Launcher:
         book = self._ledger.books[step.session]
         if step.work == "ask":
             self._ledger.asks_began = not isinstance(step, GoOn)
+            self._ledger.flash_lent = _is_flash(book, step)
         if isinstance(step, Ingest):
             return self._ingest(book, step, now_s)
         if isinstance(step, GoOn):
@@ -168,7 +168,7 @@ class Launcher:
     def _fitting(self, book: Book, now_s: float) -> list[Registered]:
         """What is due, as far as rows and tail blocks go."""
         limits = self._ledger.limits
-        blocks_left, longest = len(self._ledger.blocks), 0
+        blocks_left = len(self._ledger.blocks)
         room = limits.rows - len(book.flash_runs)
         chosen: list[Registered] = []
         for one in book.flash.due(now_s):
@@ -178,30 +178,26 @@ class Launcher:
                 book.flash.refused(one, book.version, str(error))
                 self._outcomes.recorder.count("flash_refused")
                 continue
-            longest = max(longest, min(len(one.asked.tokens), limits.question_tokens))
             blocks_left -= one.asked.blocks(limits)
-            wide = len(chosen) >= min(room, rows_beginning(longest, limits.start_rows))
-            if blocks_left < 0 or wide:
+            if blocks_left < 0 or len(chosen) == room:
                 break
             chosen.append(one)
-        return chosen
+        return chosen[: _idle_starts([one.asked for one in chosen], limits)]
 
     def _begin_warm(self, book: Book) -> Launch | None:
         limits = self._ledger.limits
         book.warm.served = self._ledger.steps
-        due, longest = list[Warm](), 0
+        due: list[Warm] = []
         for one in book.warm.due():
             try:
                 one.asked.check_reach(book.seen_cells, limits)
             except CapacityExceeded:
                 one.tried_version = book.version
                 continue
-            longest = max(longest, len(one.asked.tokens))
-            if len(due) >= rows_beginning(longest, limits.start_rows):
-                break
             due.append(one)
         if not due:
             return None
+        due = due[: _idle_starts([one.asked for one in due], limits)]
         version, seen_cells = book.version, book.seen_cells
         book.warm.running = True
         rows = [_row(one) for one in due]
@@ -276,8 +272,9 @@ class Launcher:
         """Scores as many choices, of as many runs, as one step takes."""
         candidates: list[Candidate] = []
         owners: list[tuple[Run, int]] = []
+        room = _scored_together(runs, self._ledger.limits)
         for run in runs:
-            more = run.score(self._ledger.limits.rows - len(candidates))
+            more = run.score(room - len(candidates))
             candidates += more
             owners.append((run, len(more)))
         seen_cells = runs[0].seen_cells
@@ -306,6 +303,33 @@ class Launcher:
         lent = runs[0].work != work
         works = frozenset[Work]({work} if lent else {work, *(run.work for run in runs)})
         return Launch(work=work, works=works, call=call, fail=fail)
+
+
+def _is_flash(book: Book, step: Step) -> bool:
+    """Whether a step that is as urgent as an ask serves registered questions."""
+    if isinstance(step, Ingest):
+        return False
+    return not step.runs or step.runs[0] in book.flash_runs
+
+
+def _idle_starts(asked: Sequence[Asked], limits: Limits) -> int:
+    """How many of these, from the first, should begin in one idle step."""
+    fitting, padded = 0, (1, 1)
+    for one in asked:
+        longest = max(padded[0], min(len(one.tokens), limits.question_tokens))
+        if fitting >= limits.idle_start(longest)[1]:
+            break
+        fitting, padded = fitting + 1, limits.idle_start(longest)
+    return limits.row_sizes.take(fitting, *padded) if fitting else 0
+
+
+def _scored_together(runs: Sequence[Run], limits: Limits) -> int:
+    """How many of the choices that these runs have left one step should score."""
+    left = [tokens for run in runs for tokens in run.choices_left]
+    longest = max(map(len, left))
+    idle = runs[0].work == "flash"
+    most = min(limits.rows, limits.idle_rows(longest)) if idle else limits.rows
+    return limits.row_sizes.take(len(left), longest, most)
 
 
 def _row(warm: Warm) -> RowTokens:

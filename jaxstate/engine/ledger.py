@@ -164,7 +164,7 @@ class Ledger:
         self.blocks = TailBlocks(self.limits.tail_blocks)
         self.waited: dict[Work, int] = {}
         self.steps = 0
-        self.asks_began = False
+        self.asks_began = self.flash_lent = False
         self.fresh_waiters: list[tuple[Book, Future[None]]] = []
         self._keys = 0
         self._readable_until = executor.readable_until
@@ -179,7 +179,9 @@ class Ledger:
             evictable_blocks=sum(len(run.blocks) for _, run in self.evictable()),
             waited=dict(self.waited),
             asks_began=self.asks_began,
+            flash_lent=self.flash_lent,
             rows=self.limits.rows,
+            row_sizes=self.limits.row_sizes,
             start_rows=self.limits.start_rows,
             extend_tokens=self.limits.extend_tokens,
             next_due_s=min((due for due in dues if due is not None), default=None),

@@ -16,6 +16,7 @@ A question's life:
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class Loop:
 
     def run(self) -> None:
         """Turns until the desk is closed; an error of the loop's own closes it."""
+        self._desk.loop_thread = threading.get_ident()
         try:
             while self._desk.ended is None:
                 if not self.turn():

@@ -190,6 +190,11 @@ class Run:
         self._launched_tokens += 1
         return RowStep(blocks=self.blocks, used_cells=used, sampling=self.asked.sampling)
 
+    @property
+    def choices_left(self) -> tuple[Tokens, ...]:
+        """Tokens of the choices that no step was launched for."""
+        return self.asked.choice_tokens[self._scored :]
+
     def score(self, room: int) -> list[Candidate]:
         """Its next choices, at most `room`."""
         chosen = self.asked.choice_tokens[self._scored : self._scored + room]

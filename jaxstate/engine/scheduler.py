@@ -13,7 +13,7 @@ run runs, with three exceptions that keep everything moving:
 - What an ask waits for (a version that is not read yet, an entry that is half read) is as urgent as
   the ask, and so is a registered question past its deadline, or given up too often.
 - Asks that begin and asks that go on take turns, so neither can keep the other waiting for more
-  than a step.
+  than a step; and no two steps in a row serve such registered questions while an ask could run.
 
 Within a class, the session that was served longest ago comes first. No ask overtakes another for
 tail blocks: while the oldest that could begin does not find enough of them, none begins.
@@ -85,12 +85,17 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A step that could be next; the smallest order comes first."""
+    """A step that could be next; the smallest order comes first.
+
+    `begins` tells questions that begin from those that go on, `lent` registered questions that are
+    as urgent as asks from asks.
+    """
 
     step: Step
     served: int
     since_s: float
     begins: bool = False
+    lent: bool = False
 
     @property
     def order(self) -> tuple[int, float, int]:
@@ -111,7 +116,7 @@ def plan(view: View, policy: Policy) -> Plan:
     work = _choose_class(runnable, view, policy)
     if work is None:
         return Plan(step=None, held_up=held_up, until_s=view.next_due_s)
-    step = _choose(candidates[work], prefer_going_on=work == "ask" and view.asks_began)
+    step = _choose_ask(candidates["ask"], view) if work == "ask" else _first(candidates[work])
     return Plan(step=step, runnable=runnable, held_up=held_up)
 
 
@@ -148,9 +153,16 @@ def _choose_class(runnable: frozenset[Work], view: View, policy: Policy) -> Work
     return next((work for work in WORKS if work in runnable), None)
 
 
-def _choose(candidates: list[_Candidate], *, prefer_going_on: bool) -> Step:
-    preferred = [one for one in candidates if one.begins != prefer_going_on]
-    return min(preferred or candidates, key=lambda one: one.order).step
+def _choose_ask(candidates: list[_Candidate], view: View) -> Step:
+    """Registered questions that are as urgent as asks take turns with them, and so do asks that
+    begin with asks that go on."""
+    asks = [one for one in candidates if not one.lent]
+    chosen = asks if asks and view.flash_lent else candidates
+    return _first([one for one in chosen if one.begins != view.asks_began] or chosen)
+
+
+def _first(candidates: list[_Candidate]) -> Step:
+    return min(candidates, key=lambda one: one.order).step
 
 
 def _ask_candidates(
@@ -173,21 +185,24 @@ def _ask_candidates(
 
 
 def _fitting(waiting: list[RunView], view: View) -> list[RunView]:
-    """As many of these, oldest first, as one step and the tail blocks can take."""
+    """As many of these, oldest first, as tail blocks allow and one step should take."""
     taken: list[RunView] = []
     blocks_left, longest = view.free_blocks + view.evictable_blocks, 0
     for run in waiting:
         longest = max(longest, run.tokens)
-        if run.blocks > blocks_left or len(taken) >= rows_beginning(longest, view.start_rows):
+        if run.blocks > blocks_left or len(taken) >= start_size(longest, view.start_rows)[1]:
             break
         taken.append(run)
         blocks_left -= run.blocks
-    return taken
+    if not taken:
+        return []
+    tokens, rows = start_size(max(run.tokens for run in taken), view.start_rows)
+    return taken[: view.row_sizes.take(len(taken), tokens, rows)]
 
 
-def rows_beginning(tokens: int, start_rows: tuple[tuple[int, int], ...]) -> int:
-    """How many questions can begin in one step if the longest reads so many tokens."""
-    return next(rows for size, rows in start_rows if tokens <= size)
+def start_size(tokens: int, start_rows: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+    """To how many tokens a question is padded, and how many of that size can begin together."""
+    return next(one for one in start_rows if tokens <= one[0])
 
 
 def _going_on(
@@ -200,7 +215,8 @@ def _going_on(
             alone = run.key if run.stage == "reading" else -1
             groups.setdefault((run.stage, run.seen_cells, alone), []).append(run)
     for (stage, seen_cells, _), members in groups.items():
-        chosen = sorted(members, key=lambda run: (run.served, run.arrived_s))[: view.rows]
+        chosen = sorted(members, key=lambda run: (run.served, run.arrived_s))
+        chosen = chosen[: _rows_going_on(stage, len(chosen), view)]
         riding = _riders(session, stage, seen_cells, len(chosen), view, policy)
         step = GoOn(
             work=chosen[0].work,
@@ -209,6 +225,13 @@ def _going_on(
             runs=tuple(run.key for run in (*chosen, *riding)),
         )
         yield _Candidate(step, served=chosen[0].served, since_s=chosen[0].arrived_s)
+
+
+def _rows_going_on(stage: Stage, waiting: int, view: View) -> int:
+    """How many go on together; how many choices a step scores is decided where they are known."""
+    if stage == "reading":
+        return 1
+    return view.row_sizes.take(waiting, 1, view.rows) if stage == "decoding" else view.rows
 
 
 def _riders(
@@ -240,7 +263,8 @@ def _flash_candidates(
     """Those of one session go together: all that are due begin before any goes on."""
     if _flash_wants_to_begin(session, view) and view.free_blocks >= session.flash_blocks:
         step = Begin(work=work, session=session.key)
-        yield _Candidate(step, session.flash_served, session.flash_since_s, begins=True)
+        since_s, lent = session.flash_since_s, work == "ask"
+        yield _Candidate(step, session.flash_served, since_s, begins=True, lent=lent)
     else:
         running = [run for run in session.runs if run.work == "flash"]
         yield from _going_on_alone(session, running, view, work)
@@ -261,10 +285,11 @@ def _going_on_alone(
         by_stage.setdefault(run.stage, []).append(run)
     for stage, members in by_stage.items():
         chosen = sorted(members, key=lambda run: run.served)
-        chosen = chosen[: 1 if stage == "reading" else view.rows]
+        chosen = chosen[: _rows_going_on(stage, len(chosen), view)]
         keys = tuple(run.key for run in chosen)
         step = GoOn(work=work, session=session.key, stage=stage, runs=keys)
-        yield _Candidate(step, session.flash_served, session.flash_since_s)
+        since_s, lent = session.flash_since_s, work == "ask"
+        yield _Candidate(step, session.flash_served, since_s, lent=lent)
 
 
 def _warm_candidates(session: SessionView) -> Iterator[_Candidate]:

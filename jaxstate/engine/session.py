@@ -13,7 +13,7 @@ from types import TracebackType
 
 from jaxstate.engine.asking import Asker, Settings, checked_settings
 from jaxstate.engine.conditions import Condition, Equals, Watch
-from jaxstate.engine.desk import AskFuture, Desk
+from jaxstate.engine.desk import Desk
 from jaxstate.engine.executor import Tokens
 from jaxstate.engine.flash import Registered
 from jaxstate.engine.hits import FlashQuery, flash_hit, ready_hit
@@ -21,7 +21,7 @@ from jaxstate.engine.ingest import Coalesce
 from jaxstate.engine.ledger import Book
 from jaxstate.engine.subscription import FlashMode, Subscription, checked_timeout
 from jaxstate.engine.values import Answer, Event, Receipt, SessionInfo
-from jaxstate.engine.waiting import countdown, wait_for
+from jaxstate.engine.waiting import AskFuture, countdown
 from jaxstate.errors import InvalidInput
 from jaxstate.records import Sampling, checked_int
 
@@ -76,7 +76,7 @@ class Session:
         """
         prepared, left_s = self.prepare(entries), countdown(timeout)
         while isinstance(outcome := self.push_prepared(prepared), Future):
-            wait_for(outcome, left_s(), "the queue was full")
+            self._desk.outcome(outcome, left_s(), "the queue was full")
         return outcome
 
     def wait(self, version: int | None = None, timeout: float | None = None) -> int:
@@ -90,7 +90,7 @@ class Session:
             TimedOut: it took longer.
             ClosedError: the session or the engine was closed.
         """
-        wait_for(self.waiting(version), timeout, "the entries were not read")
+        self._desk.outcome(self.waiting(version), timeout, "the entries were not read")
         return self._book.version
 
     def wait_fresh(self, timeout: float | None = None) -> int:
@@ -104,7 +104,7 @@ class Session:
             TimedOut: it took longer.
             ClosedError: the session or the engine was closed.
         """
-        wait_for(self.waiting_fresh(), timeout, "the flash queries were not answered")
+        self._desk.outcome(self.waiting_fresh(), timeout, "the flash queries were not answered")
         return self._book.version
 
     def ask(
@@ -147,7 +147,7 @@ class Session:
         outcome = self._asked(question, max_tokens, choices, min_version, stop, sampling)
         if isinstance(outcome, Answer):
             return outcome
-        return wait_for(outcome, timeout, "the question was not answered")
+        return self._desk.outcome(outcome, timeout, "the question was not answered")
 
     def submit(
         self,
@@ -319,8 +319,9 @@ class Session:
             BudgetExceeded: there are no cells for one more session.
             ClosedError: this session or the engine is closed.
         """
+        self._desk.check_may_wait()
         book, future = self._desk.fork(self._book, id)
-        future.result()
+        self._desk.outcome(future, None, "the session was not copied")
         return Session(self._desk, self._asker, book)
 
     def save(self, path: str | os.PathLike[str], notes: dict[str, str | int] | None = None) -> None:
@@ -335,7 +336,8 @@ class Session:
         Raises:
             SnapshotError, InvalidInput: as `jaxstate.save_state`.
         """
-        write = self._desk.capture(self._book, dict(notes or {})).result()
+        captured = self._desk.capture(self._book, dict(notes or {}))
+        write = self._desk.outcome(captured, None, "the session was not captured")
         write(path)
 
     def close(self) -> None:

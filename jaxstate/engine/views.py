@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from jaxstate.engine.sizes import RowSizes
+
 Work = Literal["ask", "ingest", "flash", "warm"]
 Stage = Literal["waiting", "reading", "scoring", "decoding"]
 
@@ -104,7 +106,9 @@ class View:
         waited: steps that each class has let others go first while it could run, or only lacked
             what questions under way hold.
         asks_began: whether the last step as urgent as an ask was one that begins.
+        flash_lent: whether it was one of registered questions.
         rows: rows of one step at most.
+        row_sizes: in which numbers of rows steps come.
         start_rows: (tokens, rows), ascending: as many questions of so many tokens can begin in one
             step.
         extend_tokens: tokens of an ingest step at most.
@@ -116,7 +120,11 @@ class View:
     evictable_blocks: int = 0
     waited: dict[Work, int] = field(default_factory=dict)
     asks_began: bool = False
+    flash_lent: bool = False
     rows: int = 64
+    row_sizes: RowSizes = field(
+        default_factory=lambda: RowSizes(sizes=tuple(range(1, 65)), overhead_tokens=1)
+    )
     start_rows: tuple[tuple[int, int], ...] = ((1024, 64),)
     extend_tokens: int = 256
     next_due_s: float | None = None

@@ -11,11 +11,31 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import TypeVar
 
-from jaxstate.engine.desk import AskFuture
 from jaxstate.engine.subscription import checked_timeout
+from jaxstate.engine.values import Answer
 from jaxstate.errors import TimedOut
 
 T = TypeVar("T")
+
+
+class AskFuture(Future[Answer]):
+    """An answer to come; cancelling it takes the question off the device at the next step.
+
+    Its callbacks (`add_done_callback`) run on the engine's thread: they must be short, and a call
+    in them that would wait for the engine is refused.
+
+    Attributes:
+        timed_out: it was cancelled because a timeout passed.
+    """
+
+    timed_out: bool = False
+
+    @classmethod
+    def of(cls, answer: Answer) -> AskFuture:
+        """The future of an answer that is there."""
+        future = cls()
+        future.set_result(answer)
+        return future
 
 
 def wait_for(future: Future[T], timeout: float | None, what: str) -> T:

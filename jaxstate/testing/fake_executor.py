@@ -33,6 +33,7 @@ from jaxstate.engine.executor import (
     Saved,
     Tokens,
 )
+from jaxstate.engine.sizes import RowSizes
 from jaxstate.testing.clock import FakeClock
 
 T = TypeVar("T")
@@ -47,10 +48,12 @@ FAKE_LIMITS = Limits(
     question_tokens=32,
     choice_tokens=8,
     rows=8,
+    row_sizes=RowSizes(sizes=tuple(range(1, 9)), overhead_tokens=1),  # nothing is ever padded
     start_rows=((16, 8), (32, 4)),
     tail_cells=64,
     tail_blocks=64,
     tail_block_cells=8,
+    idle_tokens=128,
     steps_ahead=0,
 )
 COST_S: dict[Call, float] = {

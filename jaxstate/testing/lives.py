@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from jaxstate.engine.desk import AskFuture
 from jaxstate.engine.hits import FlashQuery
 from jaxstate.engine.runs import Asked
 from jaxstate.engine.session import Session
 from jaxstate.engine.values import Span
+from jaxstate.engine.waiting import AskFuture
 
 
 @dataclass(eq=False)

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.desk import AskFuture
 from jaxstate.engine.executor import Limits
 from jaxstate.engine.scheduler import Policy
 from jaxstate.engine.session import Session
 from jaxstate.engine.values import Answer, Closed, Connected, DataUpdated, Event, FlashReady
+from jaxstate.engine.waiting import AskFuture
 from jaxstate.errors import CapacityExceeded, ClosedError, InvalidInput, TimedOut
 from jaxstate.testing import FAKE_LIMITS
 from tests.engine.rig import AHEAD, Rig, read, said

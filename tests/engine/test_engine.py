@@ -139,6 +139,53 @@ def test_forks_beside_calls_that_wake_the_loop(engine: jaxstate.Engine) -> None:
         disturber.join()
 
 
+def test_a_call_that_would_wait_on_the_engines_own_thread_is_refused(
+    engine: jaxstate.Engine,
+) -> None:
+    """Callbacks of futures run there: the loop would wait for itself for ever."""
+    session = engine.open()
+    session.push("abcd")
+    refused: list[BaseException] = []
+
+    def calls(_: object) -> None:
+        for call in (
+            lambda: session.ask("another"),
+            lambda: session.wait(99),
+            session.fork,
+            lambda: session.save("nowhere"),
+        ):
+            try:
+                call()
+            except InvalidInput as error:
+                refused.append(error)
+
+    done = threading.Event()
+    first = session.submit("xyz")
+    first.add_done_callback(calls)
+    first.add_done_callback(lambda _: done.set())
+    assert done.wait(SOON_S)
+    assert len(refused) == 4
+    assert all("on the engine's own thread" in str(error) for error in refused)
+    assert session.ask("xyz", timeout=SOON_S).version == 1
+    gauges = engine.metrics().gauges
+    assert (gauges.asks_waiting, gauges.asks_running) == (0, 0)
+    assert [one.id for one in engine.sessions()] == [session.id]
+
+
+def test_an_interval_that_passes_while_the_loop_rests(engine: jaxstate.Engine) -> None:
+    """Nothing else wakes the loop: it has set itself a time."""
+    session = engine.open()
+    query = session.flash("fl", min_interval_s=0.2)
+    session.wait_fresh(timeout=SOON_S)
+    session.push("abcd")
+    session.wait(1, timeout=SOON_S)
+    assert not query.fresh
+    deadline_s = time.monotonic() + SOON_S
+    while not query.fresh and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert query.fresh and query.answer is not None and query.answer.version == 1
+
+
 # --- callbacks ----------------------------------------------------------------------------------
 
 

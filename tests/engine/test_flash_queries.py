@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxstate.engine.conditions import ConfidenceAbove, Equals
+from jaxstate.engine.sizes import RowSizes
 from jaxstate.engine.values import FlashReady
 from jaxstate.errors import ClosedError, FlashLimit, InvalidInput, TimedOut
 from jaxstate.testing import FAKE_LIMITS
@@ -292,6 +293,52 @@ def test_equals_fires_each_time_it_comes_to_hold() -> None:
         session.push("a" * size)
         rig.engine.run()
     assert fired == [1, 4]
+
+
+COARSE = dataclasses.replace(
+    FAKE_LIMITS,
+    rows=64,
+    row_sizes=RowSizes(sizes=(1, 8, 64), overhead_tokens=32),
+    start_rows=((16, 64), (32, 32)),
+    tail_blocks=256,
+)
+
+
+def test_no_step_is_mostly_padding() -> None:
+    """Steps come for 1, 8 and 64 rows: ten questions go as eight and two, not as ten of 64."""
+    rig = Rig(limits=COARSE)
+    session = rig.open("abcd")
+    for n in range(10):
+        session.flash(f"q{n}", max_tokens=2)
+    for _ in range(9):
+        session.submit("xyz", max_tokens=1)
+    rig.engine.run()
+    assert rig.news() == [
+        "start s1 x8",  # the asks
+        "start s1 x1",
+        "start s1 x8",
+        "start s1 x2",
+        "decode s1 x8",
+        "decode s1 x2",
+    ]
+
+
+def test_idle_steps_are_bounded_in_tokens() -> None:
+    """128 tokens at most: of questions padded to 32, four begin in one idle step; the same asks
+    begin all together. Of 18 choices 8 are scored at a time: there is no larger size here."""
+    rig = Rig(limits=dataclasses.replace(COARSE, row_sizes=FAKE_LIMITS.row_sizes))
+    session = rig.open("abcd")
+    for n in range(6):
+        session.flash(f"q{n}" * 10, max_tokens=1)
+    rig.engine.run()
+    assert rig.news() == ["start s1 x4", "start s1 x2"]
+    futures = [session.submit("z" * 20, max_tokens=1) for _ in range(6)]
+    rig.engine.run()
+    assert rig.news() == ["start s1 x6"] and all(one.done() for one in futures)
+    for n in range(2):
+        session.flash(f"c{n}", choices=[letter * 8 for letter in "abcdefghi"])
+    rig.engine.run()
+    assert rig.news() == ["start s1 x2", "score s1 x8", "score s1 x8", "score s1 x2"]
 
 
 def test_the_latency_of_one_that_was_registered_late() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jaxstate.engine.scheduler import Policy, plan, rows_beginning
+from jaxstate.engine.scheduler import Policy, plan, start_size
 from jaxstate.engine.views import (
     WORKS,
     Begin,
@@ -364,6 +364,18 @@ TABLE: dict[str, tuple[View, Step | None]] = {
         ),
         begin(2, 1),
     ),
+    "no two lent steps in a row before an ask": (
+        view(
+            session(1, flash_due=1, flash_overdue=True),
+            session(2, ask(1, arrived_s=6.0), asks_served=6),
+            flash_lent=True,
+        ),
+        begin(2, 1),
+    ),
+    "but as many as there are without one": (
+        view(session(1, flash_due=1, flash_overdue=True), flash_lent=True),
+        begin(1, work="ask"),
+    ),
     "warm, served longest ago": (
         view(session(1, warm_due=1, warm_served=5), session(2, warm_due=1, warm_served=4)),
         begin(2, work="warm"),
@@ -427,7 +439,7 @@ def test_when_to_look_again() -> None:
 
 @pytest.mark.parametrize(("tokens", "rows"), [(1, 8), (16, 8), (17, 4), (32, 4)])
 def test_how_many_begin(tokens: int, rows: int) -> None:
-    assert rows_beginning(tokens, START_ROWS) == rows
+    assert start_size(tokens, START_ROWS)[1] == rows
 
 
 def test_the_documented_patience() -> None:
@@ -492,6 +504,7 @@ def views(draw: st.DrawFn) -> View:
         evictable_blocks=draw(st.integers(0, 20)),
         waited={work: draw(st.integers(0, 140)) for work in WORKS},
         asks_began=draw(st.booleans()),
+        flash_lent=draw(st.booleans()),
         rows=draw(st.integers(1, 8)),
         start_rows=START_ROWS,
         extend_tokens=16,
@@ -582,7 +595,7 @@ def test_a_step_is_possible(seen: View) -> None:
             assert step.work == "ask" and len(set(step.runs)) == len(chosen)
             assert all(run.stage == "waiting" and not run.blocked for run in chosen)
             longest = max(run.tokens for run in chosen)
-            assert len(chosen) <= rows_beginning(longest, seen.start_rows)
+            assert len(chosen) <= start_size(longest, seen.start_rows)[1]
             blocks = sum(run.blocks for run in chosen)
             assert blocks <= seen.free_blocks + (seen.evictable_blocks if step.evict else 0)
             assert step.evict == (blocks > seen.free_blocks)

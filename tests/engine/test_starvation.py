@@ -106,6 +106,31 @@ def test_every_sessions_asks_take_turns() -> None:
     assert future.done()
 
 
+def test_overdue_flash_queries_of_many_sessions() -> None:
+    """However many are as urgent as an ask: one step of theirs at most before each of the ask's."""
+    rig = rig_of()
+    sessions = [rig.open("abcd") for _ in range(6)]
+    for one in sessions:
+        one.flash("fl", deadline_s=0.0)
+    other = rig.open("efgh")
+    for one in sessions:
+        one.push("x")
+    rig.turns(2)
+    rig.news()
+    future = other.submit("xyz")
+    turns = 0
+    while not future.done():
+        for one in sessions:
+            one.push("x")
+        rig.turns(1)
+        turns += 1
+    steps = rig.news()
+    asked = [number for number, step in enumerate(steps) if f" {other.id} " in step]
+    between = [later - earlier for earlier, later in zip([-1, *asked], asked, strict=False)]
+    # Ingest's own share (one step in nine) may come between as well.
+    assert len(asked) == 4 and max(between) <= 3, steps
+
+
 def test_a_large_ask_among_small_ones() -> None:
     """It needs all eight blocks; the small ones of another session come all the time."""
     rig = rig_of(limits=FEW_BLOCKS)
