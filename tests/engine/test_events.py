@@ -82,3 +82,20 @@ def test_a_new_subscriber_does_not_hear_what_it_knows_already() -> None:
     rig.engine.run()
     assert short(read(early)) == ["C1", "D2", "D3"]
     assert short(read(late[0])) == ["C2", "D3"]
+
+
+def test_the_answers_of_one_batch_are_told_in_the_order_of_registration() -> None:
+    """And before them, the commit that they belong to."""
+    rig = Rig()
+    session = rig.open("abcd")
+    for n in range(3):
+        session.flash("q" * (n + 1), max_tokens=4)
+    fired: list[str] = []
+    session.flash("last", max_tokens=4, on_fire=lambda answer: fired.append(answer.text))
+    rig.engine.run()
+    events = session.subscribe(flash="always")
+    session.push("e")
+    rig.engine.run()
+    told = ["C1", "D2", "F2=7:1", "F2=7:2", "F2=7:3", "F2=7:4"]
+    assert short(read(events)) == told
+    assert fired == ["5:4", "7:4"]

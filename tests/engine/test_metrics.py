@@ -23,6 +23,7 @@ from jaxstate.engine.metrics import (
     MetricsRecorder,
 )
 from jaxstate.errors import InvalidInput
+from tests.engine.rig import Rig
 
 GAUGES = Gauges(
     sessions=2,
@@ -196,3 +197,82 @@ def test_it_is_plain_json() -> None:
     assert again["step_s"]["ask"]["buckets"] == [[None, 1]]
     assert again["ask_latency_s"]["ready"]["count"] == 1
     assert set(again) >= {field.name for field in dataclasses.fields(EngineMetrics)}
+
+
+# --- the whole engine's, worked out on paper ----------------------------------------------------
+
+
+def test_what_an_engine_counts_and_times() -> None:
+    """The fake device: 1 s an extend, 0.5 s a start, 0.1 s a decode, 0.3 s a score.
+
+    0.0 push, extend; 1.0 version 1; flash registered: start, two decodes; 1.7 its answer
+    1.7 ask of two tokens: start, decode; 2.3 answered; the flash query's question asked: a hit
+    2.3 push: extend; 3.3 version 2; flash: start; 3.8 push, and nobody looks for 0.25 s
+    4.05 extend; 5.05 version 3; two decodes; 5.25 the answer of version 2, one entry behind for
+    0.2 s; start, two decodes; 5.95 that of version 3, 0.9 s after its commit
+    """
+    rig = Rig()
+    session = rig.engine.open()
+    rig.engine.run()
+    session.push("abcd")  # 5 tokens
+    rig.engine.run()
+    session.flash("fl", max_tokens=3)
+    rig.engine.run()
+    assert rig.clock.now_s == pytest.approx(1.7)
+    ask = session.submit("xyz", max_tokens=2)
+    rig.engine.run()
+    assert ask.result(0).latency_s == pytest.approx(0.6)
+    assert session.submit("fl").result(0).source == "flash"
+    session.push("e")
+    rig.turns(2)
+    session.push("gh")
+    waiting = session.submit("q", min_version=9)
+    gauges = rig.engine.metrics().gauges
+    assert (gauges.pending_entries, gauges.pending_tokens) == (1, 3)
+    assert (gauges.asks_waiting, gauges.asks_running, gauges.flash_queries) == (1, 0, 1)
+    assert (gauges.flash_stale, gauges.sessions) == (1, 1)
+    rig.clock.pass_s(0.25)
+    assert rig.engine.metrics().gauges.oldest_lag_s == pytest.approx(0.25)
+    waiting.cancel()
+    rig.engine.run()
+    assert rig.clock.now_s == pytest.approx(5.95)
+    seen = rig.engine.metrics()
+    assert seen.elapsed_s == pytest.approx(5.95)
+    counts = seen.counts
+    assert (counts.tokens_ingested, counts.entries_pushed, counts.entries_committed) == (10, 3, 3)
+    assert (counts.flash_answers, counts.flash_answers_stale) == (3, 1)
+    assert (counts.asks_cancelled, counts.asks_failed) == (1, 0)
+    busy = {work: (one.count, one.total) for work, one in seen.step_s.items()}
+    assert busy == {
+        "ask": (2, pytest.approx(0.6)),
+        "ingest": (4, pytest.approx(3.0)),  # one for the opening, which has no tokens
+        "flash": (9, pytest.approx(3 * 0.7)),
+        "warm": (0, 0.0),
+    }
+    assert seen.idle_share == pytest.approx(0.25 / 5.95)
+    assert seen.idle_used_share == pytest.approx(2.1 / (5.95 - 3.6))
+    latency = {source: (one.count, one.total) for source, one in seen.ask_latency_s.items()}
+    assert latency == {"computed": (1, pytest.approx(0.6)), "flash": (1, 0.0), "ready": (0, 0.0)}
+    assert (seen.lag_s.count, seen.lag_s.total) == (3, pytest.approx(3.25))
+    behind = seen.flash_behind_entries
+    assert (behind.count, behind.total, behind.largest) == (3, 1.0, 1.0)
+    assert seen.flash_behind_s.total == pytest.approx(0.2)
+    assert (seen.flash_refresh_s.count, seen.flash_refresh_s.total) == (2, pytest.approx(0.7 + 0.9))
+    rig.clock.pass_s(5.7 - 0.25)
+    assert rig.engine.metrics().idle_share == pytest.approx(0.5)
+    assert rig.engine.metrics().gauges.flash_stale == 0
+
+
+def test_what_rides_along_counts_for_its_class() -> None:
+    """A decode of asks that serves a flash query as well leaves flash with no waiting to its
+    credit."""
+    rig = Rig()
+    session = rig.open("abcd")
+    session.flash("fl")
+    rig.turns(1)
+    session.submit("xyz")
+    rig.turns(2)  # the ask's start, then a decode of both
+    assert rig.news()[-1] == "decode s1 x2"
+    assert rig.desk.ledger.waited["flash"] == 0
+    steps = rig.engine.metrics().step_s
+    assert (steps["ask"].count, steps["flash"].count) == (2, 1)
