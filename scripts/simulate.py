@@ -27,7 +27,6 @@ def main() -> int:
         tallies = simulate(model, seeds, operations=options.operations)
     except AssertionError as error:
         print(f"FAILED: {error}")
-        print("replay: Simulation(tiny_model(), seed, operations=...).run()")
         return 1
     total = Counter[str]()
     for tally in tallies:

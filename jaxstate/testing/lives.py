@@ -24,6 +24,7 @@ class Life:
         opening: tokens that it started with.
         entries: tokens of every entry pushed, by sequence number.
         dropped: those that were reported dropped.
+        warm: warm questions.
         base: what a fork has read from its parent: the version and the tokens.
     """
 
@@ -34,6 +35,7 @@ class Life:
     base: tuple[int, tuple[int, ...]] | None = None
     flashes: dict[str, FlashQuery] = field(default_factory=dict)
     asked: dict[str, Asked] = field(default_factory=dict)
+    warm: set[str] = field(default_factory=set)
 
     def read(self, version: int) -> tuple[int, ...]:
         """Every token that a version has read."""

@@ -81,7 +81,7 @@ class Simulation:
         self._operations = operations
         self._clock = FakeClock()
         self._model = model = dataclasses.replace(model, template=TEMPLATE)
-        self._executor = executor or WatchedExecutor(model, session_cells=session_cells)
+        self._executor = executor or watched_executor(model, seed, session_cells)
         self._reference = reference or Reference(model, session_cells)
         self._engine = SteppedEngine(
             self._executor,
@@ -130,7 +130,7 @@ class Simulation:
             (self._ask, 8),
             (self._flash, 3),
             (self._unflash, 1),
-            (self._warm, 1),
+            (self._warm, 2),
             (self._cancel, 3),
             (self._open, 1),
             (self._close, 1),
@@ -184,11 +184,11 @@ class Simulation:
 
     def _ask(self) -> None:
         life = self._some_life()
-        question = self._random.choice(QUESTIONS)
+        question, choices = self._some_question(life)
         registered = next((one for one in life.flashes.values() if one.question == question), None)
-        choices = self._random.choice(CHOICES)
         max_tokens = self._random.choice((1, 2, 5, 5 if registered is None else None))
-        min_version = max(0, life.session.version + self._random.choice((-1, 0, 0, 0, 1)))
+        ahead = self._random.choice((None, None, None, -1, 0, 1))
+        min_version = None if ahead is None else max(0, life.session.version + ahead)
         version = life.session.version
         future = life.session.submit(
             question, choices=choices, max_tokens=max_tokens, min_version=min_version
@@ -197,12 +197,22 @@ class Simulation:
         if registered is not None and choices is None:
             settings = self._adopted(life.asked[registered.id], max_tokens)
         asked = self._asker.ask(question, settings)
-        waiting = Waiting(life, future, asked, max(min_version, version))
+        waiting = Waiting(life, future, asked, max(min_version or 0, version))
         if future.done():
             answer = future.result()
             assert answer.version == version, "a stale answer was given as fresh"
             assert answer.source != "computed"
         self._waiting.append(waiting)
+
+    def _some_question(self, life: Life) -> tuple[str, tuple[str, ...] | None]:
+        """Often one that may be answered already."""
+        known = [*life.warm, *(one.question for one in life.flashes.values())]
+        question = self._random.choice(QUESTIONS)
+        if known and self._random.random() < 0.6:
+            question = self._random.choice(known)
+        if question in life.warm and self._random.random() < 0.8:
+            return question, ("y", "n")
+        return question, self._random.choice(CHOICES)
 
     def _adopted(self, asked: Asked, max_tokens: int | None) -> Settings:
         """What an ask without choices means where that question is registered."""
@@ -237,7 +247,9 @@ class Simulation:
             del life.flashes[name]
 
     def _warm(self) -> None:
-        self._some_life().session.warm(self._random.choice(QUESTIONS[:-1]))
+        life, question = self._some_life(), self._random.choice(QUESTIONS[:-1])
+        life.session.warm(question)
+        life.warm.add(question)
 
     def _cancel(self) -> None:
         if self._waiting:
@@ -313,13 +325,17 @@ class Simulation:
         assert self._engine.free_tail_blocks == self._executor.limits.tail_blocks
 
 
+def watched_executor(model: Model, seed: int, session_cells: int) -> WatchedExecutor:
+    """The device of a life: every other one launches a step ahead, as an accelerator does."""
+    return WatchedExecutor(model, session_cells=session_cells, steps_ahead=seed % 2)
+
+
 def simulate(
     model: Model,
     seeds: Iterable[int],
     *,
     operations: int = 40,
     executor: WatchedExecutor | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> list[Tally]:
     """Lives as many lives as there are seeds.
 
@@ -327,23 +343,36 @@ def simulate(
         model: with a byte tokenizer and small steps.
         seeds: one for each life.
         operations: how many things clients do in each.
-        executor: the device; None for one of the model's.
-        progress: called with each seed that is done.
+        executor: the device of all of them; None for one of the model's.
 
     Raises:
-        AssertionError: with the seed that replays it (`Simulation(model, seed).run()`).
+        AssertionError: with what replays it, and whether it does with a device of its own.
     """
-    executor = executor or WatchedExecutor(model, session_cells=SESSION_CELLS)
+    devices = [executor or watched_executor(model, parity, SESSION_CELLS) for parity in (0, 1)]
     reference = Reference(model, SESSION_CELLS)
     tallies: list[Tally] = []
     for seed in seeds:
-        life = Simulation(
-            model, seed, operations=operations, executor=executor, reference=reference
-        )
+        device = devices[seed % 2]
+        life = Simulation(model, seed, operations=operations, executor=device, reference=reference)
         try:
             tallies.append(life.run())
         except Exception as error:
-            raise AssertionError(f"seed {seed} (operations={operations}): {error}") from error
-        if progress is not None:
-            progress(seed)
+            alone = (
+                "it fails alone, too"
+                if _fails_alone(model, seed, operations)
+                else ("alone it does not fail: it needs the lives before it")
+            )
+            raise AssertionError(
+                f"seed {seed}: {error}\nreplay, with a model of {model.config.num_layers} layers "
+                f"and {model.steps}: Simulation(model, {seed}, operations={operations}).run() "
+                f"({alone})"
+            ) from error
     return tallies
+
+
+def _fails_alone(model: Model, seed: int, operations: int) -> bool:
+    try:
+        Simulation(model, seed, operations=operations).run()
+    except Exception:
+        return True
+    return False

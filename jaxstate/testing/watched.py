@@ -6,6 +6,7 @@ step wrote cells that are not its own. Does not know: what it is used for.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 
 import jax
@@ -18,10 +19,19 @@ from jaxstate.model.bundle import Model
 
 
 class WatchedExecutor(DeviceExecutor):
-    """Knows which sessions a step may write, and sees whether it wrote others."""
+    """Knows which sessions a step may write, and sees whether it wrote others.
 
-    def __init__(self, model: Model, *, session_cells: int) -> None:
+    Args:
+        model: whose steps.
+        session_cells: capacity of every session.
+        steps_ahead: steps launched before the last one's result is fetched, as on an accelerator;
+            None for what is usual on this device.
+    """
+
+    def __init__(self, model: Model, *, session_cells: int, steps_ahead: int | None = None) -> None:
         super().__init__(model, session_cells=session_cells)
+        if steps_ahead is not None:
+            self._limits = dataclasses.replace(self._limits, steps_ahead=steps_ahead)
         self._written: set[int] = set()
         self._digests: dict[int, bytes] = {}
 
