@@ -7,7 +7,8 @@ moments, either one of N registered questions or one that nobody registered. The
 and questions are then run with nothing registered. Latencies are those that an asker sees, from the
 call to the answer in its hands, in one process; a slow answer does not delay the asks after it.
 
-Flash hits are reported apart from computed answers. The table gives p50 and p99 (nearest rank) of:
+Flash hits are reported apart from computed answers. The table gives p50 and p99 (nearest rank; no
+p99 of fewer than 100 asks) of:
 
   hit                         a registered question that was fresh when it was asked
   hits in a row               the same, asked 5,000 times without a pause, on an idle engine
@@ -17,8 +18,9 @@ Flash hits are reported apart from computed answers. The table gives p50 and p99
   flash off, registered ones  the same questions with nothing registered
   flash off, the other        likewise
 
-and then how much idle time was used and how far flash answers lag behind the stream. The last line
-of the output is JSON.
+and then how much idle time was used, how far flash answers lag behind the stream, and whether both
+runs gave the same answers to the same question at the same version. Device seconds are wall time of
+steps as the host sees them. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -88,9 +90,10 @@ def main() -> int:
     use_compilation_cache()
     model = _model(options)
     registered = _questions(options.questions)
+    cells = _cells_needed(model, options)
     runs: list[Run] = []
     for what, flash in (("compiling", registered), ("starting again", [])):
-        with _engine(model, options, what) as engine:
+        with _engine(model, cells, what) as engine:
             _settle(engine, options)
             runs.append(_run(engine, options, registered, flash))
     on, off = runs
@@ -118,7 +121,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=8, help="registered, 1 to 64")
     parser.add_argument("--max-tokens", type=int, default=6)
     parser.add_argument("--context", type=int, default=1024, help="tokens read before the clock")
-    parser.add_argument("--cells", type=int, default=8192)
     parser.add_argument("--out", type=Path, help="also write the JSON there")
     return parser.parse_args()
 
@@ -139,13 +141,18 @@ def _questions(count: int) -> list[Question]:
     return asked
 
 
-def _engine(model: jaxstate.Model, options: argparse.Namespace, what: str) -> jaxstate.Engine:
+def _cells_needed(model: jaxstate.Model, options: argparse.Namespace) -> int:
+    """For the context and every tick, in whole thousands."""
+    lines = options.context // TOKENS_PER_TICK + math.ceil(options.seconds / options.every_s)
+    tick = len(model.template.entry_tokens(model.text, ticks(1, first=1000)[0])) + 2
+    return -(-(lines * tick + 64) // 1024) * 1024
+
+
+def _engine(model: jaxstate.Model, cells: int, what: str) -> jaxstate.Engine:
     def progress(done: int, total: int) -> None:
         print(f"\r{what}: {done} of {total} steps", end="", file=sys.stderr, flush=True)
 
-    engine = jaxstate.Engine(
-        model, cells=options.cells, session_cells=options.cells, progress=progress
-    )
+    engine = jaxstate.Engine(model, cells=cells, session_cells=cells, progress=progress)
     print(file=sys.stderr)
     return engine
 
@@ -240,7 +247,7 @@ def _quantiles(values: Sequence[float], scale: float, unit: str) -> Report:
     ordered = sorted(values)
 
     def nearest(share: float) -> float | None:
-        if not ordered:
+        if len(ordered) < (100 if share == 0.99 else 1):
             return None
         return ordered[max(0, math.ceil(share * len(ordered)) - 1)] * scale
 
@@ -274,10 +281,23 @@ def _facts(on: Run, off: Run, registered: Sequence[Question]) -> Report:
         "flash_answers": on.flash_answers,
         "fresh_share": on.heard.fresh_share(registered),
         "refresh": _quantiles(on.heard.refreshes_s(), 1.0, "s"),
+        "news": _quantiles(on.heard.news_s(), 1.0, "s"),
+        **_agreement(on, off),
         "lag_on": _quantiles(on.heard.lags_s(), 1.0, "s"),
         "lag_off": _quantiles(off.heard.lags_s(), 1.0, "s"),
         "compilations": on.compilations + off.compilations,
     }
+
+
+def _agreement(on: Run, off: Run) -> Report:
+    """Answers to the same question at the same version, whatever way they came about."""
+    known = {(one.question, one.version): one.text for one in off.heard.answers}
+    pairs = [
+        (one.text, known[one.question, one.version])
+        for one in on.heard.answers
+        if (one.question, one.version) in known
+    ]
+    return {"compared": len(pairs), "different": sum(a != b for a, b in pairs)}
 
 
 def _table(rows: list[Report]) -> Table:
@@ -308,9 +328,10 @@ def _prose(report: Report, rows: list[Report]) -> str:
         f"idle time used for flash answers: {report['idle_used_share']:.0%}; the device did "
         f"nothing {report['idle_share_on']:.0%} of the time "
         f"({report['idle_share_off']:.0%} without flash queries)\n"
-        f"from a commit to its flash answers: {both('refresh')}\n"
+        f"from a commit to its flash answers: {both('refresh')}; from the push: {both('news')}\n"
         f"from a push to its commit: {both('lag_on')} (without flash queries {both('lag_off')})\n"
-        f"compiled meanwhile: {report['compilations']}"
+        f"answers that both runs gave at one version: {report['compared']}, different: "
+        f"{report['different']}; compiled meanwhile: {report['compilations']}"
     )
 
 

@@ -66,12 +66,14 @@ class Timed:
         source: "flash", "computed" or "ready".
         latency_s: from the call to the answer in the asker's hands.
         version: that the answer saw.
+        text: of the answer.
     """
 
     question: str
     source: str
     latency_s: float
     version: int
+    text: str
 
 
 @dataclass(kw_only=True)
@@ -108,6 +110,14 @@ class Heard:
             at_s - self.committed_s[version]
             for (_, version), at_s in self.fresh_s.items()
             if version in self.committed_s
+        ]
+
+    def news_s(self) -> list[float]:
+        """Of every flash answer to a version whose entry was pushed meanwhile: from that push."""
+        return [
+            at_s - self.pushed_s[version]
+            for (_, version), at_s in self.fresh_s.items()
+            if version in self.pushed_s
         ]
 
     def fresh_share(self, questions: Sequence[Question]) -> float:
@@ -169,7 +179,13 @@ def ask(session: jaxstate.Session, question: Question, max_tokens: int) -> Timed
     began_s = time.perf_counter()
     answer = session.ask(text, choices=choices, max_tokens=max_tokens)
     latency_s = time.perf_counter() - began_s
-    return Timed(question=text, source=answer.source, latency_s=latency_s, version=answer.version)
+    return Timed(
+        question=text,
+        source=answer.source,
+        latency_s=latency_s,
+        version=answer.version,
+        text=answer.text,
+    )
 
 
 def _listen(subscription: jaxstate.Subscription, heard: Heard, begun_s: float) -> None:

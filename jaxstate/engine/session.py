@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 
-from jaxstate.engine.asking import Asker, Settings, checked_settings
+from jaxstate.engine.asking import GREEDY, Asker, Settings, checked_settings, sampling_of
 from jaxstate.engine.conditions import Condition, Equals, Watch
 from jaxstate.engine.desk import Desk
 from jaxstate.engine.executor import Tokens
@@ -143,7 +143,7 @@ class Session:
             ClosedError: the session or the engine was closed.
         """
         checked_timeout(timeout)
-        sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+        sampling = sampling_of(temperature, top_p, seed)
         outcome = self._asked(question, max_tokens, choices, min_version, stop, sampling)
         if isinstance(outcome, Answer):
             return outcome
@@ -162,7 +162,7 @@ class Session:
         seed: int = 0,
     ) -> AskFuture:
         """Like `ask`, but returns a future at once; cancelling it ends the question."""
-        sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+        sampling = sampling_of(temperature, top_p, seed)
         outcome = self._asked(question, max_tokens, choices, min_version, stop, sampling)
         return AskFuture.of(outcome) if isinstance(outcome, Answer) else outcome
 
@@ -218,7 +218,7 @@ class Session:
             InvalidInput, PromptTooLong: the question cannot be asked, or is registered already.
         """
         settings = checked_settings(
-            max_tokens=max_tokens, choices=choices, stop=stop, sampling=Sampling()
+            max_tokens=max_tokens, choices=choices, stop=stop, sampling=GREEDY
         )
         asked = self._asker.ask(question, settings)
         watch = Watch(when)

@@ -5,13 +5,14 @@ A session of 5 cells answers a question of 3 tokens with "5:3" and <eos>: four c
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
 from jaxstate.engine.session import Session
-from jaxstate.engine.values import Answer
+from jaxstate.engine.values import Answer, Usage
 from tests.engine.rig import Rig
 
 
@@ -131,6 +132,21 @@ def test_an_answer_at_a_version_below_the_least_does_not_count() -> None:
     assert not future.done()
     rig.engine.run()
     assert (future.result(timeout=0).text, future.result(timeout=0).version) == ("9:3", 2)
+
+
+def test_a_hit_is_the_answer_in_everything_but_how_it_came() -> None:
+    rig = Rig()
+    session = rig.open("abcd")
+    queries = [session.flash("fl"), session.flash("c", choices=["a", "bb"])]
+    rig.engine.run()
+    for query in queries:
+        hit = session.submit(query.question).result(timeout=0)
+        assert query.answer is not None
+        alike = dataclasses.replace(
+            query.answer, source="flash", latency_s=hit.latency_s, usage=hit.usage
+        )
+        assert hit == alike
+        assert hit.usage == Usage(context_tokens=5, question_tokens=0, answer_tokens=0)
 
 
 def test_before_the_first_answer() -> None:
