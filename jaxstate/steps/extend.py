@@ -12,7 +12,7 @@ import chex
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxstate.cells.pool import Context, KVPool, write_cells
+from jaxstate.cells.pool import Context, KVPool, after_reading, write_cells
 from jaxstate.model.decoder import Decoder, forward
 from jaxstate.weights import Params
 
@@ -45,6 +45,7 @@ def extend_step(
     positions = context.lengths[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
     hidden, new = forward(decoder, params, tokens[:, None], positions[:, None], context)
     chex.assert_shape(hidden, (batch, 1, size, decoder.config.model_dim))
-    pool = write_cells(context.pool, context.tables, layer_groups, new, context.lengths, counts)
+    known = after_reading(counts, size, hidden)
+    pool = write_cells(context.pool, context.tables, layer_groups, new, context.lengths, known)
     last = jnp.take_along_axis(hidden[:, 0], (counts - 1)[:, None, None], axis=1)
     return Extended(pool=pool, lengths=context.lengths + counts, ready=last[:, 0])

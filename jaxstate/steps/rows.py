@@ -19,7 +19,14 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxstate.cells.pool import Context, KVPool, NewCells, read_blocks, write_cells
+from jaxstate.cells.pool import (
+    Context,
+    KVPool,
+    NewCells,
+    after_reading,
+    read_blocks,
+    write_cells,
+)
 from jaxstate.cells.session import SessionState, as_context
 from jaxstate.config import ModelConfig
 from jaxstate.model.decoder import Decoder, Tail, forward, logits_of
@@ -102,7 +109,7 @@ def start_step(
     lengths = jnp.zeros_like(counts)
     read = _read(decoder, params, context, tokens, lengths, None)
     running = jnp.zeros(counts.shape, jnp.bool_)
-    rows = _write(rows, tables, read[1], lengths, counts)
+    rows = _write(rows, tables, read, lengths, counts)
     return _choose(
         decoder, params, rows, tables, read[0], lengths, counts, running, sampling, stop_ids
     )
@@ -123,7 +130,7 @@ def more_step(
     lengths = _of_rows(rows.lengths, tables, 0)
     read = _read(decoder, params, context, tokens, lengths, _tail(rows, tables, lengths))
     running = jnp.zeros(counts.shape, jnp.bool_)
-    rows = _write(rows, tables, read[1], lengths, counts)
+    rows = _write(rows, tables, read, lengths, counts)
     return _choose(
         decoder, params, rows, tables, read[0], lengths, counts, running, sampling, stop_ids
     )
@@ -142,7 +149,7 @@ def decode_step(
     lengths, done = _of_rows(rows.lengths, tables, 0), _of_rows(rows.done, tables, True)
     tokens, counts = _of_rows(rows.last, tables, 0)[:, None], 1 - done.astype(jnp.int32)
     read = _read(decoder, params, context, tokens, lengths, _tail(rows, tables, lengths))
-    rows = _write(rows, tables, read[1], lengths, counts)
+    rows = _write(rows, tables, read, lengths, counts)
     return _choose(
         decoder, params, rows, tables, read[0], lengths, counts, done, sampling, stop_ids
     )
@@ -223,14 +230,16 @@ def _read(
 def _write(
     rows: RowPool,
     tables: Int[Array, "Q W"],
-    new: NewCells,
+    read: tuple[Float[Array, "1 Q T D"], NewCells],
     lengths: Int[Array, " Q"],
     counts: Int[Array, " Q"],
 ) -> RowPool:
     """Commits the first `counts` new cells of each row behind its `lengths`."""
+    hidden, new = read
     by_row = jax.tree.map(lambda cells: cells.swapaxes(0, 1), new)
     groups = (0,) * len(new.keys)
-    cells = write_cells(rows.cells, (tables,), groups, by_row, lengths, counts)
+    known = after_reading(counts, hidden.shape[2], hidden)
+    cells = write_cells(rows.cells, (tables,), groups, by_row, lengths, known)
     return dataclasses.replace(rows, cells=cells)
 
 
