@@ -11,10 +11,14 @@ their W is just large enough for those, and the table is a ring. Layers with the
 
 A ring with *slack* is so much wider that cells which were visible stay readable while the session
 grows by that many more: a question may go on looking at the version that it began with.
+
+A session may own its pool alone, or share one with others (`share_pool`): the tables are the same,
+the physical blocks are more.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from jaxstate.config import ModelConfig
@@ -40,19 +44,25 @@ class GroupLayout:
             return 0
         return max(0, length - self.window + 1) // block_cells
 
+    def held_blocks(self, length: int, block_cells: int) -> int:
+        """Blocks that a session of `length` cells has in its table."""
+        return min(-(-length // block_cells), self.table_width)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PoolLayout:
-    """The shapes of one session's cells.
+    """The shapes of one session's cells, and of the pool that they lie in.
 
     Attributes:
-        cells: capacity in tokens.
+        cells: capacity of the session in tokens.
         slack_cells: how far a session may grow while somebody still reads it at its old length.
         block_cells: C.
         groups: one for each distinct window of the model.
         layer_groups: for each layer, the index of its group.
         num_kv_heads: K.
         head_dim: H.
+        pool_blocks: P of each group, where several sessions share the pool; empty where one session
+            owns it and has as many as its table.
     """
 
     cells: int
@@ -62,19 +72,53 @@ class PoolLayout:
     layer_groups: tuple[int, ...]
     num_kv_heads: int
     head_dim: int
+    pool_blocks: tuple[int, ...] = ()
 
     def block_shape(self) -> tuple[int, int, int]:
         """[C, K, H], one layer's keys (or values) of one block."""
         return (self.block_cells, self.num_kv_heads, self.head_dim)
 
     def num_blocks(self, layer: int) -> int:
-        """P, the blocks of one layer's pool when one session owns it alone."""
-        return self.groups[self.layer_groups[layer]].table_width
+        """P, the blocks of one layer's pool."""
+        return self.group_blocks[self.layer_groups[layer]]
+
+    @property
+    def group_blocks(self) -> tuple[int, ...]:
+        """P of each group."""
+        return self.pool_blocks or tuple(group.table_width for group in self.groups)
+
+    @property
+    def primary(self) -> int:
+        """The group that holds most: budgets count its blocks. No group needs more than it."""
+        widths = [group.table_width for group in self.groups]
+        return widths.index(max(widths))
+
+    @property
+    def turns(self) -> bool:
+        """Whether the primary group is a ring too, whose blocks are used again and again."""
+        return self.groups[self.primary].table_width * self.block_cells < self.cells
+
+    def held_blocks(self, length: int) -> int:
+        """Blocks of the primary group that a session of `length` cells has."""
+        return self.groups[self.primary].held_blocks(length, self.block_cells)
+
+    def pool_bytes(self, itemsize: int) -> int:
+        """Bytes of the whole pool's keys and values, for cells of `itemsize` bytes a number."""
+        return sum(
+            self.group_blocks[group] * self._block_bytes(itemsize) for group in self.layer_groups
+        )
+
+    def bytes_of(self, length: int, itemsize: int) -> int:
+        """Bytes of the blocks, in all layers, of a session of `length` cells."""
+        held = [group.held_blocks(length, self.block_cells) for group in self.groups]
+        return sum(held[group] * self._block_bytes(itemsize) for group in self.layer_groups)
+
+    def _block_bytes(self, itemsize: int) -> int:
+        return 2 * self.block_cells * self.num_kv_heads * self.head_dim * itemsize
 
     def bytes_per_session(self, itemsize: int) -> int:
-        """Bytes of keys and values of all layers, for cells of `itemsize` bytes a number."""
-        per_block = 2 * self.block_cells * self.num_kv_heads * self.head_dim * itemsize
-        return per_block * sum(self.num_blocks(layer) for layer in range(len(self.layer_groups)))
+        """Bytes of a full session's keys and values, for cells of `itemsize` bytes a number."""
+        return self.bytes_of(self.cells, itemsize)
 
     def readable_until(self, seen_cells: int) -> int:
         """The largest length at which whoever sees `seen_cells` still finds all its cells.
@@ -118,6 +162,35 @@ def plan_layout(
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
     )
+
+
+def share_pool(layout: PoolLayout, *, blocks: int, sessions: int) -> PoolLayout:
+    """The layout of sessions that lie in one pool.
+
+    A group whose layers see a window only never needs more than `sessions` rings, nor more than the
+    primary group.
+
+    Args:
+        layout: of each session.
+        blocks: P of the primary group.
+        sessions: how many may lie in the pool at once.
+
+    Raises:
+        InvalidInput: not one full session fits, or there is to be none.
+    """
+    needed = layout.groups[layout.primary].table_width
+    if blocks < needed:
+        raise InvalidInput(
+            f"a pool of {blocks} blocks of {layout.block_cells} cells; one session of "
+            f"{layout.cells} cells takes {needed}: give the pool more cells, or sessions less"
+        )
+    if sessions < 1:
+        raise InvalidInput(f"sessions={sessions}: a pool is for one session or more")
+    shared = tuple(min(blocks, sessions * group.table_width) for group in layout.groups)
+    pool_blocks = tuple(
+        blocks if number == layout.primary else count for number, count in enumerate(shared)
+    )
+    return dataclasses.replace(layout, pool_blocks=pool_blocks)
 
 
 def _group(window: int | None, cells: int, block_cells: int, slack_cells: int) -> GroupLayout:

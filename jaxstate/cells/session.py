@@ -1,7 +1,7 @@
-"""The immutable state of one session: a small pytree around its pool.
+"""The immutable state of one session: a small pytree around its pool; and a pool that many share.
 
-Comes in: a layout. Goes out: `SessionState`, which steps take and return. Does not know: models,
-steps.
+Comes in: a layout. Goes out: `SessionState`, which steps take and return; `SharedPool`. Does not
+know: models, steps.
 """
 
 from __future__ import annotations
@@ -46,6 +46,26 @@ class SessionState:
     length: Int[Array, ""]
     ready: Float[Array, " D"]
     layout: PoolLayout = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class SharedPool:
+    """The cells of all sessions of an engine.
+
+    Attributes:
+        cells: per layer [P, C, K, H].
+        ready: [P, D]: at each block of the primary group, the final hidden vector after the last
+            cell that was written to it.
+    """
+
+    cells: KVPool
+    ready: Float[Array, "P D"]
+
+
+def new_shared_pool(layout: PoolLayout, *, model_dim: int, dtype: jnp.dtype) -> SharedPool:
+    """A pool without sessions, zero-filled."""
+    blocks = layout.group_blocks[layout.primary]
+    return SharedPool(cells=empty_pool(layout, dtype), ready=jnp.zeros((blocks, model_dim), dtype))
 
 
 def new_session(layout: PoolLayout, *, model_dim: int, dtype: jnp.dtype) -> SessionState:
