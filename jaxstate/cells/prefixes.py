@@ -1,0 +1,163 @@
+"""Prefixes that were read once and can begin other sessions: a cache of whole blocks.
+
+Comes in: what a session opens with, and who its tenant is. Goes out: blocks that hold the cells of
+the longest beginning that is kept. A block is named by a chain of SHA-256: over the model's
+fingerprint, then, block by block, over the name before it, the namespace and the block's tokens; so
+a name stands for everything that is read up to there, and for whoever may share it. The tokens are
+compared as well: not even a collision would give one tenant another's cells. Does not know:
+sessions, queues, devices.
+
+The namespace of a block is its tenant, or "public" while the opening is the beginning of one that
+the operator declared public. Tenants never find each other's blocks, not even by the time it takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxstate.cells.tables import CellTable, TableBook
+
+Tokens = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One whole block of an opening.
+
+    Attributes:
+        name: SHA-256 over all that leads to it and itself.
+        tokens: the block's, as bytes.
+    """
+
+    name: bytes
+    tokens: bytes
+
+
+@dataclass(slots=True, eq=False)
+class _Kept:
+    """A block that is kept, one of each group; leaves are given up first, the longest unused."""
+
+    tokens: bytes
+    blocks: tuple[int, ...]
+    parent: bytes | None
+    used: int
+    children: int = 0
+
+
+class PrefixCache:
+    """Blocks of prefixes, kept until their room is needed.
+
+    Args:
+        tables: whose blocks they are; the cache frees blocks when those have none left.
+        fingerprint: of the model, its tokenizer and the cells' layout.
+    """
+
+    def __init__(self, tables: TableBook, fingerprint: str) -> None:
+        self._tables = tables
+        self._root = hashlib.sha256(fingerprint.encode()).digest()
+        self._kept: dict[bytes, _Kept] = {}
+        self._public: list[Tokens] = []
+        self._uses = 0
+        tables.reclaim = self.reclaim
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def publish(self, opening: Tokens) -> None:
+        """Declares an opening that all tenants share."""
+        self._public.append(opening)
+
+    def chain(self, opening: Tokens, tenant: str) -> tuple[Link, ...]:
+        """The names of an opening's whole blocks.
+
+        The last token is always left to the session itself: its hidden vector is not kept.
+        """
+        size = self._tables.layout.block_cells
+        public_tokens = max((_common(opening, one) for one in self._public), default=0)
+        links: list[Link] = []
+        name = self._root
+        for start in range(0, len(opening) - size, size):
+            tokens = np.ascontiguousarray(opening[start : start + size], np.int32).tobytes()
+            public = start + size <= public_tokens
+            namespace = b"public" if public else b"tenant:" + tenant.encode()
+            digest = hashlib.sha256(name)
+            digest.update(len(namespace).to_bytes(4, "little") + namespace + tokens)
+            name = digest.digest()
+            links.append(Link(name=name, tokens=tokens))
+        return tuple(links)
+
+    def has(self, link: Link) -> bool:
+        """Whether that block is kept."""
+        found = self._kept.get(link.name)
+        return found is not None and found.tokens == link.tokens
+
+    def adopt(self, table: CellTable, chain: Sequence[Link]) -> int:
+        """Begins an empty table with the longest beginning of a chain that is kept.
+
+        Returns:
+            The cells that need not be read.
+        """
+        found: list[tuple[int, ...]] = []
+        for link in chain:
+            kept = self._kept.get(link.name)
+            if kept is None or kept.tokens != link.tokens:
+                break
+            found.append(kept.blocks)
+            self._use(kept)
+        self._tables.adopt(table, found)
+        return table.cells
+
+    def keep(self, chain: Sequence[Link], index: int, table: CellTable) -> None:
+        """Keeps the block of a link that the table has just completed, unless one is kept."""
+        link = chain[index]
+        if link.name in self._kept or (index and not self.has(chain[index - 1])):
+            return
+        parent = chain[index - 1].name if index else None
+        blocks = self._tables.block_of(table, index)
+        self._tables.keep(blocks)
+        kept = _Kept(tokens=link.tokens, blocks=blocks, parent=parent, used=0)
+        self._kept[link.name] = kept
+        self._use(kept)
+        if parent is not None:
+            self._kept[parent].children += 1
+
+    def reclaim(self) -> bool:
+        """Gives up the leaf that was used longest ago, rather one that no session has; False if
+        nothing is kept."""
+        leaves = [(name, one) for name, one in self._kept.items() if one.children == 0]
+        if not leaves:
+            return False
+        name, kept = min(
+            leaves, key=lambda leaf: (self._tables.is_held(leaf[1].blocks), leaf[1].used)
+        )
+        del self._kept[name]
+        if kept.parent is not None:
+            self._kept[kept.parent].children -= 1
+        self._tables.unkeep(kept.blocks)
+        return True
+
+    def clear(self) -> None:
+        """Gives everything up: the cells are gone."""
+        while self.reclaim():
+            pass
+
+    @property
+    def blocks(self) -> list[tuple[int, ...]]:
+        """All kept blocks, one of each group."""
+        return [one.blocks for one in self._kept.values()]
+
+    def _use(self, kept: _Kept) -> None:
+        self._uses += 1
+        kept.used = self._uses
+
+
+def _common(a: Tokens, b: Tokens) -> int:
+    """How many tokens two openings begin with in common."""
+    size = min(len(a), len(b))
+    different = np.flatnonzero(a[:size] != b[:size])
+    return int(different[0]) if len(different) else size
