@@ -42,15 +42,30 @@ class NewCells:
 class Context:
     """The committed cells of B sessions, read only.
 
+    Rows of tokens [B, Q, T] look at their own session's: row b, q at session b. Where rows of
+    several sessions are mixed (`place`), tokens are [1, R, T], and the rows that look at one
+    session are brought side by side, so that its cells are read once.
+
     Attributes:
         pool: where they lie.
         tables: for each group int32 [B, W]: physical block of logical block b at entry b % W.
         lengths: int32 [B], committed cells of each session.
+        place: int32 [R], b * `rows_each` + (which of the rows that look at session b); B *
+            `rows_each` for a row that looks at none. None where rows are not mixed.
+        rows_each: static; rows that may look at one session.
     """
 
     pool: KVPool
     tables: tuple[Int[Array, "B W"], ...]
     lengths: Int[Array, " B"]
+    place: Int[Array, " R"] | None = None
+    rows_each: int = struct.field(pytree_node=False, default=1)
+
+    def seen(self) -> Int[Array, "B Q"]:
+        """How many cells each row sees, in an order that goes with [B, Q, T] tokens."""
+        if self.place is None:
+            return self.lengths[:, None]
+        return self.lengths.at[self.place // self.rows_each].get(mode="fill", fill_value=0)[None]
 
 
 def empty_pool(layout: PoolLayout, dtype: jnp.dtype) -> KVPool:

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxstate.cells.pool import Context, NewCells
 from jaxstate.config import LayerAttention, ModelConfig
 from jaxstate.model.attention import Partial, context_attention, merge, tail_attention
+from jaxstate.model.context import LayerContext, by_row, by_session, layer_context
 from jaxstate.model.layers import INIT, GatedMLP, RMSNorm, project, rope_angles, rotate, softcap
 from jaxstate.weights import Params
 
@@ -90,22 +91,21 @@ class Attention(nn.Module):
         return rotate(q, angles), rotate(k, angles), v
 
     def _context_part(self, q: Array, positions: Array, context: LayerContext) -> Partial:
-        batch, questions, tokens, heads, head_dim = q.shape
-        rows = q.reshape(batch, questions * tokens, heads, head_dim)
-        starts = jnp.zeros((batch, questions * tokens), jnp.int32)
+        starts = jnp.zeros(positions.shape, jnp.int32)
         if self.kind.window is not None:
-            first_seen = positions.reshape(starts.shape) - (self.kind.window - 1)
-            starts = jnp.maximum(first_seen, 0)
-        return context_attention(
-            rows,
+            starts = jnp.maximum(positions - (self.kind.window - 1), 0)
+        rows, starts = by_session(q, starts, context)
+        partial = context_attention(
+            rows.reshape(rows.shape[0], -1, *rows.shape[3:]),
             context.keys,
             context.values,
             context.table,
             context.lengths,
-            starts,
+            starts.reshape(starts.shape[0], -1),
             scale=self.config.query_scale,
             cap=self.config.attention_softcap,
         )
+        return by_row(partial, context, q.shape[2])
 
     def _tail_part(
         self, q: Array, k: Array, v: Array, positions: Array, tail: LayerTail | None
@@ -134,16 +134,6 @@ class Attention(nn.Module):
             scale=self.config.query_scale,
             cap=self.config.attention_softcap,
         )
-
-
-@struct.dataclass
-class LayerContext:
-    """One layer's share of a `Context`."""
-
-    keys: Float[Array, "P C K H"]
-    values: Float[Array, "P C K H"]
-    table: Int[Array, "B W"]
-    lengths: Int[Array, " B"]
 
 
 @struct.dataclass
@@ -261,7 +251,7 @@ class Decoder(nn.Module):
         context: Context,
         tail: Tail | None = None,
     ) -> tuple[Float[Array, "B Q T D"], NewCells]:
-        """Reads T new tokens of each of Q questions of B sessions.
+        """Reads T new tokens of each of Q questions of B sessions, or of R mixed ones [1, R, T].
 
         Args:
             tokens: int32 ids; padding at the end of a row is harmless, since nothing looks ahead.
@@ -278,7 +268,7 @@ class Decoder(nn.Module):
             x, k, v = layer(
                 x,
                 positions,
-                _layer_context(self.config, context, index),
+                layer_context(self.config, context, index),
                 _layer_tail(context, tail, index),
             )
             keys.append(k)
@@ -296,16 +286,6 @@ class Decoder(nn.Module):
         return self.logits(self(tokens, positions, context)[0])
 
 
-def _layer_context(config: ModelConfig, context: Context, index: int) -> LayerContext:
-    group = config.windows.index(config.layers[index].window)
-    return LayerContext(
-        keys=context.pool.keys[index],
-        values=context.pool.values[index],
-        table=context.tables[group],
-        lengths=context.lengths,
-    )
-
-
 def _layer_tail(context: Context, tail: Tail | None, index: int) -> LayerTail | None:
     if tail is None:
         return None
@@ -314,7 +294,7 @@ def _layer_tail(context: Context, tail: Tail | None, index: int) -> LayerTail | 
     return LayerTail(
         keys=keys,
         values=tail.values[index],
-        positions=context.lengths[:, None, None] + offsets,
+        positions=context.seen()[..., None] + offsets,
         used=offsets < tail.lengths[..., None],
     )
 

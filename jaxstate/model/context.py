@@ -1,0 +1,74 @@
+"""One layer's committed cells, and the order in which rows of several sessions look at them.
+
+Comes in: a `Context`, queries in the order in which their rows came. Goes out: the layer's share of
+the context, and the queries with those of one session side by side, there and back. Does not know:
+how attention is computed.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from jaxstate.cells.pool import Context
+from jaxstate.config import ModelConfig
+from jaxstate.model.attention import Partial
+
+
+@struct.dataclass
+class LayerContext:
+    """One layer's share of a `Context`."""
+
+    keys: Float[Array, "P C K H"]
+    values: Float[Array, "P C K H"]
+    table: Int[Array, "B W"]
+    lengths: Int[Array, " B"]
+    place: Int[Array, " R"] | None
+    rows_each: int = struct.field(pytree_node=False)
+
+
+def layer_context(config: ModelConfig, context: Context, index: int) -> LayerContext:
+    """What layer `index` sees of a context."""
+    group = config.windows.index(config.layers[index].window)
+    return LayerContext(
+        keys=context.pool.keys[index],
+        values=context.pool.values[index],
+        table=context.tables[group],
+        lengths=context.lengths,
+        place=context.place,
+        rows_each=context.rows_each,
+    )
+
+
+def by_session(
+    q: Float[Array, "B Q T N H"], starts: Int[Array, "B Q T"], context: LayerContext
+) -> tuple[Float[Array, "S E T N H"], Int[Array, "S E T"]]:
+    """Rows that look at one session side by side; rows that are mixed are gathered."""
+    if context.place is None:
+        return q, starts
+    sessions, each, rows = context.lengths.shape[0], context.rows_each, q.shape[1]
+    nobody = jnp.full((sessions * each,), rows, jnp.int32)
+    members = nobody.at[context.place].set(jnp.arange(rows, dtype=jnp.int32), mode="drop")
+    gathered = q[0].at[members].get(mode="fill", fill_value=0)
+    # Where there is no row none begins earlier than the others do.
+    ends = jnp.repeat(context.lengths, each)[:, None]
+    first = starts[0].at[members].get(mode="fill", fill_value=0)
+    first = jnp.where((members < rows)[:, None], first, ends)
+    shape = (sessions, each, q.shape[2])
+    return gathered.reshape(*shape, *q.shape[3:]), first.reshape(shape)
+
+
+def by_row(partial: Partial, context: LayerContext, tokens: int) -> Partial:
+    """The order in which the rows came."""
+    if context.place is None:
+        return partial
+    slots = context.lengths.shape[0] * context.rows_each
+
+    def back(x: Array) -> Array:
+        rows = (
+            x.reshape(slots, tokens, *x.shape[2:]).at[context.place].get(mode="fill", fill_value=0)
+        )
+        return rows.reshape(1, -1, *x.shape[2:])
+
+    return Partial(out=back(partial.out), lse=back(partial.lse))
