@@ -166,12 +166,15 @@ class StepConfig:
     Attributes:
         block_cells: C, cells of a block.
         extend_tokens: chunk sizes T of `extend`; a longer input is cut into chunks of the largest.
+        step_sessions: sizes B of an engine's step that reads chunks of several sessions at once.
+            With (1,) no step of any kind serves several sessions, and few are compiled.
+        session_rows: rows of each session, at most, in a step that answers questions of several.
         question_tokens: chunk sizes T of a question's prefill, cut likewise.
         tail_cells: sizes M of a question with its answer; more than the largest is refused
             (`PromptTooLong`).
-        question_rows: sizes Q of a step that answers several questions of one session at once.
-        step_tokens: rows times tokens of a step that begins several questions, at most; a question
-            alone may always use every one of `question_tokens`.
+        question_rows: sizes of a step that answers several questions at once.
+        step_tokens: rows times tokens of a step that begins several questions, or reads several
+            chunks, at most; one alone may always use every declared size.
         choice_tokens: sizes T of a given answer that is scored; more than the largest is refused.
         tail_block_cells: cells of a block of the pool that running questions share.
         tail_blocks: blocks of that pool; a question takes what it needs now.
@@ -179,6 +182,8 @@ class StepConfig:
 
     block_cells: int = 64
     extend_tokens: tuple[int, ...] = (16, 64, 256)
+    step_sessions: tuple[int, ...] = (1, 8, 64)
+    session_rows: int = 8
     question_tokens: tuple[int, ...] = (16, 32, 64, 256)
     tail_cells: tuple[int, ...] = (128, 1024)
     question_rows: tuple[int, ...] = (1, 8, 64)
@@ -198,8 +203,9 @@ class StepConfig:
         self._check_rows()
 
     def _check_rows(self) -> None:
-        if self.question_rows[0] != 1:
-            raise InvalidInput(f"question_rows={self.question_rows} must begin with 1")
+        for name in ("question_rows", "step_sessions"):
+            if getattr(self, name)[0] != 1:
+                raise InvalidInput(f"{name}={getattr(self, name)} must begin with 1")
         largest = -(-self.tail_cells[-1] // self.tail_block_cells)
         needed = max(largest, self.question_rows[-1])
         if needed > self.tail_blocks:
@@ -210,7 +216,7 @@ class StepConfig:
             )
 
 
-_SINGLE_SIZES = ("block_cells", "step_tokens", "tail_block_cells", "tail_blocks")
+_SINGLE_SIZES = ("block_cells", "session_rows", "step_tokens", "tail_block_cells", "tail_blocks")
 
 
 def _is_ascending(sizes: tuple[int, ...]) -> bool:

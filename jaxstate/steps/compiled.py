@@ -122,7 +122,7 @@ class SessionSteps:
 
     def copying_specs(self) -> Iterator[StepSpec]:
         """What saving and restoring a session needs."""
-        for blocks in sorted({group.table_width for group in self.layout.groups}):
+        for blocks in sorted(set(self.layout.group_blocks)):
             yield from (self._spec("read", blocks=blocks), self._spec("write", blocks=blocks))
 
     def asking_specs(self, tail_cells: int) -> Iterator[StepSpec]:

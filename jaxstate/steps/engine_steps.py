@@ -1,12 +1,13 @@
 """Every step of an engine, each through its compiled executable, in the smallest shape that fits.
 
-Comes in: sessions of one layout, the pool of all questions under way, and rows as the host knows
-them. Goes out: new states and pools, and results that are still on the device. `specs` lists every
-shape that these methods can choose. Does not know: which session is whose, what is urgent.
+Comes in: the pool of all sessions, the pool of all questions under way, and rows as the host knows
+them. Goes out: new pools, and results that are still on the device. `specs` lists every shape that
+these methods can choose. Does not know: which session is whose, what is urgent.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,41 +15,57 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from numpy.typing import NDArray
 
-from jaxstate.cells.layout import PoolLayout
-from jaxstate.cells.session import SessionState
+from jaxstate.cells.layout import PoolLayout, share_pool
+from jaxstate.cells.session import SessionState, SharedPool
+from jaxstate.cells.tables import BlockCopy, GroupBlock, Seen
 from jaxstate.config import ModelConfig, StepConfig
 from jaxstate.steps.buckets import question_sizes, smallest_fitting
 from jaxstate.steps.compiled import SessionSteps, compiled, plan_steps
-from jaxstate.steps.packing import RowInput, pack_rows
+from jaxstate.steps.packing import RowInput, distinct, pack_contexts, pack_rows
 from jaxstate.steps.row_programs import row_shape
 from jaxstate.steps.rows import RowPool
-from jaxstate.steps.spec import EngineKind, StepSpec
+from jaxstate.steps.spec import COPY_BLOCKS, EngineKind, StepSpec
 from jaxstate.weights import Params
 
 
 def plan_engine(
-    config: ModelConfig, dtype: jnp.dtype, steps: StepConfig, cells: int
+    config: ModelConfig,
+    dtype: jnp.dtype,
+    steps: StepConfig,
+    *,
+    session_cells: int,
+    cells: int,
+    sessions: int,
 ) -> EngineSteps:
-    """The steps of an engine whose sessions have that capacity; compiles nothing.
+    """The steps of an engine; compiles nothing.
 
     Sessions have slack for one chunk: what a question began with stays readable while the largest
     chunk is read.
 
+    Args:
+        config, dtype, steps: of the model.
+        session_cells: capacity of each session.
+        cells: of the pool.
+        sessions: how many may lie in it at once.
+
     Raises:
-        InvalidInput: `cells` is not within 1 .. `config.max_context`.
+        InvalidInput: `session_cells` is not within 1 .. `config.max_context`, or does not fit into
+            the pool.
     """
     slack = steps.extend_tokens[-1]
-    return EngineSteps(session=plan_steps(config, dtype, steps, cells, slack))
+    alone = plan_steps(config, dtype, steps, session_cells, slack)
+    blocks = cells // steps.block_cells
+    shared = share_pool(alone.layout, blocks=blocks, sessions=sessions)
+    return EngineSteps(session=dataclasses.replace(alone, layout=shared))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSteps:
-    """The steps of sessions of one layout, and of the questions that share a pool beside them.
+    """The steps of sessions that share a pool, and of the questions in a pool beside it.
 
     Attributes:
-        session: the same sessions' steps one question at a time; saving and restoring use them.
+        session: the same sessions' steps one at a time; saving and restoring use them.
     """
 
     session: SessionSteps
@@ -60,7 +77,7 @@ class EngineSteps:
 
     @property
     def layout(self) -> PoolLayout:
-        """The sessions' shapes."""
+        """The sessions' shapes, and their pool's."""
         return self.session.layout
 
     @property
@@ -74,116 +91,162 @@ class EngineSteps:
         return tuple((size, self._rows_beside(size)[-1]) for size in self.question_tokens)
 
     @property
+    def chunk_rows(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """(tokens, sizes): in which numbers chunks of at most so many tokens are read together."""
+        return tuple((size, self._chunks_beside(size)) for size in self.steps.extend_tokens)
+
+    @property
     def tail_cells(self) -> tuple[int, ...]:
         """Sizes M of gathered tails: the declared ones in whole blocks."""
         block = self.steps.tail_block_cells
         return tuple(sorted({-(-cells // block) * block for cells in self.steps.tail_cells}))
 
+    @property
+    def shares_steps(self) -> bool:
+        """Whether a step may serve several sessions."""
+        return self.steps.step_sessions[-1] > 1
+
     def specs(self) -> Iterator[StepSpec]:
         """All that can occur; compiling these is a complete warm-up."""
-        yield from (self.session.open_spec(), self._spec("rows"), self._spec("copy"))
-        for tokens in self.steps.extend_tokens:
-            yield self._spec("commit", tokens=tokens)
+        for kind in ("pool", "rows", "copy", "take_ready", "put_ready"):
+            yield self._spec(kind)
+        for tokens, sizes in self.chunk_rows:
+            for rows in sizes:
+                yield self._spec("commit", rows=rows, sessions=rows, tokens=tokens)
         for tokens in self.question_tokens:
             for rows in self._rows_beside(tokens):
-                yield self._spec("start", rows=rows, tokens=tokens)
+                for sessions, each in self._looks(rows):
+                    yield self._spec(
+                        "start", rows=rows, sessions=sessions, rows_each=each, tokens=tokens
+                    )
         yield from self._tail_specs()
         yield from self.session.copying_specs()
 
-    def open(self) -> SessionState:
-        """An empty session."""
-        return self.session.open()
+    def pool(self) -> SharedPool:
+        """A pool without sessions."""
+        return compiled(self._spec("pool"))()
 
     def rows(self) -> RowPool:
         """A pool without questions."""
         return compiled(self._spec("rows"))()
 
-    def copy(self, state: SessionState) -> SessionState:
-        """An equal session with memory of its own."""
-        return compiled(self._spec("copy"))(state)
+    def copy(self, pool: SharedPool, copies: Sequence[BlockCopy]) -> SharedPool:
+        """Copies blocks; takes `pool` over."""
+        for start in range(0, len(copies), COPY_BLOCKS):
+            pairs = self._nothing(2)
+            for slot, one in enumerate(copies[start : start + COPY_BLOCKS]):
+                pairs[one.group, :, slot] = (one.source, one.target)
+            pool = compiled(self._spec("copy"))(pool, jax.device_put(pairs))
+        return pool
 
-    def extend(
-        self, params: Params, state: SessionState, tokens: NDArray[np.int32]
-    ) -> tuple[SessionState, Int[Array, ""]]:
-        """Commits one chunk [n]; takes `state` over.
+    def poison(self, pool: SharedPool, blocks: Sequence[GroupBlock]) -> SharedPool:
+        """Fills blocks with NaN; takes `pool` over. For tests: it is not part of a warm-up."""
+        for start in range(0, len(blocks), COPY_BLOCKS):
+            ids = self._nothing(1)
+            for slot, one in enumerate(blocks[start : start + COPY_BLOCKS]):
+                ids[one.group, 0, slot] = one.block
+            pool = compiled(self._spec("poison"))(pool, jax.device_put(ids[:, 0]))
+        return pool
+
+    def view(self, pool: SharedPool, seen: Seen) -> SessionState:
+        """One session as the functional core knows it; it is gone with the next step that writes.
+
+        Its table holds numbers past the end where it has no block.
+        """
+        block = self._last_block(seen)
+        return SessionState(
+            pool=pool.cells,
+            tables=tuple(jax.device_put(table) for table in seen.tables),
+            length=jax.device_put(np.int32(seen.cells)),
+            ready=compiled(self._spec("take_ready"))(pool.ready, jax.device_put(block)),
+            layout=self.layout,
+        )
+
+    def put(self, pool: SharedPool, seen: Seen, state: SessionState) -> SharedPool:
+        """The pool after a `view` of it was written to; takes `pool` over."""
+        block = jax.device_put(self._last_block(seen))
+        ready = compiled(self._spec("put_ready"))(pool.ready, block, state.ready)
+        return SharedPool(cells=state.pool, ready=ready)
+
+    def commit(
+        self, params: Params, pool: SharedPool, chunks: Sequence[RowInput]
+    ) -> tuple[SharedPool, Int[Array, " B"]]:
+        """Commits one chunk of each of several sessions; takes `pool` over.
 
         Returns:
-            The session, and its length in an array that no later step takes over: once it is
-            there, so are the cells.
+            The pool, and the sessions' lengths in an array that no later step takes over: once it
+            is there, so are the cells.
         """
-        size = _fitting("tokens of a chunk", len(tokens), self.steps.extend_tokens)
-        padded = np.zeros(size, np.int32)
-        padded[: len(tokens)] = tokens
-        arguments = jax.device_put((padded, np.int32(len(tokens))))
-        return compiled(self._spec("commit", tokens=size))(params, state, *arguments)
+        longest = max(len(chunk.tokens) for chunk in chunks)
+        tokens = _fitting("tokens of a chunk", longest, self.steps.extend_tokens)
+        size = _fitting("chunks", len(chunks), self._chunks_beside(tokens))
+        spec = self._spec("commit", rows=size, sessions=size, tokens=tokens)
+        shape = row_shape(spec)
+        contexts = pack_contexts([chunk.seen for chunk in chunks], shape)
+        packed = pack_rows(chunks, shape)
+        return compiled(spec)(params, pool, *jax.device_put((contexts, packed)))
 
     def start(
         self,
         params: Params,
-        state: SessionState,
-        pool: RowPool,
+        pool: SharedPool,
+        row_pool: RowPool,
         rows: Sequence[RowInput],
-        seen_cells: int,
         stop_ids: Int[Array, " n"],
-    ) -> tuple[RowPool, Int[Array, "4 Q"], Float[Array, "Q V"]]:
-        """`start_step`; takes `pool` over.
+    ) -> tuple[SharedPool, RowPool, Int[Array, "4 R"], Float[Array, "R V"]]:
+        """Begins questions, and commits the chunks among the rows; takes both pools over.
 
         Returns:
-            The pool, what was chosen (`unpack_choice`), and the logits it was chosen from.
+            The pools, what was chosen (`unpack_choice`), and the logits it was chosen from.
         """
         tokens = _fitting("tokens", max(len(row.tokens) for row in rows), self.question_tokens)
-        size = _fitting("rows", len(rows), self._rows_beside(tokens))
-        spec = self._spec("start", rows=size, tokens=tokens)
-        return compiled(spec)(params, state, pool, _packed(spec, rows, seen_cells), stop_ids)
+        spec = self._for_rows("start", rows, self._rows_beside(tokens), tokens=tokens)
+        contexts, packed = _packed(spec, rows)
+        return compiled(spec)(params, pool, contexts, row_pool, packed, stop_ids)
 
     def more(
         self,
         params: Params,
-        state: SessionState,
-        pool: RowPool,
+        pool: SharedPool,
+        row_pool: RowPool,
         row: RowInput,
-        seen_cells: int,
         stop_ids: Int[Array, " n"],
     ) -> tuple[RowPool, Int[Array, "4 1"]]:
-        """`more_step` of one row; takes `pool` over."""
+        """`more_step` of one row; takes `row_pool` over."""
         tokens = _fitting("tokens", len(row.tokens), self.question_tokens)
         # Only long questions come here: one size of tail serves them all.
         self._tail_size([row])
         spec = self._spec("more", rows=1, tokens=tokens, tail_cells=self.tail_cells[-1])
-        return compiled(spec)(params, state, pool, _packed(spec, [row], seen_cells), stop_ids)
+        contexts, packed = _packed(spec, [row])
+        return compiled(spec)(params, pool, contexts, row_pool, packed, stop_ids)
 
     def decode(
         self,
         params: Params,
-        state: SessionState,
-        pool: RowPool,
+        pool: SharedPool,
+        row_pool: RowPool,
         rows: Sequence[RowInput],
-        seen_cells: int,
         stop_ids: Int[Array, " n"],
-    ) -> tuple[RowPool, Int[Array, "4 Q"]]:
-        """`decode_step`; takes `pool` over. Rows bring no tokens."""
-        size = _fitting("rows", len(rows), self.steps.question_rows)
-        spec = self._spec("decode", rows=size, tail_cells=self._tail_size(rows, new_cells=1))
-        return compiled(spec)(params, state, pool, _packed(spec, rows, seen_cells), stop_ids)
+    ) -> tuple[RowPool, Int[Array, "4 R"]]:
+        """`decode_step`; takes `row_pool` over. Rows bring no tokens."""
+        tail = self._tail_size(rows, new_cells=1)
+        spec = self._for_rows("decode", rows, self.steps.question_rows, tail_cells=tail)
+        contexts, packed = _packed(spec, rows)
+        return compiled(spec)(params, pool, contexts, row_pool, packed, stop_ids)
 
     def score(
-        self,
-        params: Params,
-        state: SessionState,
-        pool: RowPool,
-        rows: Sequence[RowInput],
-        seen_cells: int,
-    ) -> Float[Array, " Q"]:
+        self, params: Params, pool: SharedPool, row_pool: RowPool, rows: Sequence[RowInput]
+    ) -> Float[Array, " R"]:
         """`score_step`; a row's tokens are the question's last one and then the given answer."""
         tokens = _fitting(
             "tokens of a choice",
             max(len(row.tokens) - 1 for row in rows),
             self.steps.choice_tokens,
         )
-        size = _fitting("choices", len(rows), self._choices)
-        cells = _fitting("tail cells", max(row.used_cells for row in rows), self.tail_cells)
-        spec = self._spec("score", rows=size, tokens=tokens, tail_cells=cells)
-        return compiled(spec)(params, state, pool, _packed(spec, rows, seen_cells))
+        tail = _fitting("tail cells", max(row.used_cells for row in rows), self.tail_cells)
+        spec = self._for_rows("score", rows, self._choices, tokens=tokens, tail_cells=tail)
+        contexts, packed = _packed(spec, rows)
+        return compiled(spec)(params, pool, contexts, row_pool, packed)
 
     @property
     def _choices(self) -> tuple[int, ...]:
@@ -194,6 +257,55 @@ class EngineSteps:
         """Numbers of rows that can begin together with that many tokens each."""
         many = (rows for rows in self.steps.question_rows[1:])
         return (1, *(rows for rows in many if rows * tokens <= self.steps.step_tokens))
+
+    def _chunks_beside(self, tokens: int) -> tuple[int, ...]:
+        """Numbers of chunks that can be read together with that many tokens each."""
+        many = (sessions for sessions in self.steps.step_sessions[1:])
+        return (1, *(count for count in many if count * tokens <= self.steps.step_tokens))
+
+    def _looks(self, rows: int) -> Iterator[tuple[int, int]]:
+        """(sessions, rows of each): how so many rows may look at sessions."""
+        yield 1, 0
+        if rows > 1 and self.shares_steps:
+            yield rows, 0
+            yield self._mixed(rows)
+
+    def _mixed(self, rows: int) -> tuple[int, int]:
+        """Sessions, and rows of each, whose cells are read once for all of these. Attention is
+        computed for as many rows as there could be: no more than twice those that there are."""
+        each = min(rows, self.steps.session_rows)
+        return max(2, 2 * rows // each), each
+
+    def _for_rows(
+        self,
+        kind: EngineKind,
+        rows: Sequence[RowInput],
+        sizes: tuple[int, ...],
+        *,
+        tokens: int = 0,
+        tail_cells: int = 0,
+    ) -> StepSpec:
+        """The smallest step for these rows."""
+        size = _fitting("rows", len(rows), sizes)
+        groups = distinct(rows)
+        assert len(groups) == 1 or self.shares_steps, "this engine's steps serve one session each"
+        sessions, each = (1, 0) if len(groups) == 1 else self._looking(size, groups)
+        return self._spec(
+            kind,
+            rows=size,
+            sessions=sessions,
+            rows_each=each,
+            tokens=tokens,
+            tail_cells=tail_cells,
+        )
+
+    def _looking(self, rows: int, groups: Sequence[Sequence[int]]) -> tuple[int, int]:
+        """Mixed, if several rows look at one session and the mixture has room; otherwise each row
+        for itself, as if it were the only one of its session."""
+        sessions, each = self._mixed(rows)
+        most = max(map(len, groups))
+        fits = most > 1 and most <= each and len(groups) <= sessions
+        return (sessions, each) if fits else (rows, 0)
 
     def _tail_size(self, rows: Sequence[RowInput], new_cells: int = 0) -> int:
         """M for the longest tail among the rows, with the cells that are new now."""
@@ -206,13 +318,43 @@ class EngineSteps:
             yield self._spec("more", rows=1, tokens=tokens, tail_cells=self.tail_cells[-1])
         for cells in self.tail_cells:
             for rows in self.steps.question_rows:
-                yield self._spec("decode", rows=rows, tail_cells=cells)
+                for sessions, each in self._looks(rows):
+                    yield self._spec(
+                        "decode", rows=rows, sessions=sessions, rows_each=each, tail_cells=cells
+                    )
             for rows in self._choices:
-                for tokens in self.steps.choice_tokens:
-                    yield self._spec("score", rows=rows, tokens=tokens, tail_cells=cells)
+                for sessions, each in self._looks(rows):
+                    for tokens in self.steps.choice_tokens:
+                        yield self._spec(
+                            "score",
+                            rows=rows,
+                            sessions=sessions,
+                            rows_each=each,
+                            tokens=tokens,
+                            tail_cells=cells,
+                        )
+
+    def _last_block(self, seen: Seen) -> np.int32:
+        """The block of the primary group that holds the last cell; one past the end without any."""
+        table = seen.tables[self.layout.primary]
+        if seen.cells == 0:
+            return np.int32(self.layout.group_blocks[self.layout.primary])
+        return np.int32(table[(seen.cells - 1) // self.layout.block_cells % len(table)])
+
+    def _nothing(self, columns: int) -> np.ndarray:
+        """int32 [G, columns, N] of block numbers past the end."""
+        ends = np.array(self.layout.group_blocks, np.int32)[:, None, None]
+        return np.tile(ends, (1, columns, COPY_BLOCKS))
 
     def _spec(
-        self, kind: EngineKind, *, rows: int = 0, tokens: int = 0, tail_cells: int = 0
+        self,
+        kind: EngineKind,
+        *,
+        rows: int = 0,
+        sessions: int = 1,
+        rows_each: int = 0,
+        tokens: int = 0,
+        tail_cells: int = 0,
     ) -> StepSpec:
         return StepSpec(
             kind=kind,
@@ -222,6 +364,8 @@ class EngineSteps:
             tokens=tokens,
             tail_cells=tail_cells,
             rows=rows,
+            sessions=sessions,
+            rows_each=rows_each,
             row_pool=(self.steps.tail_blocks, self.steps.tail_block_cells),
         )
 
@@ -232,5 +376,13 @@ def _fitting(what: str, count: int, sizes: tuple[int, ...]) -> int:
     return size
 
 
-def _packed(spec: StepSpec, rows: Sequence[RowInput], seen_cells: int) -> Int[Array, "Q X"]:
-    return jax.device_put(pack_rows(rows, seen_cells, row_shape(spec)))
+def _packed(
+    spec: StepSpec, rows: Sequence[RowInput]
+) -> tuple[Int[Array, "S X"], Int[Array, "R X"]]:
+    """The sessions that rows look at, and the rows."""
+    shape, groups = row_shape(spec), distinct(rows)
+    # A session for each row, or one for each group of rows that look at the same.
+    each = shape.sessions > 1 and shape.rows_each == 0
+    looks = rows if each else [rows[members[0]] for members in groups]
+    contexts = pack_contexts([row.seen for row in looks], shape)
+    return jax.device_put((contexts, pack_rows(rows, shape, groups)))

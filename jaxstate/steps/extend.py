@@ -39,7 +39,10 @@ def extend_step(
     tokens: Int[Array, "B T"],
     counts: Int[Array, " B"],
 ) -> Extended:
-    """Reads the first `counts` (at least 1) of T tokens of each session and commits their cells."""
+    """Reads the first `counts` of T tokens of each session and commits their cells.
+
+    A session with count 0 is padding: nothing of it is written, its ready vector means nothing.
+    """
     batch, size = tokens.shape
     chex.assert_shape([counts, context.lengths], (batch,))
     positions = context.lengths[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
@@ -47,5 +50,5 @@ def extend_step(
     chex.assert_shape(hidden, (batch, 1, size, decoder.config.model_dim))
     known = after_reading(counts, size, hidden)
     pool = write_cells(context.pool, context.tables, layer_groups, new, context.lengths, known)
-    last = jnp.take_along_axis(hidden[:, 0], (counts - 1)[:, None, None], axis=1)
+    last = jnp.take_along_axis(hidden[:, 0], jnp.maximum(counts - 1, 0)[:, None, None], axis=1)
     return Extended(pool=pool, lengths=context.lengths + counts, ready=last[:, 0])

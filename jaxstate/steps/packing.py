@@ -1,4 +1,4 @@
-"""The rows of a step as one integer array each way: one upload and one download a step.
+"""The rows of a step as integer arrays each way: two uploads and one download a step.
 
 Comes in: rows in Python values, or what a step chose. Goes out: the other side's form. Floats and
 unsigned seeds travel as their bits. Does not know: what the rows are for.
@@ -6,6 +6,7 @@ unsigned seeds travel as their bits. Does not know: what the rows are for.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,45 +17,62 @@ from flax import struct
 from jaxtyping import Array, Int
 from numpy.typing import NDArray
 
+from jaxstate.cells.pool import Context, KVPool
+from jaxstate.cells.tables import Seen
 from jaxstate.records import Sampling
 from jaxstate.steps.rows import RowChoice
 from jaxstate.steps.sampling import SamplingRows
 
 _GREEDY = Sampling()
-# Columns before the table: cells seen, tokens, cells used, temperature, top_p, seed.
-_HEADER = 6
+# Columns before the table: place, tokens, cells used, temperature, top_p, seed, tokens committed.
+_HEADER = 7
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RowInput:
     """One row of a step.
 
     Attributes:
-        blocks: its tail blocks.
+        seen: what it looks at.
+        blocks: its tail blocks; none for a chunk.
         tokens: int32 [n] to read; none where the device knows the token.
         used_cells: of its tail.
         sampling: how it chooses.
+        commits: whether the tokens become the session's: it is a chunk.
     """
 
+    seen: Seen
     blocks: tuple[int, ...]
     tokens: NDArray[np.int32]
     used_cells: int = 0
     sampling: Sampling = _GREEDY
+    commits: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowShape:
-    """Shape of a step: Q rows, W table entries, T tokens; `no_block` is PT, which pads tables."""
+    """Shape of a step: R rows, W tail table entries, T tokens; `no_block` is PT, which pads tables.
+
+    `sessions` S and `rows_each` as in `StepSpec`; `widths` of the sessions' tables.
+    """
 
     rows: int
     width: int
     tokens: int
     no_block: int
+    sessions: int
+    rows_each: int
+    widths: tuple[int, ...]
 
     @property
     def packed(self) -> tuple[int, int]:
-        """[Q, 6 + W + T]."""
+        """[R, 7 + W + T]."""
         return (self.rows, _HEADER + self.width + self.tokens)
+
+    @property
+    def contexts(self) -> tuple[int, int]:
+        """[S, 1 + the sum of the tables' widths]."""
+        return (self.sessions, 1 + sum(self.widths))
 
 
 @struct.dataclass
@@ -62,49 +80,100 @@ class RowArguments:
     """The rows of a step on the device.
 
     Attributes:
-        seen: int32 [], committed cells that all of them look at.
-        counts: int32 [Q], of the tokens; 0 for padding.
-        used: int32 [Q], cells in use as the host knows them.
-        sampling: [1, Q].
-        tables: int32 [Q, W], PT for padding.
-        tokens: int32 [Q, T].
+        place: int32 [R], as in `Context`; looked at only where rows are mixed.
+        counts: int32 [R], of the tokens; 0 for padding.
+        commits: int32 [R], of those that become a session's.
+        used: int32 [R], cells in use as the host knows them.
+        sampling: [1, R].
+        tables: int32 [R, W], PT for padding.
+        tokens: int32 [R, T].
     """
 
-    seen: Int[Array, ""]
-    counts: Int[Array, " Q"]
-    used: Int[Array, " Q"]
+    place: Int[Array, " R"]
+    counts: Int[Array, " R"]
+    commits: Int[Array, " R"]
+    used: Int[Array, " R"]
     sampling: SamplingRows
-    tables: Int[Array, "Q W"]
-    tokens: Int[Array, "Q T"]
+    tables: Int[Array, "R W"]
+    tokens: Int[Array, "R T"]
 
 
-def pack_rows(rows: Sequence[RowInput], seen_cells: int, shape: RowShape) -> NDArray[np.int32]:
-    """Rows as int32 [Q, 6 + W + T], padded."""
+def pack_contexts(seen: Sequence[Seen], shape: RowShape) -> NDArray[np.int32]:
+    """What sessions are looked at, as int32 [S, 1 + widths], padded with sessions of no cells."""
+    packed = np.zeros(shape.contexts, np.int32)
+    for one, line in zip(seen, packed, strict=False):
+        line[0] = one.cells
+        np.concatenate(one.tables, out=line[1:])
+    return packed
+
+
+def unpack_contexts(
+    packed: Int[Array, "S X"], pool: KVPool, rows: RowArguments, shape: RowShape
+) -> Context:
+    """What `pack_contexts` packed, inside a step."""
+    ends = np.cumsum((1, *shape.widths)).tolist()
+    tables = tuple(packed[:, a:b] for a, b in itertools.pairwise(ends))
+    return Context(
+        pool=pool,
+        tables=tables,
+        lengths=packed[:, 0],
+        place=rows.place if shape.rows_each else None,
+        rows_each=shape.rows_each or 1,
+    )
+
+
+def distinct(rows: Sequence[RowInput]) -> list[list[int]]:
+    """Numbers of the rows that look at the same, for each such look, in the order of the rows."""
+    members: dict[tuple[int, int], list[int]] = {}
+    for number, row in enumerate(rows):
+        members.setdefault(row.seen.together, []).append(number)
+    return list(members.values())
+
+
+def pack_rows(
+    rows: Sequence[RowInput], shape: RowShape, groups: Sequence[Sequence[int]] = ()
+) -> NDArray[np.int32]:
+    """Rows as int32 [R, 7 + W + T], padded; `groups` as `distinct` gives them, where rows mix."""
     packed = np.zeros(shape.packed, np.int32)
-    packed[:, 0] = seen_cells
+    packed[:, 0] = shape.sessions * max(shape.rows_each, 1)
     packed[:, _HEADER : _HEADER + shape.width] = shape.no_block
     for row, line in zip(rows, packed, strict=False):
         line[1:_HEADER] = _header(row)
         blocks = row.blocks[: shape.width]
         line[_HEADER : _HEADER + len(blocks)] = blocks
         line[_HEADER + shape.width :][: len(row.tokens)] = row.tokens
+    for session, members in enumerate(groups if shape.rows_each else ()):
+        for slot, number in enumerate(members):
+            packed[number, 0] = session * shape.rows_each + slot
     return packed
 
 
-def _header(row: RowInput) -> NDArray[np.int32]:
-    sampling = row.sampling
+def _header(row: RowInput) -> list[int]:
+    count = len(row.tokens)
+    commits = count if row.commits else 0
+    if row.sampling is _GREEDY:
+        return [count, row.used_cells, *_GREEDY_BITS, commits]
+    return [count, row.used_cells, *_bits(row.sampling), commits]
+
+
+def _bits(sampling: Sampling) -> tuple[int, ...]:
+    """Temperature, top_p and seed as int32."""
     temperature = min(sampling.temperature, float(np.finfo(np.float32).max))
-    counts = np.array([len(row.tokens), row.used_cells], np.int32)
     floats = np.array([temperature, sampling.top_p], np.float32).view(np.int32)
-    return np.concatenate([counts, floats, np.array([sampling.seed], np.uint32).view(np.int32)])
+    seed = np.array([sampling.seed], np.uint32).view(np.int32)
+    return tuple(np.concatenate([floats, seed]).tolist())
 
 
-def unpack_rows(packed: Int[Array, "Q X"], width: int) -> RowArguments:
+_GREEDY_BITS = _bits(_GREEDY)
+
+
+def unpack_rows(packed: Int[Array, "R X"], width: int) -> RowArguments:
     """What `pack_rows` packed, inside a step."""
     floats = jax.lax.bitcast_convert_type(packed[:, 3:5], jnp.float32)
     return RowArguments(
-        seen=packed[0, 0],
+        place=packed[:, 0],
         counts=packed[:, 1],
+        commits=packed[:, 6],
         used=packed[:, 2],
         sampling=SamplingRows(
             temperature=floats[None, :, 0],
@@ -118,7 +187,7 @@ def unpack_rows(packed: Int[Array, "Q X"], width: int) -> RowArguments:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HostChoices:
-    """What a step chose, [Q] each: int32 tokens, float32 log-probabilities and gaps, bool done."""
+    """What a step chose, [R] each: int32 tokens, float32 log-probabilities and gaps, bool done."""
 
     tokens: NDArray[np.int32]
     logprobs: NDArray[np.float32]
@@ -126,7 +195,7 @@ class HostChoices:
     done: NDArray[np.bool_]
 
 
-def pack_choice(chosen: RowChoice) -> Int[Array, "4 Q"]:
+def pack_choice(chosen: RowChoice) -> Int[Array, "4 R"]:
     """All of a choice but its logits, inside a step."""
     floats = [jax.lax.bitcast_convert_type(x, jnp.int32) for x in (chosen.logprob, chosen.gap)]
     return jnp.stack([chosen.token, *floats, chosen.done.astype(jnp.int32)])

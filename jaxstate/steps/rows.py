@@ -1,10 +1,13 @@
-"""The steps that answer many questions of one session at once, each in tail blocks of its own.
+"""The steps that answer many questions of many sessions at once, each in tail blocks of its own.
 
-Pure: (parameters, context, row pool, tokens) -> (row pool, what each row chose). The context is one
-session as some version of it was: `seen` cells, which no step here writes. A *row* is one question
-under way: a table of tail blocks, whose first one is also its slot in the per-row arrays. Padding
-rows have tables full of PT, one past the last block: what they write is dropped, and what they read
-is harmless. Does not know: who hands out blocks, when a row ends.
+Pure: (parameters, context, row pool, tokens) -> (row pool, what each row chose). The context is the
+cells that the rows see, of sessions as some version of them was. A *row* is one question under way:
+a table of tail blocks, whose first one is also its slot in the per-row arrays. Padding rows have
+tables full of PT, one past the last block: what they write is dropped, and what they read is
+harmless. Does not know: who hands out blocks, when a row ends.
+
+How R rows look at S sessions follows from the context: all at one (S = 1), each at its own (S = R),
+or mixed (`Context.place`).
 
 Letters besides those of `config`: PT tail blocks, Ct cells of each, W blocks of one row's table.
 """
@@ -12,6 +15,7 @@ Letters besides those of `config`: PT tail blocks, Ct cells of each, W blocks of
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import chex
 import jax
@@ -27,7 +31,6 @@ from jaxstate.cells.pool import (
     read_blocks,
     write_cells,
 )
-from jaxstate.cells.session import SessionState, as_context
 from jaxstate.config import ModelConfig
 from jaxstate.model.decoder import Decoder, Tail, forward, logits_of
 from jaxstate.steps.sampling import SamplingRows, choose
@@ -56,18 +59,18 @@ class RowChoice:
     """What a step chose for each row.
 
     Attributes:
-        token: int32 [Q].
-        logprob: float32 [Q], of the token under the plain softmax.
-        gap: float32 [Q], the largest logit minus the second largest.
-        done: bool [Q], a stop token was chosen now or before.
-        logits: float32 [Q, V] that the token was chosen from.
+        token: int32 [R].
+        logprob: float32 [R], of the token under the plain softmax.
+        gap: float32 [R], the largest logit minus the second largest.
+        done: bool [R], a stop token was chosen now or before.
+        logits: float32 [R, V] that the token was chosen from.
     """
 
-    token: Int[Array, " Q"]
-    logprob: Float[Array, " Q"]
-    gap: Float[Array, " Q"]
-    done: Bool[Array, " Q"]
-    logits: Float[Array, "Q V"]
+    token: Int[Array, " R"]
+    logprob: Float[Array, " R"]
+    gap: Float[Array, " R"]
+    done: Bool[Array, " R"]
+    logits: Float[Array, "R V"]
 
 
 def empty_rows(config: ModelConfig, dtype: jnp.dtype, blocks: int, block_cells: int) -> RowPool:
@@ -85,34 +88,73 @@ def empty_rows(config: ModelConfig, dtype: jnp.dtype, blocks: int, block_cells: 
     )
 
 
-def seen_context(state: SessionState, seen: Int[Array, ""]) -> Context:
-    """The first `seen` cells of a session, which may have grown since (`readable_until`)."""
-    return dataclasses.replace(as_context(state), lengths=seen[None])
+class ReadRows(NamedTuple):
+    """What the forward pass made of rows of T tokens.
+
+    Attributes:
+        hidden: [R, T, D], final.
+        new: cells, per layer [R, 1, T, K, H].
+    """
+
+    hidden: Float[Array, "R T D"]
+    new: NewCells
 
 
 def start_step(
     decoder: Decoder,
     params: Params,
-    context: Context,
+    read: ReadRows,
     rows: RowPool,
-    tables: Int[Array, "Q W"],
-    tokens: Int[Array, "Q T"],
-    counts: Int[Array, " Q"],
+    tables: Int[Array, "R W"],
+    counts: Int[Array, " R"],
     sampling: SamplingRows,
     stop_ids: Int[Array, " n"],
 ) -> tuple[RowPool, RowChoice]:
-    """Begins rows: reads the first `counts` of T tokens of each, chooses the token after them.
+    """Begins rows of which the first `counts` of T tokens were read (`read_first`), and chooses the
+    token after them.
 
-    Nothing that the blocks held before is looked at. `sampling` is [1, Q], `stop_ids` padded with
-    -1.
+    `sampling` is [1, R], `stop_ids` padded with -1.
     """
     lengths = jnp.zeros_like(counts)
-    read = _read(decoder, params, context, tokens, lengths, None)
     running = jnp.zeros(counts.shape, jnp.bool_)
     rows = _write(rows, tables, read, lengths, counts)
     return _choose(
-        decoder, params, rows, tables, read[0], lengths, counts, running, sampling, stop_ids
+        decoder, params, rows, tables, read.hidden, lengths, counts, running, sampling, stop_ids
     )
+
+
+def read_first(
+    decoder: Decoder, params: Params, context: Context, tokens: Int[Array, "R T"]
+) -> ReadRows:
+    """Reads tokens right after what their session has, whatever becomes of them."""
+    nothing = jnp.zeros(tokens.shape[:1], jnp.int32)
+    return _read(decoder, params, context, tokens, nothing, None)
+
+
+def commit_rows(
+    context: Context,
+    layer_groups: tuple[int, ...],
+    read: ReadRows,
+    counts: Int[Array, " R"],
+) -> KVPool:
+    """Commits the first `counts` of the tokens that a row read to the session that it looked at;
+    0 for a row that is a question."""
+    known = after_reading(counts, read.hidden.shape[1], read.hidden)
+    tables, start = tables_of_rows(context, len(counts)), seen_by_rows(context, len(counts))
+    return write_cells(context.pool, tables, layer_groups, read.new, start, known)
+
+
+def seen_by_rows(context: Context, rows: int) -> Int[Array, " R"]:
+    """How many cells each row sees."""
+    return jnp.broadcast_to(_flat(context.seen()), (rows,))
+
+
+def tables_of_rows(context: Context, rows: int) -> tuple[Int[Array, "R W"], ...]:
+    """For each group, the table of the session that each row looks at."""
+    if context.place is not None:
+        sessions = context.place // context.rows_each
+        return tuple(table.at[sessions].get(mode="clip") for table in context.tables)
+    return tuple(jnp.broadcast_to(table, (rows, table.shape[1])) for table in context.tables)
 
 
 def more_step(
@@ -120,19 +162,19 @@ def more_step(
     params: Params,
     context: Context,
     rows: RowPool,
-    tables: Int[Array, "Q W"],
-    tokens: Int[Array, "Q T"],
-    counts: Int[Array, " Q"],
+    tables: Int[Array, "R W"],
+    tokens: Int[Array, "R T"],
+    counts: Int[Array, " R"],
     sampling: SamplingRows,
     stop_ids: Int[Array, " n"],
 ) -> tuple[RowPool, RowChoice]:
     """Goes on reading questions that `start_step` began; what they chose meanwhile is forgotten."""
     lengths = _of_rows(rows.lengths, tables, 0)
-    read = _read(decoder, params, context, tokens, lengths, _tail(rows, tables, lengths))
+    read = _read(decoder, params, context, tokens, lengths, rows, tables)
     running = jnp.zeros(counts.shape, jnp.bool_)
     rows = _write(rows, tables, read, lengths, counts)
     return _choose(
-        decoder, params, rows, tables, read[0], lengths, counts, running, sampling, stop_ids
+        decoder, params, rows, tables, read.hidden, lengths, counts, running, sampling, stop_ids
     )
 
 
@@ -141,17 +183,17 @@ def decode_step(
     params: Params,
     context: Context,
     rows: RowPool,
-    tables: Int[Array, "Q W"],
+    tables: Int[Array, "R W"],
     sampling: SamplingRows,
     stop_ids: Int[Array, " n"],
 ) -> tuple[RowPool, RowChoice]:
     """Reads back the token that each row chose last and chooses the next; done rows stay."""
     lengths, done = _of_rows(rows.lengths, tables, 0), _of_rows(rows.done, tables, True)
     tokens, counts = _of_rows(rows.last, tables, 0)[:, None], 1 - done.astype(jnp.int32)
-    read = _read(decoder, params, context, tokens, lengths, _tail(rows, tables, lengths))
+    read = _read(decoder, params, context, tokens, lengths, rows, tables)
     rows = _write(rows, tables, read, lengths, counts)
     return _choose(
-        decoder, params, rows, tables, read[0], lengths, counts, done, sampling, stop_ids
+        decoder, params, rows, tables, read.hidden, lengths, counts, done, sampling, stop_ids
     )
 
 
@@ -160,12 +202,12 @@ def score_step(
     params: Params,
     context: Context,
     rows: RowPool,
-    tables: Int[Array, "Q W"],
-    lengths: Int[Array, " Q"],
-    tokens: Int[Array, "Q T"],
-    targets: Int[Array, "Q T"],
-    counts: Int[Array, " Q"],
-) -> Float[Array, " Q"]:
+    tables: Int[Array, "R W"],
+    lengths: Int[Array, " R"],
+    tokens: Int[Array, "R T"],
+    targets: Int[Array, "R T"],
+    counts: Int[Array, " R"],
+) -> Float[Array, " R"]:
     """Total log-probability of each row's first `counts` targets, each after its token.
 
     Args:
@@ -176,10 +218,9 @@ def score_step(
         targets: int32, the given answer.
         counts: int32, its tokens.
     """
-    read = _read(decoder, params, context, tokens, lengths, _tail(rows, tables, lengths))
-    hidden = read[0][0]
+    hidden = _read(decoder, params, context, tokens, lengths, rows, tables).hidden
 
-    def add(position: Int[Array, ""], total: Float[Array, " Q"]) -> Float[Array, " Q"]:
+    def add(position: Int[Array, ""], total: Float[Array, " R"]) -> Float[Array, " R"]:
         """One position of every row: the logits of all of them never exist at once."""
         logits = logits_of(decoder, params, jnp.take(hidden, position, axis=1))
         target = jnp.take(targets, position, axis=1)
@@ -190,25 +231,38 @@ def score_step(
     return jax.lax.fori_loop(0, jnp.max(counts), add, jnp.zeros(counts.shape, jnp.float32))
 
 
-def _of_rows(values: Array, tables: Int[Array, "Q W"], padding: int | bool) -> Array:
+def _of_rows(values: Array, tables: Int[Array, "R W"], padding: int | bool) -> Array:
     """Each row's own entry of a per-row array [PT]."""
     return values.at[tables[:, 0]].get(mode="fill", fill_value=padding)
 
 
-def _tail(rows: RowPool, tables: Int[Array, "Q W"], lengths: Int[Array, " Q"]) -> Tail:
+def _spread(context: Context, x: Array) -> Array:
+    """Rows as the forward pass takes them: of one session, or mixed, side by side; or one of each
+    session."""
+    return x[None] if context.place is not None or len(context.lengths) == 1 else x[:, None]
+
+
+def _flat(x: Array) -> Array:
+    """And back."""
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _tail(
+    context: Context, rows: RowPool, tables: Int[Array, "R W"], lengths: Int[Array, " R"]
+) -> Tail:
     """The rows' cells side by side, M = W * Ct."""
     questions, cells = tables.shape[0], tables.shape[1] * rows.cells.keys[0].shape[1]
     used = jnp.arange(cells, dtype=jnp.int32)[None] < lengths[:, None]
 
-    def gather(pool: Float[Array, "PT Ct K H"]) -> Float[Array, "1 Q M K H"]:
+    def gather(pool: Float[Array, "PT Ct K H"]) -> Float[Array, "B Q M K H"]:
         found = read_blocks(pool, tables.reshape(-1)).reshape(questions, cells, *pool.shape[2:])
         # What an earlier row left behind may be NaN, and 0 * NaN is NaN.
-        return jnp.where(used[..., None, None], found, 0)[None]
+        return _spread(context, jnp.where(used[..., None, None], found, 0))
 
     return Tail(
         keys=tuple(map(gather, rows.cells.keys)),
         values=tuple(map(gather, rows.cells.values)),
-        lengths=lengths[None],
+        lengths=_spread(context, lengths),
     )
 
 
@@ -216,30 +270,33 @@ def _read(
     decoder: Decoder,
     params: Params,
     context: Context,
-    tokens: Int[Array, "Q T"],
-    lengths: Int[Array, " Q"],
-    tail: Tail | None,
-) -> tuple[Float[Array, "1 Q T D"], NewCells]:
-    chex.assert_shape(context.lengths, (1,))
+    tokens: Int[Array, "R T"],
+    lengths: Int[Array, " R"],
+    rows: RowPool | None,
+    tables: Int[Array, "R W"] | None = None,
+) -> ReadRows:
+    """Reads tokens behind the context and, where `rows` are given, behind the tails in `tables`."""
     chex.assert_shape(lengths, tokens.shape[:1])
+    tail = None if rows is None or tables is None else _tail(context, rows, tables, lengths)
     offsets = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-    positions = (context.lengths + lengths)[:, None] + offsets[None]
-    return forward(decoder, params, tokens[None], positions[None], context, tail)
+    first = context.seen() + _spread(context, lengths)
+    positions = first[..., None] + offsets[None, None]
+    hidden, new = forward(decoder, params, _spread(context, tokens), positions, context, tail)
+    by_row = jax.tree.map(lambda cells: _flat(cells)[:, None], new)
+    return ReadRows(hidden=_flat(hidden), new=by_row)
 
 
 def _write(
     rows: RowPool,
-    tables: Int[Array, "Q W"],
-    read: tuple[Float[Array, "1 Q T D"], NewCells],
-    lengths: Int[Array, " Q"],
-    counts: Int[Array, " Q"],
+    tables: Int[Array, "R W"],
+    read: ReadRows,
+    lengths: Int[Array, " R"],
+    counts: Int[Array, " R"],
 ) -> RowPool:
     """Commits the first `counts` new cells of each row behind its `lengths`."""
-    hidden, new = read
-    by_row = jax.tree.map(lambda cells: cells.swapaxes(0, 1), new)
-    groups = (0,) * len(new.keys)
-    known = after_reading(counts, hidden.shape[2], hidden)
-    cells = write_cells(rows.cells, (tables,), groups, by_row, lengths, known)
+    groups = (0,) * len(read.new.keys)
+    known = after_reading(counts, read.hidden.shape[1], read.hidden)
+    cells = write_cells(rows.cells, (tables,), groups, read.new, lengths, known)
     return dataclasses.replace(rows, cells=cells)
 
 
@@ -247,17 +304,17 @@ def _choose(
     decoder: Decoder,
     params: Params,
     rows: RowPool,
-    tables: Int[Array, "Q W"],
-    hidden: Float[Array, "1 Q T D"],
-    lengths: Int[Array, " Q"],
-    counts: Int[Array, " Q"],
-    done: Bool[Array, " Q"],
+    tables: Int[Array, "R W"],
+    hidden: Float[Array, "R T D"],
+    lengths: Int[Array, " R"],
+    counts: Int[Array, " R"],
+    done: Bool[Array, " R"],
     sampling: SamplingRows,
     stop_ids: Int[Array, " n"],
 ) -> tuple[RowPool, RowChoice]:
     """Chooses after each row's last token and notes it in the rows' slots."""
-    at = jnp.maximum(counts - 1, 0)[None, :, None, None]
-    logits = logits_of(decoder, params, jnp.take_along_axis(hidden, at, axis=2)[:, :, 0])
+    last = last_hidden(hidden, counts)
+    logits = logits_of(decoder, params, last[None])
     # The draw is numbered by the cells read, as in `query_step`: the answer is the same there.
     token, logprob = choose(logits, sampling, (lengths + counts)[None])
     stopped = jnp.any(token[0][:, None] == stop_ids[None], axis=-1)
@@ -271,8 +328,14 @@ def _choose(
     return _noted(rows, tables[:, 0], lengths + counts, chosen), chosen
 
 
+def last_hidden(hidden: Float[Array, "R T D"], counts: Int[Array, " R"]) -> Float[Array, "R D"]:
+    """The vector after each row's last token."""
+    at = jnp.maximum(counts - 1, 0)[:, None, None]
+    return jnp.take_along_axis(hidden, at, axis=1)[:, 0]
+
+
 def _noted(
-    rows: RowPool, slots: Int[Array, " Q"], lengths: Int[Array, " Q"], chosen: RowChoice
+    rows: RowPool, slots: Int[Array, " R"], lengths: Int[Array, " R"], chosen: RowChoice
 ) -> RowPool:
     def put(values: Array, new: Array) -> Array:
         return values.at[slots].set(new, mode="drop")
@@ -285,7 +348,7 @@ def _noted(
     )
 
 
-def _gap(logits: Float[Array, "Q V"]) -> Float[Array, " Q"]:
+def _gap(logits: Float[Array, "R V"]) -> Float[Array, " R"]:
     """The largest minus the second largest; a sort of the vocabulary would cost far more."""
     best = jnp.argmax(logits, axis=-1)[:, None]
     others = jnp.where(jnp.arange(logits.shape[1])[None] == best, -jnp.inf, logits)

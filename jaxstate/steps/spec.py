@@ -16,7 +16,19 @@ from jaxstate.cells.layout import PoolLayout
 from jaxstate.config import ModelConfig
 
 SessionKind = Literal["open", "extend", "ask", "query", "ready", "read", "write"]
-EngineKind = Literal["rows", "copy", "commit", "start", "more", "decode", "score"]
+EngineKind = Literal[
+    "pool",
+    "rows",
+    "copy",
+    "poison",
+    "take_ready",
+    "put_ready",
+    "commit",
+    "start",
+    "more",
+    "decode",
+    "score",
+]
 StepKind = SessionKind | EngineKind
 
 # Stop tokens of one question, padded with -1; families have one to three.
@@ -37,7 +49,9 @@ class StepSpec:
         tokens: T, where the step takes tokens.
         tail_cells: M, where it takes a tail.
         blocks: P of the pool, where it copies blocks.
-        rows: Q, where it takes questions that share a `RowPool`.
+        rows: R, where it takes questions that share a `RowPool`.
+        sessions: S, how many sessions its rows look at: 1, as many as there are rows, or mixed.
+        rows_each: how many rows may look at one session, where they are mixed; 0 where not.
         row_pool: that pool's blocks and cells of each.
     """
 
@@ -49,6 +63,8 @@ class StepSpec:
     tail_cells: int = 0
     blocks: int = 0
     rows: int = 0
+    sessions: int = 1
+    rows_each: int = 0
     row_pool: tuple[int, int] = (0, 0)
 
 

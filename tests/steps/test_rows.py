@@ -1,4 +1,5 @@
-"""Many questions in one step: each is answered as `query` answers it alone, and touches nothing."""
+"""Many questions of one session in one step: each is answered as `query` answers it alone, and
+touches nothing. Steps over several sessions: `tests.engine.test_grouped`."""
 
 from __future__ import annotations
 
@@ -12,18 +13,29 @@ import pytest
 from numpy.typing import NDArray
 
 import jaxstate
-from jaxstate.cells.session import SessionState
+from jaxstate.cells.session import SessionState, SharedPool
+from jaxstate.cells.tables import GroupBlock, Seen, TableBook
 from jaxstate.config import LayerAttention, Rope, StepConfig
 from jaxstate.model.bundle import Model
 from jaxstate.records import Sampling
 from jaxstate.steps.checks import padded_stop_ids
 from jaxstate.steps.engine_steps import EngineSteps, plan_engine
-from jaxstate.steps.packing import HostChoices, RowInput, RowShape, pack_rows, unpack_choice
+from jaxstate.steps.functional import session_steps
+from jaxstate.steps.packing import (
+    HostChoices,
+    RowInput,
+    RowShape,
+    distinct,
+    pack_contexts,
+    pack_rows,
+    unpack_choice,
+)
 from jaxstate.steps.rows import RowPool
 from jaxstate.testing import TINY_CONFIG, TINY_STEPS, tiny_config
 from tests.reference import bits, log_softmax, random_model, reference_forward
 
 CELLS = 61
+POOL_CELLS = 160
 SLACK = TINY_STEPS.extend_tokens[-1]
 RANDOM = np.random.default_rng(40)
 STREAM = RANDOM.integers(0, 256, CELLS).astype(np.int32)
@@ -34,6 +46,9 @@ NO_TOKENS = np.zeros(0, np.int32)
 def model(name: str = "windows") -> Model:
     if name == "windows":
         return random_model(TINY_CONFIG, TINY_STEPS, seed=40)
+    if name == "narrow":  # steps of one session each, and of few tokens
+        steps = dataclasses.replace(TINY_STEPS, step_sessions=(1,), step_tokens=16)
+        return random_model(TINY_CONFIG, steps, seed=40)
     # Another kind of layer, and blocks that divide no size.
     steps = StepConfig(
         block_cells=5,
@@ -56,7 +71,9 @@ def model(name: str = "windows") -> Model:
 @functools.cache
 def steps_of(name: str) -> EngineSteps:
     own = model(name)
-    return plan_engine(own.config, own.dtype, own.steps, CELLS)
+    return plan_engine(
+        own.config, own.dtype, own.steps, session_cells=CELLS, cells=POOL_CELLS, sessions=2
+    )
 
 
 def question(length: int, seed: int = 0) -> NDArray[np.int32]:
@@ -69,6 +86,7 @@ class Row:
 
     tokens: NDArray[np.int32]
     blocks: tuple[int, ...]
+    seen: Seen
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     read: int = 0
     chosen: list[int] = dataclasses.field(default_factory=list)
@@ -78,40 +96,73 @@ class Row:
 
     def input(self, tokens: NDArray[np.int32] = NO_TOKENS) -> RowInput:
         return RowInput(
-            blocks=self.blocks, tokens=tokens, used_cells=self.read, sampling=self.sampling
+            seen=self.seen,
+            blocks=self.blocks,
+            tokens=tokens,
+            used_cells=self.read,
+            sampling=self.sampling,
         )
 
 
 class Rig:
-    """One session with a pool of rows, as an engine holds them."""
+    """One session in a pool of cells that is NaN otherwise, and a pool of rows, as an engine holds
+    them; and the same session as the functional core holds it, to compare with."""
 
     def __init__(
         self, length: int = 30, name: str = "windows", stop: tuple[int, ...] = (257,)
     ) -> None:
-        self.model, self.steps, self.seen = model(name), steps_of(name), length
-        self.state: SessionState = self.steps.open()
+        self.model, self.steps, self.length = model(name), steps_of(name), length
+        self.cells: SharedPool = self.steps.pool()
+        self.tables = TableBook(self.steps.layout)
+        self.table, self.other = self.tables.new(), self.tables.new()
+        self._poison()
         self.push(STREAM[:length])
         self.pool: RowPool = self.steps.rows()
         self.stop_ids = jax.device_put(padded_stop_ids(stop))
         # Not in order: nothing may depend on where a row lies.
         self.free = list(np.random.default_rng(7).permutation(TINY_STEPS.tail_blocks).tolist())
 
+    def _poison(self) -> None:
+        for group, count in enumerate(self.steps.layout.group_blocks):
+            blocks = [GroupBlock(group, block) for block in range(count)]
+            self.cells = self.steps.poison(self.cells, blocks)
+
+    @functools.cached_property
+    def state(self) -> SessionState:
+        """What the session had read at the start."""
+        state = session_steps(self.model, CELLS, SLACK).open()
+        tokens = STREAM[: self.length]
+        return jaxstate.extend(self.model, state, tokens) if self.length else state
+
     def push(self, tokens: NDArray[np.int32]) -> None:
+        """The other session takes a block after each chunk, so that blocks are not in order."""
         for start in range(0, len(tokens), SLACK):
-            piece = tokens[start : start + SLACK]
-            self.state, _ = self.steps.extend(self.model.params, self.state, piece)
+            piece, seen = tokens[start : start + SLACK], self.at(self.table.cells)
+            self.tables.grow(self.table, seen.cells + len(piece))
+            self.tables.grow(self.other, min(self.other.cells + 1, CELLS))
+            chunk = RowInput(seen=seen, blocks=(), tokens=piece, commits=True)
+            self.cells, _ = self.steps.commit(self.model.params, self.cells, [chunk])
+
+    @property
+    def all_cells(self) -> list[jax.Array]:
+        """Everything that the pool holds, the other session's too."""
+        return jax.tree.leaves(self.cells)
+
+    def at(self, cells: int) -> Seen:
+        return Seen(session=0, tables=self.table.blocks, cells=cells)
 
     def row(self, tokens: NDArray[np.int32], cells: int = 32, **settings: float) -> Row:
         size = self.steps.steps.tail_block_cells
         blocks = tuple(self.free.pop() for _ in range(-(-cells // size)))
-        return Row(tokens, blocks, Sampling(**settings))  # pyright: ignore[reportArgumentType]
+        sampling = Sampling(**settings)  # pyright: ignore[reportArgumentType]
+        return Row(tokens, blocks, self.at(self.length), sampling)
 
     def start(self, rows: Sequence[Row]) -> None:
         """Reads whole questions: first chunks together, the rest one by one."""
         pieces = [row.tokens[: self.steps.question_tokens[-1]] for row in rows]
         inputs = [row.input(piece) for row, piece in zip(rows, pieces, strict=True)]
-        self.pool, chosen, _ = self.steps.start(
-            self.model.params, self.state, self.pool, inputs, self.seen, self.stop_ids
+        self.cells, self.pool, chosen, _ = self.steps.start(
+            self.model.params, self.cells, self.pool, inputs, self.stop_ids
         )
         for row, piece in zip(rows, pieces, strict=True):
             row.read = len(piece)
@@ -123,12 +174,7 @@ class Rig:
         while row.read < len(row.tokens):
             piece = row.tokens[row.read : row.read + self.steps.question_tokens[-1]]
             self.pool, chosen = self.steps.more(
-                self.model.params,
-                self.state,
-                self.pool,
-                row.input(piece),
-                self.seen,
-                self.stop_ids,
+                self.model.params, self.cells, self.pool, row.input(piece), self.stop_ids
             )
             row.read += len(piece)
             self._take([row], chosen)
@@ -136,7 +182,7 @@ class Rig:
     def decode(self, rows: Sequence[Row]) -> None:
         inputs = [row.input() for row in rows]
         self.pool, chosen = self.steps.decode(
-            self.model.params, self.state, self.pool, inputs, self.seen, self.stop_ids
+            self.model.params, self.cells, self.pool, inputs, self.stop_ids
         )
         for row in rows:
             row.read += 1
@@ -147,10 +193,15 @@ class Rig:
         used, last = row.read, row.tokens[row.read :]
         assert len(last) == 1
         inputs = [
-            RowInput(blocks=row.blocks, tokens=np.concatenate([last, choice]), used_cells=used)
+            RowInput(
+                seen=row.seen,
+                blocks=row.blocks,
+                tokens=np.concatenate([last, choice]),
+                used_cells=used,
+            )
             for choice in choices
         ]
-        found = self.steps.score(self.model.params, self.state, self.pool, inputs, self.seen)
+        found = self.steps.score(self.model.params, self.cells, self.pool, inputs)
         return np.asarray(found)[: len(choices)]
 
     def _take(self, rows: Sequence[Row], packed: jax.Array) -> None:
@@ -186,12 +237,12 @@ def check_as_query(rig: Rig, row: Row, max_tokens: int) -> None:
 def test_questions_that_begin_together(length: int, lengths: tuple[int, ...]) -> None:
     """Answers of 10 tokens cross blocks of 4 cells, and the smaller size of tails."""
     rig = Rig(length)
-    before = bits(rig.state)
+    before = bits(rig.all_cells)
     rows = [rig.row(question(n)) for n in lengths]
     rig.start(rows)
     for _ in range(9):
         rig.decode(rows)
-    assert bits(rig.state) == before
+    assert bits(rig.all_cells) == before
     for row in rows:
         check_as_query(rig, row, 10)
 
@@ -254,7 +305,7 @@ def test_padding_and_neighbours_write_nothing(count: int) -> None:
 
     def rest() -> list[bytes]:
         arrays = [np.delete(np.asarray(leaf), own, axis=0) for leaf in jax.tree.leaves(rig.pool)]
-        return bits(arrays)
+        return bits((arrays, rig.all_cells))
 
     before = rest()
     rig.start(rows)
@@ -328,10 +379,10 @@ def test_scores_are_sums_of_a_plain_forward_pass(length: int) -> None:
     if length > 1:
         rig.start([row])
     row = dataclasses.replace(row, tokens=asked)
-    before = bits((rig.state, rig.pool))
+    before = bits((rig.all_cells, rig.pool))
     choices = [question(n, 9) for n in range(1, 9)]
     found = np.concatenate([rig.score(row, choices[:4]), rig.score(row, choices[4:])])
-    assert bits((rig.state, rig.pool)) == before
+    assert bits((rig.all_cells, rig.pool)) == before
     check_scores(rig, asked, choices, found)
     np.testing.assert_array_equal(rig.score(row, choices[1:3]), found[1:3])
 
@@ -361,7 +412,7 @@ def check_scores(
 ) -> None:
     """Against float64 passes over the whole text, without a cache."""
     for choice, total in zip(choices, found, strict=True):
-        text = np.concatenate([STREAM[: rig.seen], asked, choice])
+        text = np.concatenate([STREAM[: rig.length], asked, choice])
         logprobs = log_softmax(reference_forward(rig.model, text).logits)
         at = np.arange(len(text) - len(choice), len(text))
         expected = logprobs[at - 1, text[at]].sum()
@@ -378,35 +429,96 @@ def test_rows_go_on_seeing_what_they_began_with(seen: int) -> None:
     for rig, row in zip((quiet, busy), rows, strict=True):
         rig.start([row])
     for end in (seen + 1, seen + SLACK, until):
-        busy.push(STREAM[int(busy.state.length) : end])
+        busy.push(STREAM[busy.table.cells : end])
         late = [rig.row(question(3), cells=4) for rig in (quiet, busy)]
         for rig, row, new in zip((quiet, busy), rows, late, strict=True):
             rig.decode([row])
             rig.start([new])
         assert (rows[0].chosen, rows[0].logprobs) == (rows[1].chosen, rows[1].logprobs)
         assert (late[0].chosen, late[0].logprobs) == (late[1].chosen, late[1].logprobs)
-    assert int(busy.state.length) == until
+    assert busy.table.cells == until
+
+
+def looking(session: int, cells: int) -> Seen:
+    """At the first of two groups through a table of 2 blocks, at the second through one of 3."""
+    tables = np.full(2, 10 + session, np.int32), np.full(3, 20 + session, np.int32)
+    return Seen(session=session, tables=tables, cells=cells)
 
 
 def test_packing_pads_and_keeps_every_bit() -> None:
-    shape = RowShape(rows=3, width=2, tokens=4, no_block=99)
+    shape = RowShape(rows=3, width=2, tokens=4, no_block=99, sessions=1, rows_each=0, widths=(2, 3))
     sampling = Sampling(temperature=0.3, top_p=0.1, seed=2**31 + 5)
     row = RowInput(
-        blocks=(7, 8, 9), tokens=np.array([5, 6], np.int32), used_cells=11, sampling=sampling
+        seen=looking(1, 13),
+        blocks=(7, 8, 9),
+        tokens=np.array([5, 6], np.int32),
+        used_cells=11,
+        sampling=sampling,
     )
-    packed = pack_rows([row], 13, shape)
-    assert packed.shape == (3, 12)
-    assert packed[0, :3].tolist() == [13, 2, 11]
-    assert packed[0, 3:5].view(np.float32).tolist() == np.float32([0.3, 0.1]).tolist()
+    packed = pack_rows([row], shape)
+    assert packed.shape == shape.packed == (3, 13)
+    assert packed[0, 1:3].tolist() == [2, 11]
+    assert packed[0, 3:5].view(np.float32).tolist() == np.array([0.3, 0.1], np.float32).tolist()
     assert packed[0, 5:6].view(np.uint32).tolist() == [2**31 + 5]
-    assert packed[0, 6:].tolist() == [7, 8, 5, 6, 0, 0]
-    assert packed[1:, 1:6].any() == 0
-    assert packed[1:, 6:].tolist() == [[99, 99, 0, 0, 0, 0]] * 2
+    assert packed[0, 6] == 0
+    assert packed[0, 7:].tolist() == [7, 8, 5, 6, 0, 0]
+    assert packed[1:, 1:7].any() == 0
+    assert packed[1:, 7:].tolist() == [[99, 99, 0, 0, 0, 0]] * 2
+    contexts = pack_contexts([row.seen], shape)
+    assert contexts.dtype == packed.dtype == np.int32
+    assert contexts.tolist() == [[13, 11, 11, 21, 21, 21]]
+
+
+def test_packing_says_which_session_a_row_looks_at_and_what_becomes_of_it() -> None:
+    """Three looks of two rows each at most: rows 0 and 2 at session 1, row 1 at session 2, row 3 at
+    an older version of session 1; that one is a chunk. Rows of padding look at nothing."""
+    shape = RowShape(rows=5, width=1, tokens=2, no_block=99, sessions=5, rows_each=2, widths=(2, 3))
+    looks = [looking(1, 13), looking(2, 13), looking(1, 13), looking(1, 12)]
+    rows = [
+        RowInput(seen=look, blocks=(), tokens=np.array([5, 6], np.int32), commits=number == 3)
+        for number, look in enumerate(looks)
+    ]
+    groups = distinct(rows)
+    assert groups == [[0, 2], [1], [3]]
+    packed = pack_rows(rows, shape, groups)
+    assert packed[:, 0].tolist() == [0, 2, 1, 4, 10]
+    assert packed[:, 6].tolist() == [0, 0, 0, 2, 0]
+    contexts = pack_contexts([looks[0], looks[1], looks[3]], shape)
+    assert contexts.tolist() == [
+        [13, 11, 11, 21, 21, 21],
+        [13, 12, 12, 22, 22, 22],
+        [12, 11, 11, 21, 21, 21],
+        *[[0] * 6] * 2,
+    ]
 
 
 def test_more_rows_than_declared_are_a_bug_of_the_caller() -> None:
     rig = Rig(5)
     with pytest.raises(AssertionError, match="5 rows"):
         rig.start([rig.row(question(1), cells=4) for _ in range(5)])
+    narrow = Rig(5, "narrow")
     with pytest.raises(AssertionError, match="2 rows"):
-        rig.start([rig.row(question(5), cells=8) for _ in range(2)])
+        narrow.start([narrow.row(question(5), cells=8) for _ in range(2)])
+
+
+def test_rows_that_look_at_different_cells_are_a_bug_of_a_caller_who_declared_no_such_steps() -> (
+    None
+):
+    rig = Rig(5, "narrow")
+    rows = [rig.row(question(1), cells=4) for _ in range(2)]
+    rows[1].seen = rig.at(4)
+    with pytest.raises(AssertionError, match="serve one session each"):
+        rig.start(rows)
+
+
+def test_more_rows_of_one_session_than_a_mixture_has_room_for() -> None:
+    """Three beside one that looks at an older version, where two may be mixed: each for itself."""
+    rig, older = Rig(5), Rig(4)
+    rows = [rig.row(question(n), cells=12) for n in (3, 1, 4, 2)]
+    rows[3].seen = rig.at(4)
+    rig.start(rows)
+    for _ in range(4):
+        rig.decode(rows)
+    for row in rows[:3]:
+        check_as_query(rig, row, 5)
+    check_as_query(older, rows[3], 5)
