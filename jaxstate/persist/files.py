@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,9 @@ _OURS = re.compile(rf"session\.json(\.{_CELLS})?|{_CELLS}(\.orbax-checkpoint-tmp
 # A failed save is cleared away once nothing of it was seen in so many looks, so far apart.
 _QUIET_LOOKS = 10
 _LOOK_S = 0.05
+# Orbax tells the parts of a save by a number that the whole process has in common: two saves at the
+# same time wait for each other's parts, and fail.
+_SAVING = threading.Lock()
 
 Note: TypeAlias = str | int | float | bool | None
 Arrays: TypeAlias = dict[str, NDArray[np.generic]]
@@ -70,7 +74,8 @@ class Snapshot:
 
     Attributes:
         info: what it says of itself.
-        arrays: "ready", and "keys_000", "values_000", … of each layer's kept cells [cells, K, H].
+        arrays: "ready", and "keys_000", "values_000", … of each layer's kept cells [cells, K, H];
+            and what else the saver keeps with them (an engine: "tokens", int32 [cells]).
     """
 
     info: SnapshotInfo
@@ -168,7 +173,7 @@ def _write_cells(place: Path, arrays: Arrays) -> None:
 
     # Orbax stores no empty arrays; an empty session has nothing but its record.
     present = {name: array for name, array in arrays.items() if array.size}
-    with checkpoint.StandardCheckpointer() as checkpointer:
+    with _SAVING, checkpoint.StandardCheckpointer() as checkpointer:
         checkpointer.save(place, present)
 
 

@@ -26,12 +26,13 @@ def kept_cells(group: GroupLayout, length: int) -> tuple[int, int]:
 
 
 def read_layer(
-    steps: SessionSteps, state: SessionState, layer: int, length: int
+    steps: SessionSteps, state: SessionState, layer: int, length: int, readable: int
 ) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
-    """One layer's kept keys and values [cells, K, H] in stream order."""
+    """One layer's keys and values [cells, K, H] in stream order, up to `length`, as far back as who
+    sees only `readable` cells needs them."""
     layout = state.layout
     group = layout.layer_groups[layer]
-    first, end = kept_cells(layout.groups[group], length)
+    first, end = kept_cells(layout.groups[group], readable)[0], length
     table = np.asarray(state.tables[group])
 
     def collect(pool: jax.Array) -> NDArray[np.generic]:

@@ -1,7 +1,7 @@
 """A session's way to disk and back: which cells go, and whether they fit the model.
 
 Comes in: a state, or a path. Goes out: the other, or one clear error. A snapshot of another model,
-tokenizer or layout is refused. What needs the device (`capture_state`, `put_snapshot`) and what
+tokenizer or layout is refused. What needs the device (`capture_arrays`, `put_arrays`) and what
 needs the disk (`write_snapshot`, `read_snapshot`) are apart, so that nobody waits for a disk who
 must not. Does not know: files (`persist.files`), what the session is for.
 """
@@ -35,7 +35,7 @@ from jaxstate.persist.files import (
     read_arrays,
     write_snapshot,
 )
-from jaxstate.persist.host_cells import kept_cells, read_layer, write_layer
+from jaxstate.persist.host_cells import read_layer, write_layer
 from jaxstate.steps.compiled import SessionSteps
 from jaxstate.steps.functional import init_state, steps_of
 
@@ -77,17 +77,38 @@ def capture_state(
             kept.
         StaleState: `state` was taken over by `extend`.
     """
-    kept_notes = _check_notes(notes)
-    steps = steps_of(model, state)
-    length = int(state.length)
-    arrays = _arrays(steps, state, length)
+    steps, length = steps_of(model, state), int(state.length)
+    arrays = capture_arrays(steps, state, length)
+    return make_snapshot(model, arrays, length=length, cells=state.layout.cells, notes=notes)
+
+
+def make_snapshot(
+    model: Model,
+    arrays: Arrays,
+    *,
+    length: int,
+    cells: int,
+    notes: Mapping[str, Note] | None = None,
+) -> Snapshot:
+    """What `write_snapshot` writes, of arrays that are on the host; needs no device.
+
+    Args:
+        model: whose cells they are.
+        arrays: of `capture_arrays`, and whatever else is to be kept with them.
+        length: cells in use.
+        cells: capacity of the session.
+        notes: as for `save_state`.
+
+    Raises:
+        InvalidInput: `notes` holds something that cannot be kept.
+    """
     info = SnapshotInfo(
         length=length,
-        cells=state.layout.cells,
+        cells=cells,
         cells_name=CELLS_PREFIX + secrets.token_hex(4),
         fingerprints=_fingerprints(model),
         checksums={name: checksum(array) for name, array in arrays.items()},
-        notes=kept_notes,
+        notes=_check_notes(notes),
     )
     return Snapshot(info=info, arrays=arrays)
 
@@ -109,7 +130,8 @@ def restore_state(
     """
     capacity = inspect_snapshot(path).cells if cells is None else cells
     snapshot = read_snapshot(path, model, capacity)
-    return put_snapshot(snapshot, model, init_state(model, capacity))
+    state = init_state(model, capacity)
+    return put_arrays(steps_of(model, state), state, snapshot.info.length, snapshot.arrays)
 
 
 def read_snapshot(path: str | os.PathLike[str], model: Model, cells: int) -> Snapshot:
@@ -134,29 +156,30 @@ def read_snapshot(path: str | os.PathLike[str], model: Model, cells: int) -> Sna
     return Snapshot(info=info, arrays=read_arrays(path, info, cell_shape))
 
 
-def put_snapshot(snapshot: Snapshot, model: Model, empty: SessionState) -> SessionState:
-    """A session with the cells of a snapshot, in the capacity and slack of one that is empty.
+def capture_arrays(
+    steps: SessionSteps, state: SessionState, length: int, readable: int | None = None
+) -> Arrays:
+    """A session's cells that are still needed, and its ready vector, copied to the host.
 
     Args:
-        snapshot: read for that model and no less than that capacity.
-        model: the same.
-        empty: taken over (donated).
-
-    Raises:
-        StaleState, InvalidInput: `empty` was taken over, or belongs to another model.
+        steps, state: the session.
+        length: cells in use.
+        readable: who sees only so many of them still finds all that it needs; None for `length`.
+            The session must hold them (`PoolLayout.readable_until`).
     """
-    return _fill(steps_of(model, empty), empty, snapshot.info.length, snapshot.arrays)
-
-
-def _arrays(steps: SessionSteps, state: SessionState, length: int) -> Arrays:
     arrays: Arrays = {"ready": np.asarray(state.ready)}
     for layer in range(steps.config.num_layers):
-        keys, values = read_layer(steps, state, layer, length)
+        keys, values = read_layer(
+            steps, state, layer, length, length if readable is None else readable
+        )
         arrays[f"keys_{layer:03d}"], arrays[f"values_{layer:03d}"] = keys, values
     return arrays
 
 
-def _fill(steps: SessionSteps, state: SessionState, length: int, arrays: Arrays) -> SessionState:
+def put_arrays(
+    steps: SessionSteps, state: SessionState, length: int, arrays: Arrays
+) -> SessionState:
+    """A session with those cells where its tables say; takes `state` over."""
     layout = state.layout
     tables = [np.asarray(table) for table in state.tables]
 
@@ -164,14 +187,18 @@ def _fill(steps: SessionSteps, state: SessionState, length: int, arrays: Arrays)
         filled: list[jax.Array] = []
         for layer, pool in enumerate(pools):
             group = layout.layer_groups[layer]
-            first, _ = kept_cells(layout.groups[group], length)
             cells = arrays[f"{name}_{layer:03d}"]
-            filled.append(write_layer(steps, pool, tables[group], cells, first))
+            filled.append(write_layer(steps, pool, tables[group], cells, length - len(cells)))
         return tuple(filled)
 
     pool = KVPool(keys=layers("keys", state.pool.keys), values=layers("values", state.pool.values))
     length_array, ready = jax.device_put((np.int32(length), arrays["ready"]))
     return dataclasses.replace(state, pool=pool, length=length_array, ready=ready)
+
+
+def cells_fingerprint(model: Model) -> str:
+    """Of everything that decides what cells mean: cells of another model mean nothing."""
+    return " ".join(_fingerprints(model).values())
 
 
 def _fingerprints(model: Model) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ml_dtypes
@@ -385,3 +386,18 @@ def test_another_block_size_is_refused_or_exact(tmp_path: Path) -> None:
     except FingerprintMismatch:
         return
     assert kept(back) == kept(live)
+
+
+def test_sessions_of_one_process_are_saved_at_the_same_time(tmp_path: Path) -> None:
+    """Orbax counts its saves for the whole process: two at once used to wait for each other's
+    files, for minutes, and failed."""
+    model, states = model_of(), [read(n) for n in (5, 12, 21, 33)]
+    with ThreadPoolExecutor(4) as threads:
+        saving = [
+            threads.submit(jaxstate.save_state, tmp_path / str(number), model, state)
+            for number, state in enumerate(states)
+        ]
+        for one in saving:
+            one.result(timeout=60)
+    for number, state in enumerate(states):
+        check_equal(jaxstate.restore_state(tmp_path / str(number), model), state, model)
