@@ -1,15 +1,16 @@
-"""One accelerator, as the engine uses it: real sessions, real steps.
+"""One accelerator, as the engine uses it: one pool of cells, real steps.
 
 Comes in: what `Executor` says, in Python numbers and numpy arrays. Goes out: `Pending` results
 whose copies to the host are under way. Every upload is explicit, and after `warm_up` nothing
-compiles. What the engine should have refused (too many rows, cells that are no longer there) fails
-an assertion. Does not know: queues, versions, whose session it is.
+compiles. What the engine should have refused (rows that no declared shape holds, cells to be
+fetched that are overwritten) fails an assertion. Does not know: queues, versions, which sessions
+there are; so a row that looks at overwritten cells is not noticed here (the fake device notices).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -19,20 +20,29 @@ from jaxtyping import Array
 from numpy.typing import NDArray
 
 from jaxstate.cells.session import SessionState
+from jaxstate.cells.tables import BlockCopy, GroupBlock, Seen
 from jaxstate.engine.executor import (
     Candidate,
     Choices,
+    Chunk,
+    HostCells,
     Limits,
+    Lost,
     Pending,
     RowStep,
     RowTokens,
     Saved,
-    Tokens,
 )
 from jaxstate.engine.sizes import RowSizes
 from jaxstate.model.bundle import Model
-from jaxstate.persist.files import write_snapshot
-from jaxstate.persist.snapshot import capture_state, put_snapshot, read_snapshot
+from jaxstate.persist.files import Note, write_snapshot
+from jaxstate.persist.snapshot import (
+    capture_arrays,
+    cells_fingerprint,
+    make_snapshot,
+    put_arrays,
+    read_snapshot,
+)
 from jaxstate.steps.checks import padded_stop_ids
 from jaxstate.steps.compiled import compilations, compile_all
 from jaxstate.steps.engine_steps import EngineSteps, plan_engine
@@ -44,14 +54,6 @@ _NO_TOKENS = np.zeros(0, np.int32)
 # What a step costs beside its tokens. Gemma-3-270M on two cores: 55 ms for one token, 1.5 ms for
 # each more; Llama-3.1-8B on an H100: 7.7 ms for 16 tokens, 9.0 ms for 128.
 _OVERHEAD_TOKENS = {"cpu": 32, "accelerator": 512}
-
-
-@dataclass(frozen=True, slots=True)
-class _Session:
-    """A session, and its length once every launched step is done."""
-
-    state: SessionState
-    cells: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +74,39 @@ class DeviceExecutor:
     Args:
         model: whose steps.
         session_cells: capacity of every session.
+        cells: of the pool.
+        sessions: how many may lie in it at once.
+        poison: fills freed blocks with NaN, so that whoever reads them shows it (for tests).
 
     Raises:
-        InvalidInput: `session_cells` is not within 1 .. `model.config.max_context`, or the model
-            has too many end tokens.
+        InvalidInput: `session_cells` is not within 1 .. `model.config.max_context`, does not fit
+            into `cells`, or the model has too many end tokens.
     """
 
-    def __init__(self, model: Model, *, session_cells: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        session_cells: int,
+        cells: int,
+        sessions: int = 64,
+        poison: bool = False,
+    ) -> None:
         self._model = model
-        self._steps = plan_engine(model.config, model.dtype, model.steps, session_cells)
+        self._steps = plan_engine(
+            model.config,
+            model.dtype,
+            model.steps,
+            session_cells=session_cells,
+            cells=cells,
+            sessions=sessions,
+        )
         self._stop_ids = jax.device_put(padded_stop_ids(model.stop_ids))
-        self._pool = self._steps.rows()
-        self._sessions: dict[int, _Session] = {}
-        self._limits = _limits(model, self._steps)
+        self._pool = self._steps.pool()
+        self._rows = self._steps.rows()
+        self._poison = poison
+        self._limits = _limits(model, self._steps, sessions)
+        self.fingerprint = cells_fingerprint(model)
 
     @property
     def limits(self) -> Limits:
@@ -107,133 +129,126 @@ class DeviceExecutor:
         """The largest length of a session at which `seen_cells` of it can still be looked at."""
         return self._steps.layout.readable_until(seen_cells)
 
-    def session_bytes(self) -> int:
-        """Bytes of one session's cells."""
-        return self._steps.layout.bytes_per_session(self._model.dtype.itemsize)
+    def extend(self, chunks: Sequence[Chunk]) -> Pending[None]:
+        """Commits a chunk of each of several sessions."""
+        inputs = [_chunk(chunk) for chunk in chunks]
+        self._pool, lengths = self._steps.commit(self._model.params, self._pool, inputs)
+        return _fetch(lengths, _nothing)
 
-    def open(self, session: int) -> None:
-        """Makes an empty session."""
-        self._put_new(session, _Session(self._steps.open(), 0))
+    def start(self, rows: Sequence[RowTokens], chunks: Sequence[Chunk] = ()) -> Pending[Choices]:
+        """Begins rows: reads their first tokens and chooses the token after them; and commits
+        chunks in the same step. What is chosen after chunks is left out."""
+        inputs = [*map(_input, rows), *map(_chunk, chunks)]
+        return _choices(self._started(inputs)[0], len(rows))
 
-    def close(self, session: int) -> None:
-        """Forgets a session, also one that never came to be; steps under way finish."""
-        self._sessions.pop(session, None)
-
-    def states(self) -> dict[int, SessionState]:
-        """Every session's state; only to be looked at (a later `extend` takes it over)."""
-        return {name: session.state for name, session in self._sessions.items()}
-
-    def copy(self, session: int, into: int) -> None:
-        """Makes a session that is equal to another, and from then on its own."""
-        old = self._sessions[session]
-        self._put_new(into, _Session(self._steps.copy(old.state), old.cells))
-
-    def extend(self, session: int, tokens: Tokens) -> Pending[None]:
-        """Commits 1 to `limits.extend_tokens` tokens."""
-        old = self._sessions[session]
-        cells = old.cells + len(tokens)
-        assert cells <= self._limits.session_cells, f"{cells} of {self._limits.session_cells} cells"
-        state, length = self._steps.extend(self._model.params, old.state, tokens)
-        self._sessions[session] = _Session(state, cells)
-        return _fetch(length, _nothing)
-
-    def start(self, session: int, seen_cells: int, rows: Sequence[RowTokens]) -> Pending[Choices]:
-        """Begins rows: reads their first tokens and chooses the token after them."""
-        state = self._seen(session, seen_cells)
-        inputs = [_input(row) for row in rows]
-        self._pool, chosen, _ = self._steps.start(
-            self._model.params, state, self._pool, inputs, seen_cells, self._stop_ids
-        )
-        return _choices(chosen, len(rows))
-
-    def more(self, session: int, seen_cells: int, row: RowTokens) -> Pending[Choices]:
+    def more(self, row: RowTokens) -> Pending[Choices]:
         """Goes on reading one row's question."""
-        state = self._seen(session, seen_cells)
-        self._pool, chosen = self._steps.more(
-            self._model.params, state, self._pool, _input(row), seen_cells, self._stop_ids
+        self._rows, chosen = self._steps.more(
+            self._model.params, self._pool, self._rows, _input(row), self._stop_ids
         )
         return _choices(chosen, 1)
 
-    def decode(self, session: int, seen_cells: int, rows: Sequence[RowStep]) -> Pending[Choices]:
+    def decode(self, rows: Sequence[RowStep]) -> Pending[Choices]:
         """Reads back what each row chose last and chooses the next; done rows stay done."""
-        state = self._seen(session, seen_cells)
         inputs = [_input(row) for row in rows]
-        self._pool, chosen = self._steps.decode(
-            self._model.params, state, self._pool, inputs, seen_cells, self._stop_ids
+        self._rows, chosen = self._steps.decode(
+            self._model.params, self._pool, self._rows, inputs, self._stop_ids
         )
         return _choices(chosen, len(rows))
 
-    def score(
-        self, session: int, seen_cells: int, candidates: Sequence[Candidate]
-    ) -> Pending[NDArray[np.float32]]:
+    def score(self, candidates: Sequence[Candidate]) -> Pending[NDArray[np.float32]]:
         """Float32 [n]: each candidate's total log-probability after its question."""
-        state = self._seen(session, seen_cells)
         inputs = [_scored(candidate) for candidate in candidates]
-        totals = self._steps.score(self._model.params, state, self._pool, inputs, seen_cells)
+        totals = self._steps.score(self._model.params, self._pool, self._rows, inputs)
         return _fetch(totals, lambda array: array[: len(inputs)])
 
-    def logits(
-        self, session: int, seen_cells: int, rows: Sequence[RowTokens]
-    ) -> Pending[NDArray[np.float32]]:
+    def logits(self, rows: Sequence[RowTokens]) -> Pending[NDArray[np.float32]]:
         """Float32 [n, V]: log-probabilities of what would follow; rows need no blocks."""
-        state = self._seen(session, seen_cells)
-        inputs = [RowInput(blocks=(), tokens=row.tokens) for row in rows]
-        self._pool, _, logits = self._steps.start(
-            self._model.params, state, self._pool, inputs, seen_cells, self._stop_ids
-        )
-        return _fetch(logits, lambda array: _log_softmax(array[: len(inputs)]))
+        logits = self._started([_input(row) for row in rows])[1]
+        return _fetch(logits, lambda array: _log_softmax(array[: len(rows)]))
 
-    def capture(
-        self, session: int, notes: dict[str, str | int]
-    ) -> Callable[[str | os.PathLike[str]], None]:
-        """Copies a session to the host; what it returns writes it to a directory, on any thread."""
-        snapshot = capture_state(self._model, self._sessions[session].state, notes=notes)
-        return lambda path: write_snapshot(path, snapshot)
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        """Copies blocks, before whatever is launched next."""
+        self._pool = self._steps.copy(self._pool, copies)
+
+    def freed(self, blocks: Sequence[GroupBlock]) -> None:
+        """Nobody has these blocks; whoever reads them from now on is wrong."""
+        if self._poison:
+            self._pool = self._steps.poison(self._pool, blocks)
+
+    def view(self, seen: Seen) -> SessionState:
+        """One session as the functional core knows it; only until the next step that writes."""
+        return self._steps.view(self._pool, seen)
+
+    def fetch(self, seen: Seen, readable_cells: int) -> HostCells:
+        """A session's cells, copied to the host; who sees only `readable_cells` of them finds all
+        that it needs there."""
+        assert seen.cells <= self.readable_until(readable_cells), "those are overwritten"
+        state = self.view(seen)
+        arrays = capture_arrays(self._steps.session, state, seen.cells, readable_cells)
+        return HostCells(cells=seen.cells, arrays=arrays)
+
+    def place(self, seen: Seen, cells: HostCells) -> None:
+        """Writes cells to where a session's table says; as many as it sees."""
+        state = put_arrays(self._steps.session, self.view(seen), cells.cells, cells.arrays)
+        self._pool = self._steps.put(self._pool, seen, state)
+
+    def save(
+        self, path: str | os.PathLike[str], cells: HostCells, notes: Mapping[str, Note]
+    ) -> None:
+        """Writes cells to a directory; may be called on any thread."""
+        capacity = self._limits.session_cells
+        snapshot = make_snapshot(
+            self._model, cells.arrays, length=cells.cells, cells=capacity, notes=notes
+        )
+        write_snapshot(path, snapshot)
 
     def load(self, path: str | os.PathLike[str]) -> Saved:
-        """Reads a saved session; the one method that may be called on any thread."""
+        """Reads a saved session; may be called on any thread."""
         snapshot = read_snapshot(path, self._model, self._limits.session_cells)
+        cells = HostCells(cells=snapshot.info.length, arrays=snapshot.arrays)
+        return Saved(notes=snapshot.info.notes, cells=cells)
 
-        def place(session: int) -> int:
-            state = put_snapshot(snapshot, self._model, self._steps.open())
-            self._put_new(session, _Session(state, snapshot.info.length))
-            return snapshot.info.length
-
-        return Saved(notes=snapshot.info.notes, place=place)
-
-    def recover(self) -> bool:
-        """Makes sure, after a step failed, that rows can begin; whether those under way are lost.
+    def recover(self) -> Lost:
+        """Makes sure, after a step failed, that steps can go on; says what is lost.
 
         Raises:
-            RuntimeError: not even an empty pool can be made.
+            RuntimeError: not even empty pools can be made.
         """
-        try:
-            jax.block_until_ready(self._pool)
-        except Exception:  # taken over by the step that failed, or its result is an error
-            self._pool = jax.block_until_ready(self._steps.rows())
-            return True
-        return False
+        lost = Lost(rows=_is_lost(self._rows), cells=_is_lost(self._pool))
+        if lost.rows:
+            self._rows = jax.block_until_ready(self._steps.rows())
+        if lost.cells:
+            self._pool = jax.block_until_ready(self._steps.pool())
+        return lost
 
-    def _put_new(self, name: int, session: _Session) -> None:
-        assert name not in self._sessions, f"there is a session {name}"
-        self._sessions[name] = session
-
-    def _seen(self, session: int, seen_cells: int) -> SessionState:
-        """A session whose first `seen_cells` can still be looked at."""
-        found = self._sessions[session]
-        until = self.readable_until(seen_cells)
-        assert seen_cells <= found.cells <= until, (
-            f"{seen_cells} cells are to be seen; the session has {found.cells}, and {until} at most"
+    def _started(self, inputs: Sequence[RowInput]) -> tuple[Array, Array]:
+        self._pool, self._rows, chosen, logits = self._steps.start(
+            self._model.params, self._pool, self._rows, inputs, self._stop_ids
         )
-        return found.state
+        return chosen, logits
 
 
-def _limits(model: Model, steps: EngineSteps) -> Limits:
+def _is_lost(pool: object) -> bool:
+    """Whether a step that failed took it over, or its result is an error."""
+    try:
+        jax.block_until_ready(pool)
+    except Exception:
+        return True
+    return any(leaf.is_deleted() for leaf in jax.tree.leaves(pool))
+
+
+def _limits(model: Model, steps: EngineSteps, sessions: int) -> Limits:
     sizes, kind = model.steps, "cpu" if jax.default_backend() == "cpu" else "accelerator"
     return Limits(
-        session_cells=steps.layout.cells,
+        layout=steps.layout,
+        sessions=sessions,
+        itemsize=model.dtype.itemsize,
         max_context=model.config.max_context,
         extend_tokens=sizes.extend_tokens[-1],
+        chunk_rows=steps.chunk_rows,
+        step_sessions=sizes.question_rows[-1] if steps.shares_steps else 1,
+        session_rows=sizes.session_rows,
         question_tokens=steps.question_tokens[-1],
         choice_tokens=sizes.choice_tokens[-1],
         rows=sizes.question_rows[-1],
@@ -248,8 +263,13 @@ def _limits(model: Model, steps: EngineSteps) -> Limits:
     )
 
 
+def _chunk(chunk: Chunk) -> RowInput:
+    return RowInput(seen=chunk.start, blocks=(), tokens=chunk.tokens, commits=True)
+
+
 def _input(row: RowTokens | RowStep) -> RowInput:
     return RowInput(
+        seen=row.seen,
         blocks=row.blocks,
         tokens=row.tokens if isinstance(row, RowTokens) else _NO_TOKENS,
         used_cells=row.used_cells,
@@ -260,7 +280,12 @@ def _input(row: RowTokens | RowStep) -> RowInput:
 def _scored(candidate: Candidate) -> RowInput:
     """What is read of a choice: the question's last token, and its own."""
     tokens = np.concatenate([np.array([candidate.last_token], np.int32), candidate.tokens])
-    return RowInput(blocks=candidate.blocks, tokens=tokens, used_cells=candidate.used_cells)
+    return RowInput(
+        seen=candidate.seen,
+        blocks=candidate.blocks,
+        tokens=tokens,
+        used_cells=candidate.used_cells,
+    )
 
 
 def _fetch(array: Array, convert: Callable[[np.ndarray], T]) -> _Fetch[T]:

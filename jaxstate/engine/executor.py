@@ -1,25 +1,30 @@
 """What the engine asks of an accelerator, and nothing else: the seam between decisions and devices.
 
-Comes in: tokens and block numbers, as plain Python and numpy. Goes out: `Pending` results, so that
-a step can be launched before the last one's result is fetched. `DeviceExecutor` runs real steps,
-`jaxstate.testing.FakeExecutor` does arithmetic that can be checked by hand. Does not know: text,
-queues, versions, urgency.
+Comes in: tokens, tables and block numbers, as plain Python and numpy. Goes out: `Pending` results,
+so that a step can be launched before the last one's result is fetched. `DeviceExecutor` runs real
+steps, `jaxstate.testing.FakeExecutor` does arithmetic that can be checked by hand. Does not know:
+text, queues, versions, urgency, and which sessions there are: it has a pool of blocks, and whoever
+calls says where a session's cells lie (`Seen`).
 
 A *row* is one question under way. Its private cells lie in tail blocks that the engine hands out;
-the first of them also names the row on the device, so a block belongs to one row at a time.
+the first of them also names the row on the device, so a block belongs to one row at a time. Rows of
+several sessions may share a step.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxstate.cells.layout import PoolLayout
+from jaxstate.cells.tables import BlockCopy, GroupBlock, Seen
 from jaxstate.engine.sizes import RowSizes
+from jaxstate.persist.files import Arrays, Note
 from jaxstate.records import Sampling
 
 Tokens = NDArray[np.int32]
@@ -31,9 +36,15 @@ class Limits:
     """What one step can take.
 
     Attributes:
-        session_cells: capacity of every session.
+        layout: of every session, and of the pool that they share.
+        sessions: how many may lie in the pool at once.
+        itemsize: bytes of one number of a cell.
         max_context: positions that the model was made for.
-        extend_tokens: tokens of one `extend` at most.
+        extend_tokens: tokens of one chunk at most.
+        chunk_rows: (tokens, sizes), ascending in tokens up to `extend_tokens`: chunks of at most so
+            many tokens are read together in these numbers.
+        step_sessions: sessions that one step may serve; 1 if steps are not shared.
+        session_rows: rows of each session at most, in a step that serves several.
         question_tokens: tokens that one row reads in one step at most.
         choice_tokens: tokens of one choice at most.
         rows: rows of one step at most.
@@ -47,9 +58,14 @@ class Limits:
         steps_ahead: steps that may be launched before the last one's result is fetched.
     """
 
-    session_cells: int
+    layout: PoolLayout
+    sessions: int
+    itemsize: int
     max_context: int
     extend_tokens: int
+    chunk_rows: tuple[tuple[int, tuple[int, ...]], ...]
+    step_sessions: int
+    session_rows: int
     question_tokens: int
     choice_tokens: int
     rows: int
@@ -61,6 +77,11 @@ class Limits:
     idle_tokens: int
     steps_ahead: int
 
+    @property
+    def session_cells(self) -> int:
+        """Capacity of every session."""
+        return self.layout.cells
+
     def idle_start(self, tokens: int) -> tuple[int, int]:
         """To how many tokens a question is padded, and how many may begin in one idle step."""
         size, rows = next(one for one in self.start_rows if tokens <= one[0])
@@ -71,49 +92,68 @@ class Limits:
         return max(1, self.idle_tokens // tokens)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Chunk:
+    """Tokens that become cells of a session.
+
+    Attributes:
+        start: what the session has; its table has blocks for the new cells as well.
+        tokens: int32 [n], 1 to `Limits.extend_tokens`.
+    """
+
+    start: Seen
+    tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RowTokens:
     """Tokens that one row reads.
 
     Attributes:
+        seen: the cells that it looks at.
         blocks: the row's tail blocks, enough for the cells in use and these.
         used_cells: of its tail so far.
         tokens: int32 [n], n >= 1.
         sampling: how the token after them is chosen.
     """
 
+    seen: Seen
     blocks: tuple[int, ...]
     used_cells: int
     tokens: Tokens
     sampling: Sampling
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RowStep:
     """One row that reads back the token it chose last.
 
     Attributes:
+        seen: the cells that it looks at.
         blocks: the row's tail blocks.
         used_cells: of its tail so far; the token becomes one more.
         sampling: how the next token is chosen.
     """
 
+    seen: Seen
     blocks: tuple[int, ...]
     used_cells: int
     sampling: Sampling
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Candidate:
     """One given answer to be scored after a row's question.
 
     Attributes:
+        seen: the cells that it looks at.
         blocks: the row's tail blocks; several candidates may share them.
         used_cells: of the tail: the question without its last token.
         last_token: the question's last token.
         tokens: int32 [n], n >= 1: the candidate.
     """
 
+    seen: Seen
     blocks: tuple[int, ...]
     used_cells: int
     last_token: int
@@ -138,16 +178,42 @@ class Choices:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HostCells:
+    """A session's cells on the host, all that it still needs.
+
+    Attributes:
+        cells: how many it has.
+        arrays: of every layer, as a snapshot holds them.
+    """
+
+    cells: int
+    arrays: Arrays
+
+    @property
+    def bytes(self) -> int:
+        """Of all arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Saved:
     """A saved session that was read and checked, and is on the host.
 
     Attributes:
         notes: that were kept with it.
-        place: makes a session of that name from it, and returns its cells in use.
+        cells: its cells.
     """
 
     notes: Mapping[str, object]
-    place: Callable[[int], int]
+    cells: HostCells
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """What a step that failed took with it: the rows under way, the cells of all sessions."""
+
+    rows: bool
+    cells: bool
 
 
 class Pending(Protocol[T_co]):
@@ -159,11 +225,10 @@ class Pending(Protocol[T_co]):
 
 
 class Executor(Protocol):
-    """One accelerator with its sessions. One thread calls it.
+    """One accelerator with a pool of blocks. One thread calls it; steps are done in order.
 
-    Sessions are named by integers that the engine never reuses. `seen_cells` is how much of a
-    session a row may look at; it may be less than the session holds (`readable_until` says for how
-    long).
+    A row may look at fewer cells than its session has by now; `readable_until` says how far the
+    session may have grown.
     """
 
     @property
@@ -171,68 +236,71 @@ class Executor(Protocol):
         """What one step can take."""
         ...
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the model, its tokenizer and the layout of cells: cells of another mean nothing."""
+        ...
+
     def readable_until(self, seen_cells: int) -> int:
         """The largest length of a session at which `seen_cells` of it can still be looked at."""
         ...
 
-    def session_bytes(self) -> int:
-        """Bytes of one session's cells."""
+    def extend(self, chunks: Sequence[Chunk]) -> Pending[None]:
+        """Commits a chunk of each of several sessions."""
         ...
 
-    def open(self, session: int) -> None:
-        """Makes an empty session."""
+    def start(self, rows: Sequence[RowTokens], chunks: Sequence[Chunk] = ()) -> Pending[Choices]:
+        """Begins rows: reads their first tokens and chooses the token after them; and commits
+        chunks in the same step. What is chosen after chunks is left out."""
         ...
 
-    def close(self, session: int) -> None:
-        """Forgets a session, also one that never came to be; steps under way finish."""
-        ...
-
-    def copy(self, session: int, into: int) -> None:
-        """Makes a session that is equal to another, and from then on its own."""
-        ...
-
-    def extend(self, session: int, tokens: Tokens) -> Pending[None]:
-        """Commits 1 to `limits.extend_tokens` tokens."""
-        ...
-
-    def start(self, session: int, seen_cells: int, rows: Sequence[RowTokens]) -> Pending[Choices]:
-        """Begins rows: reads their first tokens and chooses the token after them."""
-        ...
-
-    def more(self, session: int, seen_cells: int, row: RowTokens) -> Pending[Choices]:
+    def more(self, row: RowTokens) -> Pending[Choices]:
         """Goes on reading one row's question."""
         ...
 
-    def decode(self, session: int, seen_cells: int, rows: Sequence[RowStep]) -> Pending[Choices]:
+    def decode(self, rows: Sequence[RowStep]) -> Pending[Choices]:
         """Reads back what each row chose last and chooses the next; done rows stay done."""
         ...
 
-    def score(
-        self, session: int, seen_cells: int, candidates: Sequence[Candidate]
-    ) -> Pending[NDArray[np.float32]]:
+    def score(self, candidates: Sequence[Candidate]) -> Pending[NDArray[np.float32]]:
         """Float32 [n]: each candidate's total log-probability after its question."""
         ...
 
-    def logits(
-        self, session: int, seen_cells: int, rows: Sequence[RowTokens]
-    ) -> Pending[NDArray[np.float32]]:
+    def logits(self, rows: Sequence[RowTokens]) -> Pending[NDArray[np.float32]]:
         """Float32 [n, V]: log-probabilities of what would follow; rows need no blocks."""
         ...
 
-    def capture(
-        self, session: int, notes: dict[str, str | int]
-    ) -> Callable[[str | os.PathLike[str]], None]:
-        """Copies a session to the host; what it returns writes it to a directory, on any thread."""
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        """Copies blocks, before whatever is launched next."""
+        ...
+
+    def freed(self, blocks: Sequence[GroupBlock]) -> None:
+        """Nobody has these blocks; whoever reads them from now on is wrong."""
+        ...
+
+    def fetch(self, seen: Seen, readable_cells: int) -> HostCells:
+        """A session's cells, copied to the host; who sees only `readable_cells` of them finds all
+        that it needs there."""
+        ...
+
+    def place(self, seen: Seen, cells: HostCells) -> None:
+        """Writes cells to where a session's table says; as many as it sees."""
+        ...
+
+    def save(
+        self, path: str | os.PathLike[str], cells: HostCells, notes: Mapping[str, Note]
+    ) -> None:
+        """Writes cells to a directory; may be called on any thread."""
         ...
 
     def load(self, path: str | os.PathLike[str]) -> Saved:
-        """Reads a saved session; the one method that may be called on any thread."""
+        """Reads a saved session; may be called on any thread."""
         ...
 
-    def recover(self) -> bool:
-        """Makes sure, after a step failed, that rows can begin; whether those under way are lost.
+    def recover(self) -> Lost:
+        """Makes sure, after a step failed, that steps can go on; says what is lost.
 
-        A step takes the pool of all rows over, so one that fails may take them with it.
+        A step takes the pools that it writes over, so one that fails may take them with it.
         """
         ...
 

@@ -1,70 +1,113 @@
-"""A device that is watched: which step wrote whose cells.
+"""A device that is watched: which step wrote which cells.
 
 Comes in: what `Executor` says. Goes out: the same as `DeviceExecutor` gives, and an error when a
-step wrote cells that are not its own. Does not know: what it is used for.
+step wrote cells that it was not told to write. Does not know: what it is used for.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+from collections.abc import Sequence
 
-import jax
 import numpy as np
+from numpy.typing import NDArray
 
-from jaxstate.cells.session import SessionState
+from jaxstate.cells.tables import BlockCopy, GroupBlock, Seen
 from jaxstate.engine.device import DeviceExecutor
-from jaxstate.engine.executor import Pending, Tokens
+from jaxstate.engine.executor import Choices, Chunk, HostCells, Pending, RowTokens
 from jaxstate.model.bundle import Model
 
 
 class WatchedExecutor(DeviceExecutor):
-    """Knows which sessions a step may write, and sees whether it wrote others.
+    """Knows which cells steps may write, and sees whether they wrote others.
+
+    Freed blocks are filled with NaN.
 
     Args:
         model: whose steps.
         session_cells: capacity of every session.
+        cells: of the pool.
+        sessions: how many may lie in it at once.
         steps_ahead: steps launched before the last one's result is fetched, as on an accelerator;
             None for what is usual on this device.
     """
 
-    def __init__(self, model: Model, *, session_cells: int, steps_ahead: int | None = None) -> None:
-        super().__init__(model, session_cells=session_cells)
+    def __init__(
+        self,
+        model: Model,
+        *,
+        session_cells: int,
+        cells: int,
+        sessions: int = 64,
+        steps_ahead: int | None = None,
+    ) -> None:
+        super().__init__(
+            model, session_cells=session_cells, cells=cells, sessions=sessions, poison=True
+        )
         if steps_ahead is not None:
             self._limits = dataclasses.replace(self._limits, steps_ahead=steps_ahead)
-        self._written: set[int] = set()
-        self._digests: dict[int, bytes] = {}
+        layout = self._limits.layout
+        self._written = [
+            np.zeros((count, layout.block_cells), bool) for count in layout.group_blocks
+        ]
+        self._before = self._bits()
 
-    def extend(self, session: int, tokens: Tokens) -> Pending[None]:
-        """Commits tokens; the only step that may change cells."""
-        self._written.add(session)
-        return super().extend(session, tokens)
+    def extend(self, chunks: Sequence[Chunk]) -> Pending[None]:
+        """Commits chunks: their cells may change."""
+        self._note_chunks(chunks)
+        return super().extend(chunks)
+
+    def start(self, rows: Sequence[RowTokens], chunks: Sequence[Chunk] = ()) -> Pending[Choices]:
+        """Begins rows and commits chunks: the chunks' cells may change."""
+        self._note_chunks(chunks)
+        return super().start(rows, chunks)
+
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        """Copies blocks: the targets may change."""
+        self._note_blocks([GroupBlock(one.group, one.target) for one in copies])
+        super().copy(copies)
+
+    def freed(self, blocks: Sequence[GroupBlock]) -> None:
+        """Poisons blocks."""
+        self._note_blocks(blocks)
+        super().freed(blocks)
+
+    def place(self, seen: Seen, cells: HostCells) -> None:
+        """Brings cells back to where the table says."""
+        for group, table in enumerate(seen.tables):
+            self._note_blocks([GroupBlock(group, block) for block in table.tolist() if block >= 0])
+        super().place(seen, cells)
 
     def check_cells(self) -> None:
-        """Compares every session's bits with those at the last call.
+        """Compares all cells' bits with those at the last call.
 
         Raises:
-            AssertionError: a session changed that no `extend` wrote.
+            AssertionError: a cell changed that no step was to write.
         """
-        digests = {name: _digest(state) for name, state in self.states().items()}
-        for name, digest in digests.items():
-            unchanged = self._digests.get(name, digest) == digest
-            assert unchanged or name in self._written, f"a step changed the cells of session {name}"
-        self._digests, self._written = digests, set()
+        after, groups = self._bits(), self._limits.layout.layer_groups
+        for index, (old, new) in enumerate(zip(self._before, after, strict=True)):
+            group = groups[index // 2]
+            changed = (old != new).any(axis=(2, 3))
+            wrong = np.argwhere(changed & ~self._written[group])
+            assert len(wrong) == 0, f"a step changed cells (block, offset) {wrong[:4].tolist()}"
+        self._before = after
+        for written in self._written:
+            written[:] = False
 
-    def open(self, session: int) -> None:
-        """Makes an empty session; another engine may have had one of that name."""
-        self._digests.pop(session, None)
-        super().open(session)
+    def _note_chunks(self, chunks: Sequence[Chunk]) -> None:
+        size = self._limits.layout.block_cells
+        for chunk in chunks:
+            positions = chunk.start.cells + np.arange(len(chunk.tokens))
+            for group, table in enumerate(chunk.start.tables):
+                blocks = table[positions // size % len(table)]
+                self._written[group][blocks, positions % size] = True
 
-    def copy(self, session: int, into: int) -> None:
-        """Makes a copy of a session."""
-        self._digests.pop(into, None)
-        super().copy(session, into)
+    def _note_blocks(self, blocks: Sequence[GroupBlock]) -> None:
+        for one in blocks:
+            self._written[one.group][one.block] = True
 
-
-def _digest(state: SessionState) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for leaf in jax.tree.leaves(state):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.digest()
+    def _bits(self) -> list[NDArray[np.uint32]]:
+        """Keys and values of every layer, as bits: NaN equals NaN."""
+        pool = self._pool.cells
+        pairs = zip(pool.keys, pool.values, strict=True)
+        return [np.array(one).view(np.uint32) for pair in pairs for one in pair]

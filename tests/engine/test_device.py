@@ -1,8 +1,12 @@
-"""The executor on a real device, through the protocol alone."""
+"""The executor on a real device, through the protocol alone: one session, and what is not steps.
+
+Steps that serve several sessions: `test_grouped`.
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -12,7 +16,7 @@ from numpy.typing import NDArray
 
 import jaxstate
 from jaxstate.engine.device import DeviceExecutor
-from jaxstate.engine.executor import Candidate, Executor, RowStep, RowTokens
+from jaxstate.engine.executor import Candidate, HostCells, Lost, Pending, RowStep, RowTokens
 from jaxstate.errors import CapacityExceeded, FingerprintMismatch, InvalidInput
 from jaxstate.model.bundle import Model
 from jaxstate.records import QueryResult, Sampling
@@ -20,10 +24,12 @@ from jaxstate.steps import engine_steps
 from jaxstate.steps.functional import session_steps
 from jaxstate.steps.spec import StepSpec
 from jaxstate.testing import TINY_CONFIG, TINY_STEPS
+from tests.engine.device_sessions import DeviceSessions
 from tests.reference import log_softmax, random_model
 from tests.test_compile_once import counting_compilations
 
 CELLS = 61  # as in the tests of rows: the same steps
+POOL_CELLS = 512
 STREAM = np.random.default_rng(50).integers(0, 256, CELLS).astype(np.int32)
 ASKED = [np.array(tokens, np.int32) for tokens in ([1, 2, 3], [9], [200, 4, 5, 6])]
 
@@ -33,36 +39,58 @@ def model() -> Model:
     return random_model(TINY_CONFIG, TINY_STEPS, seed=50)
 
 
-def executor() -> Executor:
-    return DeviceExecutor(model(), session_cells=CELLS)
+def executor(
+    own: Model | None = None, session_cells: int = CELLS, *, poison: bool = True
+) -> DeviceExecutor:
+    return DeviceExecutor(
+        own or model(),
+        session_cells=session_cells,
+        cells=POOL_CELLS,
+        sessions=8,
+        poison=poison,
+    )
 
 
-def push(device: Executor, session: int, tokens: NDArray[np.int32]) -> None:
-    size = device.limits.extend_tokens
+def push(device: DeviceSessions, name: int, tokens: NDArray[np.int32]) -> None:
+    """All chunks are launched before the first is waited for."""
+    size = device.executor.limits.extend_tokens
     waiting = [
-        device.extend(session, tokens[start : start + size])
+        device.executor.extend([device.chunk(name, tokens[start : start + size].tolist())])
         for start in range(0, len(tokens), size)
     ]
     for pending in waiting:
         assert pending.get() is None
 
 
-def filled(length: int, session: int = 0) -> Executor:
-    device = executor()
-    device.open(session)
-    push(device, session, STREAM[:length])
+def filled(length: int, name: int = 0) -> DeviceSessions:
+    device = DeviceSessions(executor())
+    device.open(name)
+    push(device, name, STREAM[:length])
     return device
 
 
-def reading(index: int, tokens: NDArray[np.int32], used: int = 0, seed: int = 0) -> RowTokens:
+def reading(
+    device: DeviceSessions,
+    index: int,
+    tokens: NDArray[np.int32],
+    used: int = 0,
+    *,
+    name: int = 0,
+    seen: int | None = None,
+    seed: int = 0,
+) -> RowTokens:
     """The row in blocks 8 * index and following."""
-    sampling = Sampling(temperature=0.8 if seed else 0.0, seed=seed)
-    blocks = tuple(range(8 * index, 8 * index + 8))
-    return RowTokens(blocks=blocks, used_cells=used, tokens=tokens, sampling=sampling)
+    return RowTokens(
+        seen=device.seen(name, seen),
+        blocks=tuple(range(8 * index, 8 * index + 8)),
+        used_cells=used,
+        tokens=tokens,
+        sampling=Sampling(temperature=0.8 if seed else 0.0, seed=seed),
+    )
 
 
 def stepping(row: RowTokens, used: int) -> RowStep:
-    return RowStep(blocks=row.blocks, used_cells=used, sampling=row.sampling)
+    return RowStep(seen=row.seen, blocks=row.blocks, used_cells=used, sampling=row.sampling)
 
 
 def session(tokens: NDArray[np.int32]) -> jaxstate.SessionState:
@@ -75,13 +103,13 @@ def alone(length: int, tokens: NDArray[np.int32], max_tokens: int = 5) -> QueryR
     return jaxstate.query(model(), session(STREAM[:length]), tokens, max_tokens=max_tokens)
 
 
-def answers(device: Executor, session: int, seen: int, count: int = 5) -> list[list[int]]:
+def answers(device: DeviceSessions, name: int, seen: int, count: int = 5) -> list[list[int]]:
     """What each of `ASKED` gets, all in one batch; after a stop token, -1."""
-    rows = [reading(index, tokens) for index, tokens in enumerate(ASKED)]
-    chosen = [device.start(session, seen, rows).get()]
+    rows = [reading(device, n, tokens, name=name, seen=seen) for n, tokens in enumerate(ASKED)]
+    chosen = [device.executor.start(rows).get()]
     for more in range(count - 1):
         steps = [stepping(row, len(row.tokens) + more) for row in rows]
-        chosen.append(device.decode(session, seen, steps).get())
+        chosen.append(device.executor.decode(steps).get())
     return [[-1 if c.done[i] else int(c.tokens[i]) for c in chosen] for i in range(len(ASKED))]
 
 
@@ -93,16 +121,21 @@ def expected(length: int, count: int = 5) -> list[list[int]]:
 def test_limits_are_those_of_the_step_config() -> None:
     limits = executor().limits
     assert (limits.session_cells, limits.max_context) == (CELLS, TINY_CONFIG.max_context)
+    assert (limits.sessions, limits.itemsize) == (8, 4)
     assert (limits.extend_tokens, limits.question_tokens, limits.choice_tokens) == (16, 16, 8)
-    assert (limits.rows, limits.start_rows) == (4, ((4, 4), (16, 1)))
+    assert limits.chunk_rows == ((4, (1, 4)), (16, (1, 4)))
+    assert (limits.step_sessions, limits.session_rows) == (4, 2)
+    assert (limits.rows, limits.start_rows) == (4, ((4, 4), (16, 4)))
     assert (limits.tail_cells, limits.tail_blocks, limits.tail_block_cells) == (32, 32, 4)
 
 
-def test_the_bytes_of_a_session_are_those_of_its_pool() -> None:
-    device = DeviceExecutor(model(), session_cells=CELLS)
-    device.open(0)
-    state = device._sessions[0].state
-    assert device.session_bytes() == sum(leaf.nbytes for leaf in jax.tree.leaves(state.pool))
+def test_the_bytes_of_a_pool_are_those_of_its_arrays() -> None:
+    """512 cells of the layer that sees everything; 8 rings of 7 blocks of the other one."""
+    device = executor()
+    layout, itemsize = device.limits.layout, device.limits.itemsize
+    assert layout.group_blocks == (8 * 7, POOL_CELLS // 4)
+    leaves = jax.tree.leaves(device._pool.cells)
+    assert layout.pool_bytes(itemsize) == sum(leaf.nbytes for leaf in leaves)
 
 
 @pytest.mark.parametrize("length", [0, 1, 16, 30])
@@ -114,12 +147,13 @@ def test_a_batch_is_answered_as_questions_alone(length: int) -> None:
 def test_results_may_be_fetched_late_and_in_any_order() -> None:
     """Steps are launched on each other's results; also past an extend that takes the cells over."""
     device = filled(20)
-    row = reading(0, ASKED[0])
-    pending = [device.start(0, 20, [row])]
+    row = reading(device, 0, ASKED[0])
+    pending, written = [device.executor.start([row])], list[Pending[None]]()
     for used in range(3, 7):
-        pending.append(device.decode(0, 20, [stepping(row, used)]))
-        written = device.extend(0, STREAM[20 + used : 21 + used])
-    written.get()
+        pending.append(device.executor.decode([stepping(row, used)]))
+        chunk = device.chunk(0, STREAM[20 + used : 21 + used].tolist())
+        written.append(device.executor.extend([chunk]))
+    written[-1].get()
     found = [int(one.get().tokens[0]) for one in reversed(pending)][::-1]
     assert [*found, *[-1] * (5 - len(found))] == expected(20)[0]
     assert pending[0].get().tokens.tolist() == found[:1]
@@ -128,8 +162,8 @@ def test_results_may_be_fetched_late_and_in_any_order() -> None:
 def test_long_questions_go_on() -> None:
     device = filled(20)
     tokens = np.arange(30, dtype=np.int32)
-    device.start(0, 20, [reading(1, tokens[:16])])
-    chosen = device.more(0, 20, reading(1, tokens[16:], used=16)).get()
+    device.executor.start([reading(device, 1, tokens[:16])])
+    chosen = device.executor.more(reading(device, 1, tokens[16:], used=16)).get()
     result = alone(20, tokens, 1)
     assert chosen.tokens.tolist() == result.tokens.tolist()
     np.testing.assert_allclose(chosen.logprobs, result.logprobs, atol=1e-5)
@@ -139,8 +173,8 @@ def test_long_questions_go_on() -> None:
 
 def test_sampled_rows_are_those_of_query() -> None:
     device = filled(20)
-    rows = [reading(index, tokens, seed=index + 1) for index, tokens in enumerate(ASKED)]
-    chosen = device.start(0, 20, rows).get()
+    rows = [reading(device, n, tokens, seed=n + 1) for n, tokens in enumerate(ASKED)]
+    chosen = device.executor.start(rows).get()
     state = session(STREAM[:20])
     for index, row in enumerate(rows):
         result = jaxstate.query(model(), state, row.tokens, 1, sampling=row.sampling)
@@ -149,29 +183,32 @@ def test_sampled_rows_are_those_of_query() -> None:
 
 def test_logits_need_no_blocks_and_disturb_no_row() -> None:
     device = filled(20)
-    row = reading(0, ASKED[0])
-    device.start(0, 20, [row])
-    bare = [RowTokens(blocks=(), used_cells=0, tokens=t, sampling=Sampling()) for t in ASKED]
-    found = device.logits(0, 20, bare).get()
+    row = reading(device, 0, ASKED[0])
+    device.executor.start([row])
+    bare = [
+        RowTokens(seen=device.seen(0), blocks=(), used_cells=0, tokens=t, sampling=Sampling())
+        for t in ASKED
+    ]
+    found = device.executor.logits(bare).get()
     assert (found.shape, found.dtype) == ((3, TINY_CONFIG.vocab_size), np.float32)
     for tokens, logprobs in zip(ASKED, found, strict=True):
         logits = log_softmax(alone(20, tokens, 1).logits.astype(np.float64))
         np.testing.assert_allclose(logprobs, logits, atol=1e-5)
-    second = device.decode(0, 20, [stepping(row, 3)]).get()
+    second = device.executor.decode([stepping(row, 3)]).get()
     assert second.tokens[0] == expected(20)[0][1] or second.done[0]
 
 
 def test_candidates_are_scored_after_their_question() -> None:
     device = filled(20)
     asked = np.array([1, 2, 3, 4, 5, 6], np.int32)
-    row = reading(2, asked[:-1])
-    device.start(0, 20, [row])
+    row = reading(device, 2, asked[:-1])
+    device.executor.start([row])
     choices = [np.array(tokens, np.int32) for tokens in ([7], [7, 8], [200])]
     candidates = [
-        Candidate(blocks=row.blocks, used_cells=5, last_token=6, tokens=tokens)
+        Candidate(seen=row.seen, blocks=row.blocks, used_cells=5, last_token=6, tokens=tokens)
         for tokens in choices
     ]
-    totals = device.score(0, 20, candidates).get()
+    totals = device.executor.score(candidates).get()
     assert (totals.shape, totals.dtype) == ((3,), np.float32)
     first = log_softmax(alone(20, asked, 1).logits.astype(np.float64))
     second = log_softmax(alone(20, np.append(asked, 7), 1).logits.astype(np.float64))
@@ -180,11 +217,11 @@ def test_candidates_are_scored_after_their_question() -> None:
 
 def test_a_copy_is_its_own() -> None:
     device = filled(20)
-    device.copy(0, into=1)
+    device.fork(0, into=1)
     push(device, 0, STREAM[20:25])
     push(device, 1, STREAM[40:44])
     assert answers(device, 0, 25) == expected(25)
-    device.copy(1, into=2)
+    device.fork(1, into=2)
     device.close(1)
     state = session(np.concatenate([STREAM[:20], STREAM[40:44]]))
     result = jaxstate.query(model(), state, ASKED[0], max_tokens=1)
@@ -193,29 +230,38 @@ def test_a_copy_is_its_own() -> None:
 
 def test_an_old_version_can_be_asked_until_its_cells_go() -> None:
     device = filled(24)
-    until = device.readable_until(24)
-    assert until >= 24 + device.limits.extend_tokens
+    until = device.executor.readable_until(24)
+    assert 24 + device.executor.limits.extend_tokens <= until < CELLS
     push(device, 0, STREAM[24:until])
     assert answers(device, 0, 24) == expected(24)
+    fetched = device.executor.fetch(device.seen(0), readable_cells=24)
     push(device, 0, STREAM[until : until + 1])
-    with pytest.raises(AssertionError, match="24 cells are to be seen"):
-        answers(device, 0, 24)
-    with pytest.raises(AssertionError, match="are to be seen"):
-        answers(device, 0, CELLS)
+    with pytest.raises(AssertionError, match="overwritten"):
+        device.executor.fetch(device.seen(0), readable_cells=24)
+    # Even elsewhere, what was copied is enough for the old version and for the newest.
+    device.open(1)
+    device.tables.grow(device.of[1], until)
+    device.executor.place(device.seen(1), fetched)
+    assert answers(device, 1, 24) == expected(24)
+    assert answers(device, 1, until) == expected(until)
 
 
 @pytest.mark.parametrize("length", [0, 1, 24, CELLS - 4])
 def test_saving_and_restoring(tmp_path: Path, length: int) -> None:
     """Into another executor, and into sessions without slack; pinned rows work after it."""
     device = filled(length)
-    write = device.capture(0, {"entries": 3})
-    device.close(0)  # what was captured does not need it any more
-    write(tmp_path / "s")
+    cells = device.executor.fetch(device.seen(0), length)
+    assert cells.cells == length
+    device.close(0)  # what was fetched does not need it any more
+    # As a session of the engine is saved: with what its cells were made of.
+    also = HostCells(cells=length, arrays={**cells.arrays, "tokens": STREAM[:length]})
+    device.executor.save(tmp_path / "s", also if length else cells, {"entries": 3})
     assert jaxstate.inspect_snapshot(tmp_path / "s").notes == {"entries": 3}
-    other = executor()
-    saved = other.load(tmp_path / "s")
-    assert saved.notes == {"entries": 3}
-    assert saved.place(7) == length
+    other = DeviceSessions(executor())
+    saved = other.executor.load(tmp_path / "s")
+    assert saved.notes == {"entries": 3} and saved.cells.cells == length
+    assert not length or saved.cells.arrays["tokens"].tolist() == STREAM[:length].tolist()
+    placed(other, 7, saved.cells)
     assert answers(other, 7, length, 3) == expected(length, 3)
     push(other, 7, STREAM[length : length + 4])
     assert answers(other, 7, length, 3) == expected(length, 3)
@@ -224,82 +270,158 @@ def test_saving_and_restoring(tmp_path: Path, length: int) -> None:
     assert int(state.length) == length
     assert state.layout.slack_cells == 0
     jaxstate.save_state(tmp_path / "t", model(), state)
-    assert other.load(tmp_path / "t").place(8) == length
+    saved = other.executor.load(tmp_path / "t")
+    assert saved.cells.cells == length
+    placed(other, 8, saved.cells)
     assert answers(other, 8, length, 2) == expected(length, 2)
 
 
-def test_what_cannot_be_restored_makes_no_session(tmp_path: Path) -> None:
-    filled(20).capture(0, {})(tmp_path / "s")
-    small = DeviceExecutor(model(), session_cells=19)
+def placed(device: DeviceSessions, name: int, cells: HostCells) -> None:
+    """A session anew, from cells on the host."""
+    device.open(name)
+    device.tables.grow(device.of[name], cells.cells)
+    device.executor.place(device.seen(name), cells)
+
+
+def test_what_cannot_be_restored_is_refused(tmp_path: Path) -> None:
+    device = filled(20)
+    device.executor.save(tmp_path / "s", device.executor.fetch(device.seen(0), 20), {})
     with pytest.raises(CapacityExceeded):
-        small.load(tmp_path / "s")
-    foreign = DeviceExecutor(random_model(TINY_CONFIG, TINY_STEPS, seed=51), session_cells=CELLS)
+        executor(session_cells=19).load(tmp_path / "s")
     with pytest.raises(FingerprintMismatch):
-        foreign.load(tmp_path / "s")
-    for device in (small, foreign):
-        device.open(0)
+        executor(random_model(TINY_CONFIG, TINY_STEPS, seed=51)).load(tmp_path / "s")
+    assert executor().load(tmp_path / "s").cells.cells == 20
 
 
 def test_a_step_that_fails_after_it_took_the_rows_over() -> None:
     """The pool of all rows is donated to the step; without a new one nobody could ask again."""
-    device = DeviceExecutor(model(), session_cells=CELLS)
-    device.open(0)
-    push(device, 0, STREAM[:9])
-    assert not device.recover(), "nothing is lost yet"
-    expected = device.start(0, 9, [reading(0, STREAM[:3])]).get()
-    jax.tree.map(lambda leaf: leaf.delete(), device._pool)
+    device = filled(9)
+    assert device.executor.recover() == Lost(rows=False, cells=False), "nothing is lost yet"
+    rows = [reading(device, 0, STREAM[:3])]
+    expected = device.executor.start(rows).get()
+    jax.tree.map(lambda leaf: leaf.delete(), device.executor._rows)
     with pytest.raises(RuntimeError, match="deleted"):
-        device.start(0, 9, [reading(0, STREAM[:3])])
-    assert device.recover()
-    again = device.start(0, 9, [reading(0, STREAM[:3])]).get()
+        device.executor.start(rows)
+    assert device.executor.recover() == Lost(rows=True, cells=False)
+    again = device.executor.start(rows).get()
     np.testing.assert_array_equal(again.tokens, expected.tokens)
-    assert not device.recover()
+    assert device.executor.recover() == Lost(rows=False, cells=False)
+
+
+def test_a_step_that_fails_after_it_took_the_cells_over() -> None:
+    """Those of all sessions: they are read again, into a new pool."""
+    device = filled(9)
+    jax.tree.map(lambda leaf: leaf.delete(), device.executor._pool)
+    with pytest.raises(RuntimeError, match="deleted"):
+        push(device, 0, STREAM[9:12])
+    assert device.executor.recover() == Lost(rows=False, cells=True)
+    device.close(0)
+    device.open(0)
+    push(device, 0, STREAM[:12])
+    assert answers(device, 0, 12) == expected(12)
+    assert device.executor.recover() == Lost(rows=False, cells=False)
 
 
 def test_impossible_capacities_are_refused() -> None:
     with pytest.raises(InvalidInput, match="cells="):
-        DeviceExecutor(model(), session_cells=TINY_CONFIG.max_context + 1)
+        executor(session_cells=TINY_CONFIG.max_context + 1)
+    with pytest.raises(InvalidInput, match="a pool of 15 blocks of 4 cells"):
+        DeviceExecutor(model(), session_cells=CELLS, cells=60, sessions=8)
+    with pytest.raises(InvalidInput, match="sessions=0"):
+        DeviceExecutor(model(), session_cells=CELLS, cells=POOL_CELLS, sessions=0)
 
 
-def life(device: Executor, path: Path) -> None:
+def life(device: DeviceSessions, path: Path) -> None:
     """Everything that the protocol offers, in every shape that the limits allow."""
-    limits = device.limits
-    device.open(0)
+    read_in_every_shape(device)
+    ask_in_every_shape(device)
+    score_in_every_shape(device)
+    cells = device.executor.fetch(device.seen(0), device.of[0].cells)
+    device.executor.save(path, cells, {"entries": 1})
+    placed(device, 99, device.executor.load(path).cells)
+    for name in tuple(device.of):
+        device.close(name)
+
+
+def read_in_every_shape(device: DeviceSessions) -> None:
+    """Chunks of every length, alone and together; forks, which copy blocks. Leaves sessions 0, 1
+    and 2 with 22 cells."""
+    limits = device.executor.limits
+    for name in range(3):
+        device.open(name)
     for size in range(1, limits.extend_tokens + 1):
-        device.copy(0, into=size)
-        push(device, size, STREAM[:size])
-        device.close(size)
-    push(device, 0, STREAM[:22])
+        for name in (3, 4):
+            device.fork(0, into=name)
+        push(device, 3, STREAM[:size])
+        device.extend({4: STREAM[:size].tolist(), 3: STREAM[: -(-size // 2)].tolist()})
+        for name in (3, 4):
+            device.close(name)
+    for name in range(3):
+        push(device, name, STREAM[:22])
+    device.fork(0, into=3)
+    push(device, 3, STREAM[:1])  # into a block that is half full, and the other's
+    device.close(3)
+
+
+def mixtures(rows: int, session_rows: int) -> Sequence[Sequence[int]]:
+    """Of which sessions rows may be: of one, each of another, and some of the same."""
+    several = [n // session_rows for n in range(rows)]
+    return [[0] * rows] if rows == 1 else [[0] * rows, [0, 1], several]
+
+
+def ask_in_every_shape(device: DeviceSessions) -> None:
+    limits = device.executor.limits
     for tokens, rows in limits.start_rows:
-        for count in range(1, rows + 1):
+        for names in (
+            names for count in range(1, rows + 1) for names in mixtures(count, limits.session_rows)
+        ):
             for size in range(1, tokens + 1):
-                batch = [reading(i % 4, STREAM[: max(size - i, 1)]) for i in range(count)]
-                device.start(0, 22, batch).get()
-                device.logits(0, 21, batch).get()
-                steps = [stepping(row, len(row.tokens)) for row in batch]
-                device.decode(0, 22, steps).get()
+                lengths = [max(size - n, 1) for n in range(len(names))]
+                batch = [
+                    reading(device, n % 4, STREAM[: lengths[n]], name=name)
+                    for n, name in enumerate(names)
+                ]
+                device.executor.start(batch).get()
+                device.executor.logits(batch).get()
+                device.executor.decode([stepping(r, len(r.tokens)) for r in batch]).get()
     for used in range(1, limits.tail_cells):
         for count in (1, limits.rows):
-            batch = [stepping(reading(i, STREAM[:1]), used) for i in range(count)]
-            device.decode(0, 22, batch).get()
+            for names in mixtures(count, limits.session_rows):
+                batch = [
+                    stepping(reading(device, n, STREAM[:1], name=name), used)
+                    for n, name in enumerate(names)
+                ]
+                device.executor.decode(batch).get()
         for size in {1, min(limits.question_tokens, limits.tail_cells - used)}:
-            device.more(0, 22, reading(0, STREAM[:size], used=used)).get()
+            device.executor.more(reading(device, 0, STREAM[:size], used=used)).get()
+    for chunks in (1, 2):  # beside a question, and the question's session among them
+        row = reading(device, 0, STREAM[:3])
+        device.executor.start([row], [device.chunk(n, [1, 2]) for n in range(chunks)]).get()
+
+
+def score_in_every_shape(device: DeviceSessions) -> None:
+    """Choices of one session, of two with several each, and of three with one each."""
+    limits = device.executor.limits
+    owners = ([0, 0, 0, 0], [n // limits.session_rows for n in range(4)], [0, 1, 2])
     for used in range(limits.tail_cells):
-        blocks = tuple(range(8))
         for sizes in ([1], [1, 2], range(limits.choice_tokens - 3, limits.choice_tokens + 1)):
-            choices = [
-                Candidate(blocks=blocks, used_cells=used, last_token=1, tokens=STREAM[:n])
-                for n in sizes
-            ]
-            device.score(0, 20, choices).get()
-    device.capture(0, {"entries": 1})(path)
-    device.load(path).place(99)
-    device.close(0)
+            for names in owners:
+                choices = [
+                    Candidate(
+                        seen=device.seen(name),
+                        blocks=tuple(range(8)),
+                        used_cells=used,
+                        last_token=1,
+                        tokens=STREAM[:size],
+                    )
+                    for name, size in zip(names, [*sizes] * 4, strict=False)
+                ]
+                device.executor.score(choices).get()
 
 
 def test_after_warm_up_nothing_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is used is in the list, and all that is in the list is used."""
-    device, used = DeviceExecutor(model(), session_cells=CELLS), set[StepSpec]()
+    device, used = executor(poison=False), set[StepSpec]()
 
     def noted(spec: StepSpec) -> object:
         used.add(spec)
@@ -314,15 +436,16 @@ def test_after_warm_up_nothing_compiles(tmp_path: Path, monkeypatch: pytest.Monk
     before = device.compilations()
     jax.clear_caches()
     with counting_compilations() as compiled:
-        life(device, tmp_path / "s")
+        life(DeviceSessions(device), tmp_path / "s")
     assert compiled == []
     assert device.compilations() == before
-    of_session = {"open", "rows", "read", "write"}
-    assert used == {spec for spec in device.specs() if spec.kind not in of_session}
+    # Empty pools are made once, at the start; what copies a session is of its own steps.
+    elsewhere = {"pool", "rows", "read", "write"}
+    assert used == {spec for spec in device.specs() if spec.kind not in elsewhere}
 
 
 def test_every_upload_is_explicit(tmp_path: Path) -> None:
-    device = DeviceExecutor(model(), session_cells=CELLS)
+    device = executor(poison=False)
     device.warm_up()
     with jax.transfer_guard_host_to_device("disallow"):
-        life(device, tmp_path / "s")
+        life(DeviceSessions(device), tmp_path / "s")

@@ -1,0 +1,88 @@
+"""Sessions on a real device, without an engine: tables by hand, and what the core says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+import jaxstate
+from jaxstate.cells.tables import CellTable, Seen, TableBook
+from jaxstate.engine.device import DeviceExecutor
+from jaxstate.engine.executor import Chunk, RowStep, RowTokens
+from jaxstate.records import Sampling
+
+
+class DeviceSessions:
+    """What a ledger does: tables, tokens read; one executor."""
+
+    def __init__(self, executor: DeviceExecutor) -> None:
+        self.executor = executor
+        self.tables = TableBook(executor.limits.layout)
+        self.of: dict[int, CellTable] = {}
+        self.read: dict[int, list[int]] = {}
+
+    def open(self, name: int) -> None:
+        self.of[name], self.read[name] = self.tables.new(), []
+
+    def fork(self, name: int, into: int) -> None:
+        self.of[into] = self.tables.fork(self.of[name])
+        self.read[into] = list(self.read[name])
+
+    def close(self, name: int) -> None:
+        self.tables.drop(self.of.pop(name))
+        del self.read[name]
+        self.poison()
+
+    def poison(self) -> None:
+        freed = {one for one in self.tables.take_freed() if self.tables.is_free(one)}
+        self.executor.freed(sorted(freed, key=lambda one: (one.group, one.block)))
+
+    def seen(self, name: int, cells: int | None = None) -> Seen:
+        table = self.of[name]
+        return Seen(
+            session=name, tables=table.blocks, cells=table.cells if cells is None else cells
+        )
+
+    def chunk(self, name: int, tokens: Sequence[int]) -> Chunk:
+        """Grows the table; the chunk must be launched next."""
+        start = self.of[name].cells
+        copies = self.tables.grow(self.of[name], start + len(tokens))
+        if copies:
+            self.executor.copy(copies)
+        self.read[name] += tokens
+        return Chunk(start=self.seen(name, start), tokens=np.array(tokens, np.int32))
+
+    def extend(self, tokens: dict[int, Sequence[int]]) -> None:
+        """One step for all of them."""
+        self.executor.extend([self.chunk(name, more) for name, more in tokens.items()]).get()
+
+    def row(
+        self, name: int, block: int, question: Sequence[int], seen: int | None = None
+    ) -> RowTokens:
+        """A question in a tail block, or two, of its own."""
+        size = self.executor.limits.tail_block_cells
+        count = -(-(len(question) + 8) // size)
+        return RowTokens(
+            seen=self.seen(name, seen),
+            blocks=tuple(range(block, block + count)),
+            used_cells=0,
+            tokens=np.array(question, np.int32),
+            sampling=Sampling(),
+        )
+
+    def check_cells(self, model: jaxstate.Model, name: int) -> None:
+        """The cells are those that the functional core computes."""
+        state = jaxstate.init_state(model, self.executor.limits.session_cells)
+        state = jaxstate.extend(model, state, self.read[name])
+        question = [5, 6, 7]
+        expected = jaxstate.query(model, state, question, 1)
+        view = self.executor.view(self.seen(name))
+        np.testing.assert_allclose(view.ready, state.ready, atol=1e-4)
+        logprobs = self.executor.logits([self.row(name, 0, question)]).get()
+        shifted = expected.logits - np.log(np.exp(expected.logits).sum())
+        np.testing.assert_allclose(logprobs[0], shifted, atol=1e-4)
+
+
+def next_step(row: RowTokens, used: int) -> RowStep:
+    return RowStep(seen=row.seen, blocks=row.blocks, used_cells=used, sampling=row.sampling)
