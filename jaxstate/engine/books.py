@@ -1,0 +1,164 @@
+"""One session's bookkeeping, all under the engine's lock: what it read, what is asked of it.
+
+Comes in: entries, asks, registrations, commits. Goes out: the facts that the ledger, the room and
+the launcher look at. Does not know: other sessions, devices, threads, text.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from jaxstate.engine.config import EngineConfig
+from jaxstate.engine.flash import FlashBook, Registered, WarmBook
+from jaxstate.engine.ingest import IngestQueue, QueuePolicy, Taken
+from jaxstate.engine.residence import Residence
+from jaxstate.engine.runs import Run
+from jaxstate.engine.subscription import Subscription
+from jaxstate.engine.values import Answer
+from jaxstate.errors import ClosedError
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Ask:
+    """A question that somebody waits for."""
+
+    run: Run
+    future: Future[Answer]
+    min_version: int
+
+
+class TailBlocks:
+    """Blocks for the private cells of questions under way.
+
+    Args:
+        count: how many there are.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free = list(range(count - 1, -1, -1))
+
+    def __len__(self) -> int:
+        return len(self._free)
+
+    def take(self, count: int) -> tuple[int, ...]:
+        """So many free ones; the caller has looked that there are."""
+        taken = self._free[-count:]
+        del self._free[-count:]
+        return tuple(taken)
+
+    def give_back(self, blocks: Iterable[int]) -> None:
+        """Free again."""
+        self._free.extend(blocks)
+
+
+class Book:
+    """One session.
+
+    Attributes:
+        key: its name in the executor.
+        id: its name for users.
+        version: sequence number of the last committed entry; -1 before the opening is read.
+        seen_cells: committed cells at that version.
+        residence: its cells: `residence.cells` once every launched step is done, more than
+            `seen_cells` while an entry is half read.
+        committed_s: when the version was committed.
+        landing: entries whose tokens are launched to be read: the cells at their end, and what was
+            taken.
+        asks: all, in the order of arrival; `asks_begun` are those of them that are under way.
+        asks_served, ingest_served: numbers of the steps that last began an ask, and last read.
+        move_waiters: those who wait for it to leave the device, or to come there.
+        border_jobs: forks and saves that wait for the end of the entry that is half read.
+        opens: whether it begins with an opening, and is not made from another or a saved one.
+    """
+
+    def __init__(
+        self,
+        key: int,
+        session_id: str,
+        policy: QueuePolicy,
+        config: EngineConfig,
+        residence: Residence,
+    ) -> None:
+        self.key = key
+        self.id = session_id
+        self.residence = residence
+        self.queue = IngestQueue(config.queue_entries, policy)
+        self._queue_entries = config.queue_entries
+        self.flash = FlashBook(config.flash_limit)
+        self.warm = WarmBook(config.warm_limit)
+        self.version = -1
+        self.seen_cells = 0
+        self.committed_s = 0.0
+        self.ingest_served = 0
+        self.opened = False
+        self.opens = False
+        self.border_jobs = 0
+        self.closed_because: str | None = None
+        self.landing: deque[tuple[int, Taken]] = deque()
+        self.asks: dict[int, Ask] = {}
+        self.asks_begun: dict[int, Ask] = {}
+        self.asks_served = 0
+        self.flash_runs: dict[int, tuple[Run, Registered]] = {}
+        self.move_waiters: list[Future[None]] = []
+        self.waiters: list[tuple[int, Future[None]]] = []
+        self.room_waiters: list[Future[None]] = []
+        self.subscriptions: list[Subscription] = []
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self.closed_because is not None
+
+    def check_open(self) -> None:
+        """Refuses a session that is closed.
+
+        Raises:
+            ClosedError: with the reason.
+        """
+        if self.closed_because is not None:
+            raise ClosedError(f"session {self.id!r} is closed: {self.closed_because}")
+
+    @property
+    def busy(self) -> bool:
+        """Whether there may be something to do."""
+        waits = bool(self.asks or self.flash_runs) or not self.queue.empty
+        waits = waits or self.residence.missing > 0 or bool(self.landing)
+        return self.opened and (waits or self.flash.stale > 0 or bool(self.warm.due()))
+
+    def has_work(self, now_s: float) -> bool:
+        """Whether something could be done now, were there room on the device."""
+        if not self.opened or self.closed:
+            return False
+        reads = not self.queue.empty or self.residence.missing > 0 or bool(self.landing)
+        asked = any(ask.run.begun or ask.min_version <= self.version for ask in self.asks.values())
+        flashes = bool(self.flash_runs) or next(self.flash.due(now_s), None) is not None
+        return reads or asked or flashes or bool(self.warm.due())
+
+    def holding(self) -> Iterator[Run]:
+        """Questions under way that may not lose what they have."""
+        yield from (ask.run for ask in self.asks_begun.values())
+        yield from (run for run, _ in self.flash_runs.values() if run.holds)
+
+    def number_from(self, version: int) -> None:
+        """Entries 1 .. `version` were read elsewhere: those pushed from now on follow them."""
+        assert self.queue.empty, "nobody can push before a session is there"
+        self.queue = IngestQueue(self._queue_entries, self.queue.policy, last=version)
+
+    @property
+    def usable(self) -> bool:
+        """Whether users may see it: not before what it is made from is there."""
+        return self.version >= 0 or self.opens
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether everything pushed is committed, and every registered question settled there."""
+        return self.version >= self.queue.last and self.flash.stale == 0
+
+    def commit(self, version: int, seen_cells: int, now_s: float) -> None:
+        """A new version: whatever was answered before is out of date."""
+        self.version, self.seen_cells, self.committed_s = version, seen_cells, now_s
+        self.flash.committed(version, now_s)
+        self.warm.version = version

@@ -1,0 +1,142 @@
+"""Where one session's cells live, what they are made of, and what they may take. Plain numbers.
+
+Comes in: tokens that were read, moves. Goes out: a `Residence` that `Room` and the launcher look
+at. The token log is the truth and the cells are a cache of it: whatever becomes of them, they can
+be computed again. Does not know: other sessions, devices, text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from jaxstate.cells.prefixes import Link
+from jaxstate.cells.tables import CellTable, Seen
+from jaxstate.engine.executor import Tokens
+from jaxstate.engine.values import Place
+from jaxstate.errors import InvalidInput
+
+Residency: TypeAlias = Literal["evictable", "pinned"]
+
+
+def checked_residency(value: object) -> bool:
+    """Whether a session of that class is pinned.
+
+    Raises:
+        InvalidInput: there is no such class.
+    """
+    if value not in ("evictable", "pinned"):
+        raise InvalidInput(f'residency={value!r} is neither "evictable" nor "pinned"')
+    return value == "pinned"
+
+
+class TokenLog:
+    """Every token that a session has read, in order, half-read entries included.
+
+    Args:
+        unknown: how many were read before, by whoever saved the session without its tokens.
+    """
+
+    def __init__(self, unknown: int = 0) -> None:
+        self._unknown = unknown
+        self._tokens = np.zeros(0, np.int32)
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._unknown + self._count
+
+    @property
+    def complete(self) -> bool:
+        """Whether cells can be computed again from it."""
+        return self._unknown == 0
+
+    def append(self, tokens: Tokens) -> None:
+        """Tokens that were taken to be read."""
+        end = self._count + len(tokens)
+        if end > len(self._tokens):
+            grown = np.zeros(max(end, 2 * len(self._tokens), 64), np.int32)
+            grown[: self._count] = self._tokens[: self._count]
+            self._tokens = grown
+        self._tokens[self._count : end] = tokens
+        self._count = end
+
+    def tokens(self, start: int, count: int) -> Tokens:
+        """int32 [n]: at most `count` from position `start` on, a copy."""
+        assert self.complete, "this log does not know what was read first"
+        return self._tokens[start : min(start + count, self._count)].copy()
+
+    def copy(self) -> TokenLog:
+        """The same, going on by itself."""
+        twin = TokenLog(self._unknown)
+        twin.append(self._tokens[: self._count])
+        return twin
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Residence:
+    """One session's cells.
+
+    Attributes:
+        table: where they lie while they are on the device.
+        log: what they are made of.
+        tenant: whose they are.
+        reserve_blocks: that are always there for it; none any more once its user suspended it.
+        pinned: whether it never leaves the device.
+        chain: names of the whole blocks of its opening.
+        place: where they are.
+        granted_blocks: that it may have while it is on the device.
+        ordered_blocks: what the budgets count for it: the blocks of all that it has read and of
+            what waits to be read.
+        wants_since: number of the step since when it waits for room; None if it does not.
+        waits_for_prefix: another session computes what it opens with.
+        placed_at: number of the step at which it last came to the device, or was seen not to be all
+            there yet.
+        served: steps since then that did something for it, computing cells again not counted.
+        used_s: when it was last pushed to, asked, or read for.
+        draining: it is to leave, so nothing begins that would hold it.
+        leaving: its user wants it to leave.
+        coming: its user wants it on the device, though it has nothing to do there.
+        fetching: it is on its way from the disk to the host.
+        failures: steps that failed while reading for it, in a row.
+    """
+
+    table: CellTable
+    log: TokenLog = field(default_factory=TokenLog)
+    tenant: str = "default"
+    reserve_blocks: int = 0
+    pinned: bool = False
+    chain: tuple[Link, ...] = ()
+    place: Place = "log"
+    granted_blocks: int = 0
+    ordered_blocks: int = 0
+    wants_since: int | None = None
+    waits_for_prefix: bool = False
+    placed_at: int = 0
+    served: int = 0
+    used_s: float = 0.0
+    draining: bool = False
+    leaving: bool = False
+    coming: bool = False
+    fetching: bool = False
+    failures: int = 0
+
+    @property
+    def on_device(self) -> bool:
+        """Whether steps can look at its cells."""
+        return self.place == "device"
+
+    @property
+    def cells(self) -> int:
+        """How many it has read, wherever they are, once all that was launched is done."""
+        return len(self.log)
+
+    @property
+    def missing(self) -> int:
+        """Cells that are to be computed again."""
+        return len(self.log) - self.table.cells if self.on_device else 0
+
+    def seen(self, session: int, cells: int) -> Seen:
+        """What a row or a chunk looks at; valid as long as the session stays on the device."""
+        return Seen(session=session, tables=self.table.blocks, cells=cells)

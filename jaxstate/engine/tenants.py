@@ -1,0 +1,86 @@
+"""Tenants: what each may take, and how much work it had, so that none is served more than its due.
+
+Comes in: weights and quotas, and the work that steps did. Goes out: for each tenant a number that
+grows with the work it had, divided by its weight; the scheduler serves the smallest first (start-
+time fair queueing). A tenant that comes back after a pause does not make up for all of it: it has
+a short start before the one that had least among those at work, enough for a few questions. Does
+not know: sessions, steps, clocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from jaxstate.errors import InvalidInput
+
+# Reading so many cells costs about as much as computing a token (Llama 8B shape on an H100: 65,536
+# cells take as long as 16 tokens).
+CELLS_PER_TOKEN = 4096
+# Tokens that a tenant which comes back may have before the others: who asks now and then does not
+# wait behind a flood.
+START_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """What a tenant may take.
+
+    Attributes:
+        weight: its share of the work, beside the other tenants' weights.
+        quota_cells: cells of all its sessions together, those that wait to be read included; None
+            for no bound of its own.
+
+    Raises:
+        InvalidInput: a weight or quota that is not positive.
+    """
+
+    weight: float = 1.0
+    quota_cells: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses shares of nothing."""
+        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float):
+            raise InvalidInput(f"weight={self.weight!r} must be a number")
+        if not 0 < self.weight < 1e9:
+            raise InvalidInput(f"weight={self.weight} must be positive")
+        quota = self.quota_cells
+        if quota is not None and (isinstance(quota, bool) or not isinstance(quota, int)):
+            raise InvalidInput(f"quota_cells={quota!r} must be an integer or None")
+        if quota is not None and quota < 1:
+            raise InvalidInput(f"quota_cells={quota} must be at least 1")
+
+
+class TenantShares:
+    """The work of all tenants.
+
+    Args:
+        tenants: those with a share of their own; all others are as `Tenant()`.
+    """
+
+    def __init__(self, tenants: Mapping[str, Tenant]) -> None:
+        self._tenants = dict(tenants)
+        self._work: dict[str, float] = {}
+        self._active: set[str] = set()
+
+    def of(self, tenant: str) -> Tenant:
+        """What that tenant may take."""
+        return self._tenants.get(tenant, Tenant())
+
+    def work(self, tenant: str) -> float:
+        """What it had, by its weight."""
+        return self._work.get(tenant, 0.0)
+
+    def charge(self, tenant: str, tokens: int, seen_cells: int) -> None:
+        """A step computed so many tokens for it, and read so many cells."""
+        amount = (tokens + seen_cells / CELLS_PER_TOKEN) / self.of(tenant).weight
+        self._work[tenant] = self.work(tenant) + amount
+
+    def at_work(self, tenants: Iterable[str]) -> None:
+        """Those that have something to do now: who comes anew starts near the others."""
+        now = set(tenants)
+        staying = [self.work(one) for one in now & self._active]
+        for one in now - self._active if staying else ():
+            start = min(staying) - START_TOKENS / self.of(one).weight
+            self._work[one] = max(self.work(one), start)
+        self._active = now

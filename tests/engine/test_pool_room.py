@@ -1,0 +1,1034 @@
+"""Who may hold how much of the pool, who waits and who leaves: the room, without an engine.
+
+A pool has 8 blocks of 4 cells where nothing else is said. `Pool` does what the engine's loop does
+with sessions, and nothing more: it admits them, reads what was granted, makes the moves that the
+room names. Plain integers; a step reads at most 4 tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxstate.cells.layout import GroupLayout, PoolLayout
+from jaxstate.cells.prefixes import PrefixCache
+from jaxstate.cells.tables import TableBook
+from jaxstate.engine.books import Ask, Book
+from jaxstate.engine.config import EngineConfig
+from jaxstate.engine.ingest import QueuePolicy
+from jaxstate.engine.moves import Move, Now
+from jaxstate.engine.residence import Residence
+from jaxstate.engine.room import PASSED_OVER, Room
+from jaxstate.engine.runs import Asked, Run
+from jaxstate.errors import BudgetExceeded, CapacityExceeded
+from jaxstate.records import Sampling
+
+BLOCK = 4
+CHUNK = 4
+QUEUE = 3
+PATIENCE = 3
+
+
+def layout_of(blocks: int, width: int | None = None, window: int | None = None) -> PoolLayout:
+    """Sessions that may fill the pool; or rings of so many blocks."""
+    return PoolLayout(
+        cells=blocks * BLOCK if window is None else 1000,
+        slack_cells=CHUNK,
+        block_cells=BLOCK,
+        groups=(GroupLayout(window=window, table_width=width or blocks),),
+        layer_groups=(0,),
+        num_kv_heads=1,
+        head_dim=1,
+        pool_blocks=(blocks,),
+    )
+
+
+class Pool:
+    """A room and its sessions.
+
+    Args:
+        blocks, sessions, patience: of the room.
+        quotas: cells of tenants.
+        layout: if not that of `blocks` blocks.
+        keeps: sessions that leave are copied, else they are read again.
+        one_text: all open with the beginning of one text, else with one of their own.
+    """
+
+    def __init__(
+        self,
+        blocks: int = 8,
+        *,
+        sessions: int = 8,
+        patience: int = PATIENCE,
+        quotas: dict[str, int] | None = None,
+        layout: PoolLayout | None = None,
+        keeps: bool = True,
+        one_text: bool = False,
+    ) -> None:
+        self.tables = TableBook(layout or layout_of(blocks))
+        quota_cells = (quotas or {}).get
+        self.prefixes = PrefixCache(self.tables, "a model")
+        self.room = Room(self.tables, sessions=sessions, patience=patience, quota_cells=quota_cells)
+        self.books: dict[int, Book] = {}
+        self.keeps, self.one_text = keeps, one_text
+        self.step = self.keys = 0
+        self.moves: list[tuple[str, str]] = []
+        self.jobs: list[tuple[Book, Callable[[Book], None]]] = []
+
+    # --- what callers do --------------------------------------------------------------------
+
+    def open(
+        self,
+        name: str | None = None,
+        cells: int = 0,
+        *,
+        reserve: int = 0,
+        pinned: bool = False,
+        tenant: str = "ann",
+        policy: QueuePolicy = "block",
+    ) -> Book:
+        """As `Lifecycle.open`; `reserve` in blocks."""
+        book = self._new(name, tenant, policy, pinned=pinned)
+        residence = book.residence
+        self.room.admit(book, reserve, cells)
+        self.books[book.key] = book
+        opening = np.arange(cells, dtype=np.int32) + 1000 * (0 if self.one_text else book.key)
+        residence.chain = self.prefixes.chain(opening, tenant)
+        book.queue.open_with(opening)
+        book.opened = True
+        residence.used_s = self.time_s
+        if not self.room.has_line and self.room.has_room_for(book):
+            self.room.arrive(book, self.step)
+        self.check()
+        return book
+
+    def _new(self, name: str | None, tenant: str, policy: QueuePolicy, *, pinned: bool) -> Book:
+        self.keys += 1
+        residence = Residence(table=self.tables.new(), tenant=tenant, pinned=pinned)
+        config = EngineConfig(queue_entries=QUEUE)
+        return Book(self.keys, name or f"s{self.keys}", policy, config, residence)
+
+    def push(self, book: Book, tokens: int) -> None:
+        """As `Desk.push`; a push that finds the queue full is forgotten.
+
+        Raises:
+            BudgetExceeded: the room does not allow it.
+        """
+        residence, queue = book.residence, book.queue
+        most = min(self.tables.layout.cells, self.room.most_cells(book))
+        try:
+            left = most - residence.cells
+            if queue.offer([(np.zeros(tokens, np.int32), None)], self.time_s, left) is None:
+                return
+        except CapacityExceeded:
+            wanted = residence.cells + queue.unread_tokens + tokens
+            raise self.room.refusal(book, wanted) from None
+        self.room.order(book, residence.cells + queue.unread_tokens)
+        residence.used_s = self.time_s
+        self.check()
+
+    def suspend(self, book: Book) -> None:
+        """As `Lifecycle.suspend`."""
+        if book.residence.on_device and not book.residence.pinned:
+            book.residence.leaving, book.residence.coming = True, False
+            self.room.update(book)
+        self.check()
+
+    def resume(self, book: Book) -> None:
+        book.residence.coming = True
+        self.room.update(book)
+        self.check()
+
+    def close(self, book: Book) -> None:
+        book.closed_because = "test"
+        del self.books[book.key]
+        self.room.forget(book)
+        self.check()
+
+    def job(self, book: Book, act: Callable[[Book], None] = lambda _: None) -> None:
+        """As `Lifecycle` has forks and saves wait for the end of an entry."""
+        self.jobs.append((book, act))
+        book.border_jobs += 1
+        book.residence.coming = not book.residence.on_device
+        self.room.update(book)
+        self.check()
+
+    def fork(self, parent: Book) -> None:
+        """As `Lifecycle._fork_now`."""
+        source = parent.residence
+        book = self._new(None, source.tenant, "block", pinned=False)
+        residence = book.residence
+        residence.log = source.log.copy()
+        self.room.admit(book, 0, len(residence.log))
+        self.books[book.key] = book
+        if self.room.has_room(self.tables.fork_blocks(source.table)):
+            residence.table = self.tables.fork(source.table)
+            self.room.arrive(book, self.step)
+            self.room.update(parent)
+        book.number_from(parent.version)
+        book.commit(parent.version, len(residence.log), self.time_s)
+        book.opened = True
+
+    def hold(self, book: Book) -> None:
+        """A question is under way, which may not lose its cells."""
+        self.keys += 1
+        asked = Asked(
+            question="?",
+            tokens=np.zeros(1, np.int32),
+            max_tokens=1,
+            sampling=Sampling(),
+            stop=(),
+        )
+        run = Run(self.keys, "ask", asked, 0.0)
+        run.begin(0, book.residence.seen(book.key, book.seen_cells), (), None)
+        ask = Ask(run=run, future=Future(), min_version=0)
+        book.asks[run.key] = book.asks_begun[run.key] = ask
+
+    # --- what the loop does -----------------------------------------------------------------
+
+    @property
+    def time_s(self) -> float:
+        return float(self.step)
+
+    @property
+    def now(self) -> Now:
+        return Now(self.step, self.time_s)
+
+    def settle(self, *, idle: bool = False) -> tuple[str, str] | None:
+        """The move that the room wants, not made."""
+        move = self.room.settle(self.books.values(), self.now, idle=idle)
+        self.check()
+        return None if move is None else (move.book.id, move.to)
+
+    def turn(self) -> bool:
+        """A move, or a step, or a move since no step could be done."""
+        if self._do_job():
+            return True
+        move = self.room.settle(self.books.values(), self.now, idle=False)
+        self.check()
+        did = self._make(move) or self._begin_openings() or self._read() or self._answer()
+        if not did:
+            did = self._make(self.room.settle(self.books.values(), self.now, idle=True))
+        self.check()
+        return did
+
+    def run(self, turns: int = 400) -> None:
+        """Until nothing is left to do."""
+        for _ in range(turns):
+            if not self.turn():
+                return
+        raise AssertionError(f"still busy after {turns} turns: {self.moves[-20:]}")
+
+    def _do_job(self) -> bool:
+        for book, act in self.jobs:
+            residence = book.residence
+            there = residence.on_device and not residence.missing and book.version >= 0
+            if book.closed or (there and not book.queue.partly_read):
+                self.jobs.remove((book, act))
+                book.border_jobs -= 1
+                if not book.closed:
+                    with contextlib.suppress(BudgetExceeded):
+                        act(book)
+                return True
+        return False
+
+    def _make(self, move: Move | None) -> bool:
+        if move is None:
+            return False
+        book, residence = move.book, move.book.residence
+        self.moves.append((book.id, move.to))
+        if move.to == "away":
+            assert residence.on_device and not residence.pinned
+            assert not any(book.holding()), "a question would lose its cells"
+            keeps = self.keeps and not residence.missing
+            self.room.leave(book)
+            residence.place = "host" if keeps else "log"
+        elif move.to == "host":
+            residence.place, residence.fetching = "host", False
+        else:
+            assert not residence.on_device and self.room.has_room_for(book)
+            if residence.place == "host":
+                self.tables.grow(residence.table, residence.cells)
+            self.room.arrive(book, self.step)
+        return True
+
+    def _begin_openings(self) -> bool:
+        """As `Ledger.begin_openings`, though nobody waits for another to compute a prefix."""
+        for book in self.books.values():
+            residence = book.residence
+            if residence.on_device and residence.chain and not residence.table.cells:
+                cells = self.prefixes.adopt(residence.table, residence.chain)
+                if cells > len(residence.log):
+                    residence.log.append(book.queue.skip(cells - len(residence.log)))
+                self.room.update(book)
+                self.check()
+        return False
+
+    def _read(self) -> bool:
+        """A step for the first session that has something to read and room for it."""
+        for book in sorted(self.books.values(), key=lambda one: (one.ingest_served, one.key)):
+            residence = book.residence
+            leaves = residence.draining or residence.leaving
+            if not residence.on_device or leaves or not (residence.missing or not book.queue.empty):
+                continue
+            unread = residence.missing + book.queue.unread_tokens
+            count = min(CHUNK, self.room.readable_tokens(book), residence.missing or CHUNK)
+            if unread and count <= 0:
+                continue
+            self.read(book, count)
+            return True
+        return False
+
+    def read(self, book: Book, tokens: int) -> None:
+        """A step that reads so many tokens of one session."""
+        self.step += 1
+        residence, start = book.residence, book.residence.table.cells
+        residence.served += not residence.missing
+        if residence.missing:
+            count = min(tokens, residence.missing)
+        else:
+            rest = book.queue.rest_tokens if book.border_jobs else 0
+            taken = book.queue.take(min(tokens, rest or tokens))
+            assert taken is not None
+            count = len(taken.tokens)
+            residence.log.append(taken.tokens)
+            if taken.completes is not None:
+                border = len(residence.log) - book.queue.partly_read_tokens
+                book.commit(taken.completes, border, self.time_s)
+        self.tables.grow(residence.table, start + count)
+        whole = min((start + count) // BLOCK, len(residence.chain))
+        for index in range(start // BLOCK, whole):
+            self.prefixes.keep(residence.chain, index, residence.table)
+        book.ingest_served, residence.used_s = self.step, self.time_s
+        self.room.update(book)
+        self.check()
+
+    def _answer(self) -> bool:
+        """The step that ends every question under way."""
+        held = [book for book in self.books.values() if book.asks_begun]
+        self.step += bool(held)
+        for book in held:
+            book.residence.served += 1
+            book.asks.clear()
+            book.asks_begun.clear()
+            book.residence.used_s = self.time_s
+        return bool(held)
+
+    # --- what must hold ---------------------------------------------------------------------
+
+    def places(self) -> dict[str, str]:
+        return {book.id: book.residence.place for book in self.books.values()}
+
+    def promise(self, book: Book) -> int:
+        """Blocks that are kept free for a session."""
+        residence = book.residence
+        if not residence.on_device:
+            return residence.reserve_blocks
+        if self.tables.layout.turns:
+            # Of a ring nothing stays shared.
+            return residence.granted_blocks
+        copies = self.tables.copies_first(residence.table)
+        return max(0, residence.granted_blocks - self.held(book)) + copies
+
+    def held(self, book: Book) -> int:
+        return int((book.residence.table.blocks[0] >= 0).sum())
+
+    def check(self) -> None:
+        books = self.books.values()
+        self.tables.check([book.residence.table for book in books], self.prefixes.blocks)
+        there = sum(self.promise(book) for book in books if book.residence.on_device)
+        held = self.tables.primary.held if not self.tables.layout.turns else 0
+        assert held + there <= self.room.blocks, "blocks were granted that are not there"
+        away = sum(b.residence.reserve_blocks for b in books if not b.residence.on_device)
+        assert self.room.free + away >= 0, "more is promised than was granted and reserved"
+        assert self.room.on_device == sum(book.residence.on_device for book in books)
+        for book in books:
+            residence = book.residence
+            assert self.held(book) <= residence.granted_blocks
+            assert residence.on_device or not self.held(book)
+
+    def check_done(self) -> None:
+        for book in self.books.values():
+            assert not book.has_work(self.time_s), f"{book.id} was never served"
+            assert not book.border_jobs, f"{book.id} never came to a border"
+            assert book.queue.empty and not book.residence.missing
+
+
+# --- who is admitted ----------------------------------------------------------------------------
+
+
+def test_sessions_without_a_reserve_may_be_more_than_the_pool_holds() -> None:
+    pool = Pool()
+    books = [pool.open(cells=20) for _ in range(5)]
+    assert [book.residence.on_device for book in books] == [True, False, False, False, False]
+    assert (pool.room.blocks, pool.room.free, pool.room.firm) == (8, 3, 0)
+    pool.run()
+    pool.check_done()
+    assert all(book.residence.cells == 20 for book in books)
+
+
+def test_a_session_that_never_could_be_there_is_refused() -> None:
+    """3 of 8 blocks are reserved, so nobody else may ever have more than 5."""
+    pool = Pool()
+    pool.open(reserve=3)
+    with pytest.raises(BudgetExceeded):
+        pool.open(cells=21)
+    pool.open(cells=20)
+
+
+def test_a_reserve_is_kept_free_and_no_more_is_promised_than_there_is() -> None:
+    pool = Pool()
+    pool.open(reserve=5)
+    assert (pool.room.free, pool.room.firm) == (3, 5)
+    with pytest.raises(BudgetExceeded):
+        pool.open(reserve=4)
+    pool.open(reserve=3)
+    assert (pool.room.free, pool.room.firm) == (0, 8)
+    pool.open()  # nothing is nothing
+    with pytest.raises(BudgetExceeded):
+        pool.open(cells=1)
+
+
+def test_a_reserve_counts_once_with_what_lies_in_it() -> None:
+    pool = Pool()
+    book = pool.open(cells=20, reserve=3)
+    assert (book.residence.granted_blocks, pool.room.free, pool.room.firm) == (5, 3, 3)
+    small = pool.open(cells=4, reserve=3)
+    assert (small.residence.granted_blocks, pool.room.free, pool.room.firm) == (3, 0, 6)
+    pool.run()
+    assert pool.room.free == 0, "what is held is promised no more"
+
+
+def test_what_a_pinned_session_orders_is_firm() -> None:
+    pool = Pool()
+    pinned = pool.open(cells=8, pinned=True)
+    assert pool.room.firm == 2
+    pool.push(pinned, 8)
+    assert pool.room.firm == 4
+    other = pool.open(cells=16)
+    with pytest.raises(BudgetExceeded):
+        pool.push(pinned, 1)  # the other could not come back
+    with pytest.raises(BudgetExceeded):
+        pool.push(other, 1)
+    pool.close(other)
+    pool.push(pinned, 16)
+    assert pool.room.firm == 8
+
+
+def test_a_reserve_that_would_keep_others_from_coming_back_is_refused() -> None:
+    """A session of 24 cells is away; it needs 6 blocks, so at most 2 may be firm."""
+    pool = Pool()
+    away = pool.open(cells=24)
+    pool.run()
+    pool.suspend(away)
+    pool.run()
+    assert (pool.places()[away.id], pool.room.free) == ("host", 8)
+    for pinned in (False, True):
+        with pytest.raises(BudgetExceeded):
+            pool.open(reserve=3, pinned=pinned)
+        pool.close(pool.open(reserve=2, pinned=pinned))
+    pool.open(cells=32)  # who can leave again is no hindrance
+
+
+def test_a_refusal_says_what_is_there_and_what_would_help() -> None:
+    pool = Pool()
+    pool.open(reserve=3)
+    mine = pool.open("mine", cells=8)
+    pool.run()
+    with pytest.raises(BudgetExceeded) as refused:
+        pool.open("more", cells=24)
+    text = str(refused.value)
+    assert "'more' needs 24 cells and could have 20" in text
+    assert "of 32 cells 12 are reserved or pinned and 12 are free, in blocks of 4" in text
+    assert "Close or suspend" in text and "reserve less" in text and "cells=" in text
+    with pytest.raises(BudgetExceeded, match="'mine' needs 24 cells and could have 20"):
+        pool.push(mine, 13)  # 21 cells
+
+
+def test_a_refusal_changes_nothing() -> None:
+    pool = Pool()
+    book = pool.open(cells=8, reserve=3)
+    pool.open(cells=20)
+
+    def facts() -> object:
+        room = pool.room
+        one = book.residence
+        return (room.free, room.firm, room.on_device, one.ordered_blocks, one.granted_blocks)
+
+    before = facts()
+    for refused in (
+        lambda: pool.open(cells=24),
+        lambda: pool.open(reserve=4),
+        lambda: pool.open(cells=1, reserve=4, pinned=True),
+        lambda: pool.push(book, 25),
+    ):
+        with pytest.raises(BudgetExceeded):
+            refused()
+        assert facts() == before
+    pool.run()
+    pool.check_done()
+
+
+def test_pinned_sessions_leave_a_place_to_those_that_come_and_go() -> None:
+    """Places are few as well as blocks: with two of two pinned, nobody else would be served."""
+    pool = Pool(sessions=2)
+    pool.open(pinned=True)
+    come = pool.open()
+    with pytest.raises(BudgetExceeded, match="sessions="):
+        pool.open(pinned=True)
+    pool.close(come)
+    pool.open(pinned=True)
+    with pytest.raises(BudgetExceeded, match="finds no place"):
+        pool.open()
+
+
+# --- quotas -------------------------------------------------------------------------------------
+
+
+def test_a_tenant_has_its_quota_over_all_its_sessions() -> None:
+    pool = Pool(quotas={"ann": 16})
+    first, second = pool.open(cells=4), pool.open(cells=8)
+    with pytest.raises(BudgetExceeded) as refused:
+        pool.push(second, 5)
+    assert "could have 12" in str(refused.value)
+    assert "; tenant 'ann' may have 16." in str(refused.value)
+    with pytest.raises(BudgetExceeded):
+        pool.open(cells=8)
+    bob = pool.open(cells=32, tenant="bob")  # none of his
+    pool.push(first, 4)
+    pool.close(second)
+    pool.push(first, 8)  # all 16
+    with pytest.raises(BudgetExceeded):
+        pool.open(reserve=1)
+    pool.close(bob)
+    with pytest.raises(BudgetExceeded):
+        pool.push(first, 1)
+
+
+def test_a_quota_counts_reserves_and_what_waits_to_be_read() -> None:
+    pool = Pool(quotas={"ann": 16})
+    pool.open(reserve=3)
+    waits = pool.open(cells=4)
+    with pytest.raises(BudgetExceeded):
+        pool.push(waits, 1)
+    # Away or not: a session counts as long as it is open.
+    pool.suspend(waits)
+    pool.run()
+    with pytest.raises(BudgetExceeded):
+        pool.open(cells=1)
+
+
+# --- the line -----------------------------------------------------------------------------------
+
+
+def test_room_is_given_in_the_order_of_coming_though_later_ones_are_smaller() -> None:
+    """2 blocks are free; the first wants 4 and the second 1, and waits."""
+    pool = Pool(patience=100)
+    busy = pool.open(cells=24)
+    first, second = pool.open(), pool.open()
+    pool.push(first, 16)
+    pool.settle()
+    pool.push(second, 4)
+    assert pool.settle() is None
+    assert [one.residence.granted_blocks for one in (busy, first, second)] == [6, 2, 0]
+    assert pool.room.free == 0
+    pool.close(busy)
+    pool.settle()
+    assert [one.residence.granted_blocks for one in (first, second)] == [4, 1]
+
+
+def test_nobody_overtakes_one_that_cannot_come_yet() -> None:
+    """2 blocks are free; the first wants 4, and the others, who want 1, wait behind it."""
+    pool = Pool(patience=100)
+    busy = pool.open(cells=24)
+    pool.open(cells=16)
+    assert pool.settle() is None
+    pool.open(cells=4)
+    assert pool.settle() is None
+    assert list(pool.places().values()) == ["device", "log", "log"]
+    pool.close(busy)
+    pool.run()
+    assert pool.moves == [("s2", "device"), ("s3", "device")]
+
+
+def test_sessions_that_come_and_go_all_the_time_keep_nobody_waiting() -> None:
+    """The first needs all of the pool, and there is always somebody who needs a little of it."""
+    pool = Pool()
+    (idle,) = used(pool, 4)
+    first = pool.open(cells=32)
+    there = [idle]
+    for _ in range(20):
+        there.append(pool.open(cells=4))
+        pool.turn()
+        pool.turn()
+        pool.close(there.pop(0))
+        if first.residence.on_device:
+            return
+    raise AssertionError("it never came")
+
+
+def test_whoever_came_first_is_first_after_others_come_and_go() -> None:
+    pool = Pool(sessions=1, patience=100)
+    there = pool.open(cells=4)
+    late, later = pool.open(cells=4), pool.open(cells=4)
+    pool.read(there, 4)
+    pool.settle()
+    assert pool.settle() == (there.id, "away")
+    pool.run()
+    # `there` has nothing to do any more and does not come back.
+    assert pool.moves == [
+        (there.id, "away"),
+        (late.id, "device"),
+        (late.id, "away"),
+        (later.id, "device"),
+    ]
+
+
+def test_who_has_nothing_to_do_does_not_stand_in_line() -> None:
+    pool = Pool(sessions=1)
+    pool.open(cells=4)
+    pool.run()
+    idle = pool.open()
+    idle.queue.take(0)  # an opening without tokens is read at once
+    assert pool.settle() is None
+    assert idle.residence.wants_since is None
+    pool.resume(idle)
+    assert pool.settle() == ("s1", "away")
+    pool.run()
+    assert pool.places() == {"s1": "host", "s2": "device"}
+
+
+def test_tokens_are_read_as_far_as_blocks_were_granted() -> None:
+    pool = Pool(patience=100)
+    pool.open(cells=20)
+    book = pool.open()
+    assert pool.room.readable_tokens(book) == 0
+    pool.push(book, 16)
+    assert pool.room.readable_tokens(book) == 0, "ordered is not granted"
+    pool.settle()
+    assert pool.room.readable_tokens(book) == 12
+    pool.read(book, 4)
+    assert pool.room.readable_tokens(book) == 8
+
+
+def test_a_ring_that_is_granted_in_full_may_turn_for_ever() -> None:
+    pool = Pool(layout=layout_of(8, width=3, window=4))
+    book = pool.open()
+    pool.push(book, 12)
+    pool.settle()
+    assert (book.residence.granted_blocks, pool.room.readable_tokens(book)) == (3, 1000)
+    assert pool.room.most_cells(book) == 1000
+    pool.run()
+    pool.push(book, 100)
+    pool.run()
+    assert (book.residence.cells, pool.room.free) == (112, 5)
+
+
+def test_what_is_on_disk_is_fetched_once_and_keeps_nobody_waiting() -> None:
+    pool = Pool(sessions=2)
+    asleep = pool.open(cells=4)
+    pool.run()
+    pool.suspend(asleep)
+    pool.run()
+    asleep.residence.place = "disk"
+    other = pool.open()
+    pool.run()
+    pool.suspend(other)
+    pool.run()
+    for book in (asleep, other):
+        pool.push(book, 4)
+    assert pool.settle() == (asleep.id, "host")
+    assert pool.settle() == (other.id, "device"), "the disk is slow, and the other need not wait"
+    asleep.residence.place, asleep.residence.fetching = "host", False
+    pool.run()
+    pool.check_done()
+
+
+# --- who leaves ---------------------------------------------------------------------------------
+
+
+def used(pool: Pool, *cells: int) -> list[Book]:
+    """Sessions of so many cells, the first unused for longest."""
+    books = []
+    for count in cells:
+        books.append(pool.open(cells=count))
+        pool.run()
+    return books
+
+
+def test_the_longest_unused_of_those_that_rest_leaves_first() -> None:
+    pool = Pool()
+    first, second, third = used(pool, 8, 8, 8)
+    first.residence.used_s = pool.time_s + 1  # it was asked something
+    new = pool.open(cells=20)
+    assert pool.settle() == (second.id, "away")
+    pool.turn()
+    assert pool.settle() == (third.id, "away")
+    pool.run()
+    assert pool.places() == {
+        first.id: "device",
+        second.id: "host",
+        third.id: "host",
+        new.id: "device",
+    }
+
+
+def test_pinned_ones_and_those_within_their_reserve_stay() -> None:
+    pool = Pool()
+    pool.open(cells=8, pinned=True)
+    pool.open(cells=8, reserve=2)
+    pool.open(cells=8, reserve=1)
+    pool.run()
+    pool.open(cells=12)
+    pool.run()
+    assert pool.moves[0] == ("s3", "away")
+    assert pool.places() == {"s1": "device", "s2": "device", "s3": "host", "s4": "device"}
+
+
+def test_for_a_place_those_within_their_reserve_leave_too() -> None:
+    pool = Pool(sessions=1)
+    pool.open(cells=8, reserve=2)
+    pool.run()
+    pool.open(cells=4)
+    pool.run()
+    assert pool.places() == {"s1": "host", "s2": "device"}
+    assert (pool.room.free, pool.room.firm) == (5, 2), "the reserve is there all the same"
+
+
+def test_a_fork_or_save_to_come_keeps_a_session_that_can_get_to_it() -> None:
+    pool = Pool()
+    first, second = used(pool, 12, 12)
+    first.border_jobs = 1
+    pool.open(cells=20)
+    assert pool.settle() == (second.id, "away")
+
+
+def test_one_at_work_leaves_once_it_and_the_other_had_their_patience() -> None:
+    """The one was served 3 steps, the other waited 3."""
+    pool = Pool(patience=3)
+    busy = pool.open(cells=32)
+    pool.read(busy, 4)
+    pool.open(cells=8)
+    left = []
+    for _ in range(4):
+        left.append(pool.settle())
+        pool.read(busy, 4)
+    assert left == [None, None, None, (busy.id, "away")]
+
+
+def test_one_that_just_came_has_its_patience_too() -> None:
+    pool = Pool(patience=3)
+    busy = pool.open(cells=32)
+    pool.open(cells=8)
+    pool.settle()
+    pool.step += 5
+    left = []
+    for _ in range(4):
+        left.append(pool.settle())
+        pool.read(busy, 4)
+    assert left == [None, None, None, (busy.id, "away")]
+
+
+def test_computing_cells_again_is_no_service_however_long_it_takes() -> None:
+    """Else two such sessions would send each other away before they are all there."""
+    pool = Pool(patience=3, keeps=False)
+    busy = pool.open(cells=32)
+    for _ in range(7):
+        pool.read(busy, 4)
+    pool.suspend(busy)
+    for _ in range(2):
+        pool.turn()
+    assert busy.residence.on_device and busy.residence.missing == 28
+    pool.open(cells=8)
+    left = []
+    for _ in range(8):
+        left.append(pool.settle())
+        pool.read(busy, 4)
+    assert left == [None] * 8
+    arrived = pool.step - 8
+    assert busy.residence.placed_at == arrived + 6, "all there after the step that then began"
+    pool.push(busy, 0)
+    pool.step = busy.residence.placed_at + PASSED_OVER * 3 - 1
+    assert pool.settle() is None
+    pool.step += 1
+    assert pool.settle() == (busy.id, "away"), "others are served before it all the time"
+
+
+def test_the_one_at_work_that_came_first_leaves_first() -> None:
+    pool = Pool(patience=3)
+    books = [pool.open(cells=8) for _ in range(3)]
+    for number, book in zip((5, 2, 4), books, strict=True):
+        book.residence.placed_at, book.residence.served = number, 3
+    books[1].residence.served = 2
+    pool.open(cells=20)
+    pool.settle()
+    pool.step = 3
+    assert pool.settle() == (books[2].id, "away")
+    books[1].residence.served = 3
+    assert pool.settle() == (books[1].id, "away")
+
+
+def test_without_a_step_to_do_patience_would_be_in_vain() -> None:
+    pool = Pool(patience=100)
+    busy = pool.open(cells=32)
+    pool.open(cells=8)
+    assert pool.settle() is None
+    assert pool.settle(idle=True) == (busy.id, "away")
+
+
+def test_one_with_questions_under_way_is_drained_first_and_only_while_someone_waits() -> None:
+    pool = Pool(patience=3)
+    busy = pool.open(cells=32)
+    for _ in range(3):
+        pool.read(busy, 4)
+    pool.hold(busy)
+    head = pool.open(cells=8)
+    pool.settle()
+    pool.step += 3
+    assert pool.settle() is None
+    assert busy.residence.draining
+    assert pool.settle() is None and busy.residence.draining
+    pool.close(head)
+    assert pool.settle() is None
+    assert not busy.residence.draining, "it may go on: nobody waits"
+    pool.open(cells=8)
+    pool.settle()
+    pool.step += 3
+    pool.settle()
+    assert busy.residence.draining
+    pool._answer()
+    assert pool.settle() == (busy.id, "away")
+    pool.run()
+    pool.check_done()
+    assert not busy.residence.draining
+
+
+def test_who_leaves_keeps_its_reserve_unless_its_user_sent_it_away() -> None:
+    pool = Pool()
+    book = pool.open(cells=16, reserve=3)
+    pool.run()
+    other = pool.open(cells=20)
+    pool.run()
+    assert pool.places() == {book.id: "host", other.id: "device"}
+    assert (pool.room.free, pool.room.firm) == (0, 3)
+    pool.close(other)
+    pool.resume(book)
+    pool.run()
+    assert (book.residence.granted_blocks, pool.room.free) == (4, 4)
+    pool.suspend(book)
+    assert pool.room.free == 4
+    pool.run()
+    assert (pool.room.free, pool.room.firm, book.residence.reserve_blocks) == (8, 0, 0)
+
+
+def test_a_closed_session_leaves_nothing_behind() -> None:
+    pool = Pool()
+    for where in ("before it is read", "read", "away", "leaving"):
+        book = pool.open(cells=20, reserve=6)
+        if where != "before it is read":
+            pool.run()
+        if where in ("away", "leaving"):
+            pool.suspend(book)
+        if where == "away":
+            pool.run()
+        pool.close(book)
+        assert (pool.room.free, pool.room.firm, pool.room.on_device) == (8, 0, 0), where
+        assert pool.settle() is None
+
+
+# --- what once kept somebody waiting for ever ----------------------------------------------------
+
+
+def test_who_waits_for_a_border_behind_the_one_that_wants_its_room_leaves() -> None:
+    """s1 is half way through an entry, lacks blocks for the rest, and is to be saved at its end;
+    s2 was first in line and needs what s1 holds."""
+    pool = Pool(patience=2)
+    first = pool.open(cells=0)
+    pool.push(first, 18)
+    pool.settle()
+    second = pool.open()
+    pool.push(second, 20)
+    pool.settle()
+    pool.push(first, 10)
+    while pool.room.readable_tokens(first):
+        pool.read(first, min(CHUNK, pool.room.readable_tokens(first)))
+    assert first.queue.partly_read
+    pool.job(first)
+    pool.run()
+    pool.check_done()
+
+
+def test_who_is_to_leave_does_so_before_others_wait_for_it() -> None:
+    """It reads no more, so it would come to no border and be at work for ever."""
+    pool = Pool(patience=100)
+    first = pool.open()
+    pool.push(first, 20)
+    for _ in range(2):
+        pool.turn()
+    second = pool.open()
+    pool.push(second, 28)
+    pool.job(first)
+    pool.suspend(first)
+    pool.turn()
+    assert pool.moves == [(first.id, "away")]
+    pool.run()
+    pool.check_done()
+
+
+def test_a_session_that_was_sent_away_comes_back_for_a_fork_or_save() -> None:
+    pool = Pool(keeps=False)
+    book = pool.open(cells=12)
+    pool.run()
+    pool.suspend(book)
+    pool.run()
+    pool.job(book)
+    pool.turn()
+    assert book.residence.on_device and book.residence.missing == 12
+    pool.suspend(book)
+    pool.run()
+    pool.check_done()
+
+
+def test_a_pinned_session_gives_back_what_it_was_granted_for_displaced_entries() -> None:
+    """5 blocks were granted for an entry that a later one displaced: nobody could take them."""
+    pool = Pool()
+    pinned = pool.open(pinned=True, policy="drop_oldest")
+    for tokens in (20, 1, 1):
+        pool.push(pinned, tokens)
+    pool.settle()
+    assert pinned.residence.granted_blocks == 6
+    pool.push(pinned, 1)
+    assert (pinned.residence.granted_blocks, pool.room.free) == (1, 7)
+    other = pool.open(cells=28)
+    pool.run()
+    pool.check_done()
+    assert other.residence.on_device
+
+
+def test_two_that_are_computed_again_both_get_on() -> None:
+    """Reading 24 cells again takes 6 steps, and the patience is of 2."""
+    pool = Pool(patience=2, keeps=False)
+    books = used(pool, 24, 24)
+    for book in books:
+        pool.push(book, 8)
+    pool.run(100)
+    pool.check_done()
+    assert [book.residence.cells for book in books] == [32, 32]
+
+
+def test_rings_that_were_shared_find_blocks_when_they_turn() -> None:
+    """A fork of a ring shares it only at first: each will need one of its own. Where those are not
+    there, it comes later."""
+    for blocks, together in ((6, True), (5, False)):
+        pool = Pool(layout=layout_of(blocks, width=3, window=4))
+        (parent,) = used(pool, 24)
+        pool.job(parent, pool.fork)
+        pool.turn()
+        fork = pool.books[2]
+        assert fork.residence.on_device == together
+        fillers = [pool.open(cells=8) for _ in range(2)]
+        for book in (parent, fork, *fillers):
+            pool.push(book, 20)
+        pool.run()
+        pool.check_done()
+
+
+def test_a_ring_that_begins_with_a_kept_prefix_finds_the_blocks_that_it_skipped() -> None:
+    """It needs 1 block of a prefix of 2; its ring has 3, so 2 more are to come, not 1."""
+    pool = Pool(layout=layout_of(4, width=3, window=4), one_text=True)
+    (reader,) = used(pool, 9)
+    pool.close(reader)
+    book = pool.open(cells=20)
+    pool._begin_openings()
+    assert (book.residence.table.cells, pool.held(book)) == (8, 1)
+    assert pool.room.free == 1
+    other = pool.open(cells=8)
+    pool.push(book, 40)
+    pool.run()
+    pool.check_done()
+    assert other.residence.cells == 8
+
+
+# --- any order ----------------------------------------------------------------------------------
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> list[tuple[str, int, int, int, bool]]:
+    """What callers do: what, which session or with how many cells, ..., and turns after it."""
+    what = ["open"] * 2 + ["push"] * 4 + ["close", "suspend", "resume", "hold", "save", "fork"]
+    return draw(
+        st.lists(
+            st.tuples(
+                st.sampled_from(what),
+                st.integers(0, 7),
+                st.integers(0, 32),
+                st.sampled_from([0, 0, 1, 2, 5]),
+                st.booleans(),
+            ),
+            max_size=40,
+        )
+    )
+
+
+@settings(deadline=None, max_examples=600)
+@given(
+    lives=lives(),
+    sessions=st.integers(1, 6),
+    patience=st.integers(1, 6),
+    keeps=st.booleans(),
+    ring=st.booleans(),
+    one_text=st.booleans(),
+    policy=st.sampled_from(["block", "drop_oldest"]),
+)
+def test_whatever_was_accepted_gets_done(
+    lives: list[tuple[str, int, int, int, bool]],
+    sessions: int,
+    patience: int,
+    keeps: bool,
+    ring: bool,
+    one_text: bool,
+    policy: QueuePolicy,
+) -> None:
+    """However sessions come, grow, wait and go: no two wait for each other, nobody gets a block
+    that is not there, and what was refused is not missed. `Pool.check` looks after every action."""
+    layout = layout_of(8, width=3, window=4) if ring else None
+    pool = Pool(sessions=sessions, patience=patience, keeps=keeps, layout=layout, one_text=one_text)
+    for what, number, cells, turns, firm in lives:
+        books = list(pool.books.values())
+        book = books[number % len(books)] if books else None
+        with contextlib.suppress(BudgetExceeded):
+            if what == "open" and len(books) < 8:
+                reserve = number if firm else 0
+                pool.open(cells=cells, reserve=reserve % 5, pinned=number > 5, policy=policy)
+            elif book is not None:
+                _act(pool, what, book, cells)
+        for _ in range(turns):
+            pool.turn()
+    pool.run()
+    pool.check_done()
+    for book in tuple(pool.books.values()):
+        pool.close(book)
+    assert (pool.room.free, pool.room.firm, pool.room.on_device) == (8, 0, 0)
+
+
+def _act(pool: Pool, what: str, book: Book, cells: int) -> None:
+    if what == "push":
+        pool.push(book, cells)
+    elif what == "close":
+        pool.close(book)
+    elif what == "suspend":
+        pool.suspend(book)
+    elif what == "resume":
+        pool.resume(book)
+    elif what == "hold" and book.residence.on_device and not book.residence.missing:
+        pool.hold(book)
+    elif what == "save":
+        pool.job(book)
+    elif what == "fork":
+        pool.job(book, pool.fork)
