@@ -247,6 +247,15 @@ class IngestQueue:
         dropped = _spans([entry.sequence for entry in displaced])
         return Offer(first=new[0].sequence, last=self._last, dropped=dropped)
 
+    def skip(self, count: int) -> Tokens:
+        """The next `count` tokens of the opening, which need not be read: its cells are there.
+
+        They complete nothing; the opening has more tokens.
+        """
+        taken = self.take(count)
+        assert taken is not None and taken.completes is None, "an opening has one token to read"
+        return taken.tokens
+
     def take(self, max_tokens: int) -> Taken | None:
         """Takes what the next chunk reads, from the front, across entries.
 

@@ -1,66 +1,35 @@
 """From a planned step to a call on the device, and from its result back into the books.
 
-Comes in: a `Step` of the scheduler and the `Ledger`. Goes out: a `Launch`: what to call, and what
+Comes in: a `Plan` of the scheduler and the `Ledger`. Goes out: a `Launch`: what to call, and what
 to do with what it returns or raises. `prepare` and the two continuations run under the engine's
-lock, the call itself outside it. Does not know: threads, when anything is called.
+lock, the call itself outside it. Does not know: threads, when anything is called; how questions
+begin and chunks are read (`reading`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxstate.engine.executor import Candidate, Choices, Executor, Limits, Pending, RowTokens
-from jaxstate.engine.flash import Registered, Warm
-from jaxstate.engine.ingest import Taken
-from jaxstate.engine.ledger import Book, Ledger
+from jaxstate.engine.books import Book
+from jaxstate.engine.executor import Candidate, Executor, Limits, RowTokens
+from jaxstate.engine.flash import Warm
+from jaxstate.engine.launches import BookRun, Launch, choosing, joined_call, of_runs
+from jaxstate.engine.ledger import Ledger
 from jaxstate.engine.outcomes import Outcomes
-from jaxstate.engine.runs import Asked, Run
-from jaxstate.engine.values import DataUpdated
-from jaxstate.engine.views import Begin, GoOn, Ingest, Step, Work
+from jaxstate.engine.reading import Reader
+from jaxstate.engine.runs import Run
+from jaxstate.engine.together import Want, go_together
+from jaxstate.engine.views import GoOn, Ingest, Plan, Step, Work
 from jaxstate.errors import CapacityExceeded
 from jaxstate.records import Sampling
 from jaxstate.text import Tokenizer
 
-T = TypeVar("T")
-# Launch outside the lock; then fetch, still outside; then book, under the lock, at a time.
-Call: TypeAlias = Callable[[], Callable[[], Callable[[float], None]]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launch:
-    """One step on its way.
-
-    Attributes:
-        work: the class that it is counted under.
-        works: all classes that it serves.
-        call: launches it (outside the lock) and returns how to wait for it; what that returns
-            books the result (under the lock, at the time given).
-        fail: books that it raised.
-    """
-
-    work: Work
-    works: frozenset[Work]
-    call: Call
-    fail: Callable[[Exception], None]
-
-
-class _Nothing:
-    """The result of a step that needs no device."""
-
-    def get(self) -> None:
-        """It is there."""
-
-
-_NOTHING = _Nothing()
-
 
 class Launcher:
-    """Turns steps into launches.
+    """Turns plans into launches.
 
     Args:
         ledger: the books.
@@ -75,252 +44,123 @@ class Launcher:
         self._ledger = ledger
         self._executor = executor
         self._outcomes = outcomes
-        self._tokenizer = tokenizer
+        self._reader = Reader(ledger, executor, outcomes, tokenizer)
 
-    def prepare(self, step: Step, now_s: float) -> Launch | None:
-        """Books that the step begins; None if it needs no device after all."""
-        book = self._ledger.books[step.session]
+    def prepare(self, plan: Plan, now_s: float) -> Launch | None:
+        """Books that a planned step begins; None if it needs no device after all."""
+        step = plan.step
+        assert step is not None, "there is nothing to prepare"
         if step.work == "ask":
             self._ledger.asks_began = not isinstance(step, GoOn)
-            self._ledger.flash_lent = _is_flash(book, step)
-        if isinstance(step, Ingest):
-            return self._ingest(book, step, now_s)
+            self._ledger.flash_lent = self._is_flash(step)
         if isinstance(step, GoOn):
-            return self._go_on(book, step)
-        if step.work == "ask" and step.runs:
-            return self._begin_asks(book, step, now_s)
+            return self._go_on([step, *plan.joined], now_s)
         if step.work == "warm":
-            return self._begin_warm(book)
-        return self._begin_flash(book, step, now_s)
+            return self._begin_warm([step, *plan.joined])
+        return self._reader.prepare(step, plan.joined, now_s)
 
-    def _ingest(self, book: Book, step: Ingest, now_s: float) -> Launch | None:
-        book.ingest_served = self._ledger.steps
-        rest_tokens = book.queue.rest_tokens if book.border_jobs else 0
-        taken = book.queue.take(min(step.tokens, rest_tokens or step.tokens))
-        assert taken is not None, "the scheduler saw something to read"
-        book.launched_cells += len(taken.tokens)
-        self._outcomes.drop_unreadable(book)
-        border_cells = book.launched_cells - book.queue.partly_read_tokens
+    def _is_flash(self, step: Step) -> bool:
+        """Whether a step that is as urgent as an ask serves registered questions."""
+        if isinstance(step, Ingest):
+            return False
+        return not step.runs or step.runs[0] in self._ledger.books[step.session].flash_runs
 
-        def commit(_: None, now_s: float) -> None:
-            self._commit_entries(book, taken, border_cells, now_s)
-
-        def fail(error: Exception) -> None:
-            self._outcomes.break_session(book, error)
-
-        def extend() -> Pending[None]:
-            # Without tokens there is nothing to launch, but steps before it are still under way.
-            return self._executor.extend(book.key, taken.tokens) if len(taken.tokens) else _NOTHING
-
-        # What is read for an ask counts as the ask's: ingest keeps the share of its own.
-        works = frozenset[Work]({step.work})
-        return Launch(work="ingest", works=works, call=_joined(extend, commit), fail=fail)
-
-    def _commit_entries(self, book: Book, taken: Taken, border_cells: int, now_s: float) -> None:
-        recorder = self._outcomes.recorder
-        recorder.count("tokens_ingested", len(taken.tokens))
-        self._outcomes.room_made(book)
-        if taken.completes is None or book.closed_because is not None:
-            return
-        recorder.entries_committed(taken.pushed_s, now_s)
-        book.commit(taken.completes, border_cells, now_s)
-        self._outcomes.reached(book)
-        self._outcomes.tell(book, DataUpdated(version=book.version, pending=book.queue.pending))
-
-    def _begin_asks(self, book: Book, step: Begin, now_s: float) -> Launch | None:
-        if step.evict:
-            limits = self._ledger.limits
-            self._outcomes.evict(sum(book.asks[key].run.asked.blocks(limits) for key in step.runs))
-        book.asks_served = self._ledger.steps
-        runs: list[Run] = []
-        for key in step.runs:
-            run = book.asks[key].run
-            try:
-                run.asked.check_reach(book.seen_cells, self._ledger.limits)
-            except CapacityExceeded as error:
-                self._outcomes.fail_ask(book, key, error)
-                continue
-            self._pin(book, run)
-            book.asks_begun[key] = book.asks[key]
-            runs.append(run)
-        return self._start(book, runs, "ask")
-
-    def _pin(self, book: Book, run: Run) -> None:
-        blocks = self._ledger.blocks.take(run.asked.blocks(self._ledger.limits))
-        run.begin(book.version, book.seen_cells, blocks, self._tokenizer)
-
-    def _begin_flash(self, book: Book, step: Begin, now_s: float) -> Launch | None:
-        book.flash.served = self._ledger.steps
-        runs: list[Run] = []
-        for one in self._fitting(book, now_s):
-            one.begin(now_s)
-            run = self._flash_run(book, one)
-            self._pin(book, run)
-            book.flash_runs[run.key] = (run, one)
-            runs.append(run)
-        return self._start(book, runs, step.work)
-
-    def _flash_run(self, book: Book, one: Registered) -> Run:
-        since_s = max(book.committed_s, one.registered_s)
-        holds = one.drops >= self._ledger.config.scheduling.flash_drops
-        return Run(self._ledger.new_key(), "flash", one.asked, since_s, holds=holds)
-
-    def _fitting(self, book: Book, now_s: float) -> list[Registered]:
-        """What is due, as far as rows and tail blocks go."""
-        limits = self._ledger.limits
-        blocks_left = len(self._ledger.blocks)
-        room = limits.rows - len(book.flash_runs)
-        chosen: list[Registered] = []
-        for one in book.flash.due(now_s):
-            try:
-                one.asked.check_reach(book.seen_cells, limits)
-            except CapacityExceeded as error:
-                book.flash.refused(one, book.version, str(error))
-                self._outcomes.recorder.count("flash_refused")
-                continue
-            blocks_left -= one.asked.blocks(limits)
-            if blocks_left < 0 or len(chosen) == room:
-                break
-            chosen.append(one)
-        return chosen[: _idle_starts([one.asked for one in chosen], limits)]
-
-    def _begin_warm(self, book: Book) -> Launch | None:
-        limits = self._ledger.limits
-        book.warm.served = self._ledger.steps
-        due: list[Warm] = []
-        for one in book.warm.due():
-            try:
-                one.asked.check_reach(book.seen_cells, limits)
-            except CapacityExceeded:
-                one.tried_version = book.version
-                continue
-            due.append(one)
-        if not due:
+    def _begin_warm(self, steps: Sequence[Step]) -> Launch | None:
+        due: list[tuple[Book, Warm]] = []
+        wants: list[list[Want]] = []
+        for step in steps:
+            book = self._ledger.books[step.session]
+            ready = [(book, one) for one in book.warm.due() if self._reaches(book, one)]
+            wants.append(
+                [
+                    Want("warm", book.key, len(due) + n, len(one.asked.tokens))
+                    for n, (_, one) in enumerate(ready)
+                ]
+            )
+            due += ready
+            book.warm.served = self._ledger.steps
+        planned = next((one for one in wants if one), None)
+        if planned is None:
             return None
-        due = due[: _idle_starts([one.asked for one in due], limits)]
-        version, seen_cells = book.version, book.seen_cells
-        book.warm.running = True
-        rows = [_row(one) for one in due]
+        joining = [want for one in wants for want in one if want.session != planned[0].session]
+        chosen = go_together(planned, joining, self._ledger.limits, free_blocks=0)
+        return self._warm([due[want.number] for want in chosen])
+
+    def _reaches(self, book: Book, warm: Warm) -> bool:
+        try:
+            warm.asked.check_reach(book.seen_cells, self._ledger.limits)
+        except CapacityExceeded:
+            warm.tried_version = book.version
+            return False
+        return True
+
+    def _warm(self, due: Sequence[tuple[Book, Warm]]) -> Launch:
+        rows = [_warm_row(book, one) for book, one in due]
+        versions = [(book.version, book.seen_cells) for book, _ in due]
+        for book, one in due:
+            book.warm.running = True
+            self._ledger.charge(book, len(one.asked.tokens), book.seen_cells)
 
         def commit(logprobs: NDArray[np.float32], now_s: float) -> None:
-            book.warm.running = False
-            book.warm.keep(due, logprobs, version, seen_cells)
+            for n, (book, one) in enumerate(due):
+                book.warm.running = False
+                book.warm.keep([one], logprobs[n : n + 1], *versions[n])
 
         def fail(error: Exception) -> None:
-            book.warm.running = False
-            for one in due:
-                one.tried_version = version  # not again before the next commit
+            for n, (book, one) in enumerate(due):
+                book.warm.running = False
+                one.tried_version = versions[n][0]  # not again before the next commit
 
-        call = _joined(lambda: self._executor.logits(book.key, seen_cells, rows), commit)
+        call = joined_call(lambda: self._executor.logits(rows), commit)
         return Launch(work="warm", works=frozenset({"warm"}), call=call, fail=fail)
 
-    def _start(self, book: Book, runs: Sequence[Run], work: Work) -> Launch | None:
-        limits = self._ledger.limits
-        reading = [(run, row) for run in runs if (row := run.read(limits)) is not None]
-        for run in runs:
+    def _go_on(self, steps: Sequence[Step], now_s: float) -> Launch | None:
+        runs: list[BookRun] = []
+        for step in steps:
+            assert isinstance(step, GoOn), "only what goes on joins what goes on"
+            book = self._ledger.books[step.session]
+            runs += [(book, run) for run in self._outcomes.runs_of(book, step.runs)]
+        for book, run in runs:
             run.served = self._ledger.steps
-        if not reading:
-            return None
-        rows = [row for _, row in reading]
-        started = [run for run, _ in reading]
-        seen_cells = book.seen_cells
-        call = lambda: self._executor.start(book.key, seen_cells, rows)  # noqa: E731
-        return self._choosing(book, started, call, work)
-
-    def _go_on(self, book: Book, step: GoOn) -> Launch | None:
-        runs = self._outcomes.runs_of(book, step.runs)
-        for run in runs:
-            run.served = self._ledger.steps
-        if runs[0].work == "flash":
-            book.flash.served = self._ledger.steps
-        seen_cells = runs[0].seen_cells
-        if step.stage == "scoring":
-            return self._score(book, runs, step.work)
-        if step.stage == "reading":
-            row = runs[0].read(self._ledger.limits)
+            book.residence.used_s = now_s
+            book.residence.served += 1
+            if run.work == "flash":
+                book.flash.served = self._ledger.steps
+            self._ledger.charge(book, 1, run.seen_cells)
+        first, work = runs[0][1], steps[0].work
+        if first.stage == "scoring":
+            return self._score(runs, work)
+        if first.stage == "reading":
+            row = first.read(self._ledger.limits)
             assert row is not None, "a run that reads has something to read"
-            more = lambda: self._executor.more(book.key, seen_cells, row)  # noqa: E731
-            return self._choosing(book, runs, more, step.work)
-        rows = [run.decode() for run in runs]
-        decode = lambda: self._executor.decode(book.key, seen_cells, rows)  # noqa: E731
-        return self._choosing(book, runs, decode, step.work)
+            return choosing(self._outcomes, runs[:1], lambda: self._executor.more(row), work)
+        rows = [run.decode() for _, run in runs]
+        return choosing(self._outcomes, runs, lambda: self._executor.decode(rows), work)
 
-    def _choosing(
-        self,
-        book: Book,
-        runs: Sequence[Run],
-        call: Callable[[], Pending[Choices]],
-        work: Work,
-    ) -> Launch:
-        """A step that chooses a token for each run, and what that does to the runs."""
-        complete = [run.stage == "decoding" for run in runs]
-
-        def commit(chosen: Choices, now_s: float) -> None:
-            for index, run in enumerate(runs):
-                if complete[index]:
-                    run.take_token(
-                        int(chosen.tokens[index]),
-                        float(chosen.logprobs[index]),
-                        float(chosen.gaps[index]),
-                        bool(chosen.done[index]),
-                    )
-            self._outcomes.finish(book, runs, now_s)
-
-        return self._of_runs(book, runs, _joined(call, commit), work)
-
-    def _score(self, book: Book, runs: Sequence[Run], work: Work) -> Launch:
+    def _score(self, runs: Sequence[BookRun], work: Work) -> Launch:
         """Scores as many choices, of as many runs, as one step takes."""
         candidates: list[Candidate] = []
         owners: list[tuple[Run, int]] = []
-        room = _scored_together(runs, self._ledger.limits)
-        for run in runs:
-            more = run.score(room - len(candidates))
+        room = _scored_together([run for _, run in runs], self._ledger.limits)
+        each = self._ledger.limits.session_rows if _several([b for b, _ in runs]) else room
+        of_look: dict[tuple[int, int], int] = {}
+        for _, run in runs:
+            used = of_look.get(run.seen.together, 0)
+            more = run.score(max(0, min(room - len(candidates), each - used)))
+            of_look[run.seen.together] = used + len(more)
             candidates += more
             owners.append((run, len(more)))
-        seen_cells = runs[0].seen_cells
 
         def commit(totals: NDArray[np.float32], now_s: float) -> None:
             start = 0
             for run, count in owners:
                 run.take_totals([float(total) for total in totals[start : start + count]])
                 start += count
-            self._outcomes.finish(book, runs, now_s)
+            for book, run in runs:
+                self._outcomes.finish(book, [run], now_s)
 
-        call = _joined(lambda: self._executor.score(book.key, seen_cells, candidates), commit)
-        return self._of_runs(book, runs, call, work)
-
-    def _of_runs(
-        self,
-        book: Book,
-        runs: Sequence[Run],
-        call: Call,
-        work: Work,
-    ) -> Launch:
-        def fail(error: Exception) -> None:
-            self._outcomes.fail_runs(book, runs, error)
-
-        # Questions past their deadline run as asks and count as asks; those that ride along count.
-        lent = runs[0].work != work
-        works = frozenset[Work]({work} if lent else {work, *(run.work for run in runs)})
-        return Launch(work=work, works=works, call=call, fail=fail)
-
-
-def _is_flash(book: Book, step: Step) -> bool:
-    """Whether a step that is as urgent as an ask serves registered questions."""
-    if isinstance(step, Ingest):
-        return False
-    return not step.runs or step.runs[0] in book.flash_runs
-
-
-def _idle_starts(asked: Sequence[Asked], limits: Limits) -> int:
-    """How many of these, from the first, should begin in one idle step."""
-    fitting, padded = 0, (1, 1)
-    for one in asked:
-        longest = max(padded[0], min(len(one.tokens), limits.question_tokens))
-        if fitting >= limits.idle_start(longest)[1]:
-            break
-        fitting, padded = fitting + 1, limits.idle_start(longest)
-    return limits.row_sizes.take(fitting, *padded) if fitting else 0
+        call = joined_call(lambda: self._executor.score(candidates), commit)
+        return of_runs(self._outcomes, runs, call, work)
 
 
 def _scored_together(runs: Sequence[Run], limits: Limits) -> int:
@@ -332,20 +172,15 @@ def _scored_together(runs: Sequence[Run], limits: Limits) -> int:
     return limits.row_sizes.take(len(left), longest, most)
 
 
-def _row(warm: Warm) -> RowTokens:
-    return RowTokens(blocks=(), used_cells=0, tokens=warm.asked.tokens, sampling=Sampling())
+def _several(books: Sequence[Book]) -> bool:
+    return any(book is not books[0] for book in books)
 
 
-def _joined(launch: Callable[[], Pending[T]], commit: Callable[[T, float], None]) -> Call:
-    """Launch now, fetch later, book under the lock."""
-
-    def call() -> Callable[[], Callable[[float], None]]:
-        pending = launch()
-
-        def fetch() -> Callable[[float], None]:
-            result = pending.get()
-            return lambda now_s: commit(result, now_s)
-
-        return fetch
-
-    return call
+def _warm_row(book: Book, warm: Warm) -> RowTokens:
+    return RowTokens(
+        seen=book.residence.seen(book.key, book.seen_cells),
+        blocks=(),
+        used_cells=0,
+        tokens=warm.asked.tokens,
+        sampling=Sampling(),
+    )

@@ -6,153 +6,29 @@ know: devices, threads, text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
 
+from jaxstate.cells.prefixes import Link, PrefixCache
+from jaxstate.cells.tables import TableBook
+from jaxstate.engine.books import Book, TailBlocks
 from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.executor import Executor, Limits
-from jaxstate.engine.flash import FlashBook, Registered, WarmBook
-from jaxstate.engine.ingest import IngestQueue, QueuePolicy
+from jaxstate.engine.executor import Executor
+from jaxstate.engine.moves import Now
+from jaxstate.engine.room import Room
 from jaxstate.engine.runs import Run
-from jaxstate.engine.subscription import Subscription
-from jaxstate.engine.values import Answer
+from jaxstate.engine.tenants import TenantShares
 from jaxstate.engine.views import RunView, SessionView, View, Work
-from jaxstate.errors import ClosedError
 
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Ask:
-    """A question that somebody waits for."""
-
-    run: Run
-    future: Future[Answer]
-    min_version: int
-
-
-class TailBlocks:
-    """Blocks for the private cells of questions under way.
-
-    Args:
-        count: how many there are.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._free = list(range(count - 1, -1, -1))
-
-    def __len__(self) -> int:
-        return len(self._free)
-
-    def take(self, count: int) -> tuple[int, ...]:
-        """So many free ones; the caller has looked that there are."""
-        taken = self._free[-count:]
-        del self._free[-count:]
-        return tuple(taken)
-
-    def give_back(self, blocks: Iterable[int]) -> None:
-        """Free again."""
-        self._free.extend(blocks)
-
-
-class Book:
-    """One session.
-
-    Attributes:
-        key: its name in the executor.
-        id: its name for users.
-        version: sequence number of the last committed entry; -1 before the opening is read.
-        seen_cells: committed cells at that version.
-        launched_cells: cells once every launched step is done; more than `seen_cells` while an
-            entry is half read.
-        committed_s: when the version was committed.
-        asks: all, in the order of arrival; `asks_begun` are those of them that are under way.
-        asks_served, ingest_served: numbers of the steps that last began an ask, and last read.
-        border_jobs: forks and saves that wait for the end of the entry that is half read.
-        opens: whether it begins with an opening, and is not made from another or a saved one.
-    """
-
-    def __init__(
-        self, key: int, session_id: str, policy: QueuePolicy, config: EngineConfig
-    ) -> None:
-        self.key = key
-        self.id = session_id
-        self.queue = IngestQueue(config.queue_entries, policy)
-        self._queue_entries = config.queue_entries
-        self.flash = FlashBook(config.flash_limit)
-        self.warm = WarmBook(config.warm_limit)
-        self.version = -1
-        self.seen_cells = 0
-        self.launched_cells = 0
-        self.committed_s = 0.0
-        self.ingest_served = 0
-        self.opened = False
-        self.opens = False
-        self.border_jobs = 0
-        self.closed_because: str | None = None
-        self.asks: dict[int, Ask] = {}
-        self.asks_begun: dict[int, Ask] = {}
-        self.asks_served = 0
-        self.flash_runs: dict[int, tuple[Run, Registered]] = {}
-        self.waiters: list[tuple[int, Future[None]]] = []
-        self.room_waiters: list[Future[None]] = []
-        self.subscriptions: list[Subscription] = []
-
-    @property
-    def closed(self) -> bool:
-        """Whether it was closed."""
-        return self.closed_because is not None
-
-    def check_open(self) -> None:
-        """Refuses a session that is closed.
-
-        Raises:
-            ClosedError: with the reason.
-        """
-        if self.closed_because is not None:
-            raise ClosedError(f"session {self.id!r} is closed: {self.closed_because}")
-
-    @property
-    def busy(self) -> bool:
-        """Whether there may be something to do."""
-        waits = bool(self.asks or self.flash_runs) or not self.queue.empty
-        return self.opened and (waits or self.flash.stale > 0 or bool(self.warm.due()))
-
-    def free_cells(self, limits: Limits) -> int:
-        """Cells that neither are committed nor are being read."""
-        return limits.session_cells - self.launched_cells
-
-    def holding(self) -> Iterator[Run]:
-        """Questions under way that may not lose what they have."""
-        yield from (ask.run for ask in self.asks_begun.values())
-        yield from (run for run, _ in self.flash_runs.values() if run.holds)
-
-    def number_from(self, version: int) -> None:
-        """Entries 1 .. `version` were read elsewhere: those pushed from now on follow them."""
-        assert self.queue.empty, "nobody can push before a session is there"
-        self.queue = IngestQueue(self._queue_entries, self.queue.policy, last=version)
-
-    @property
-    def usable(self) -> bool:
-        """Whether users may see it: not before what it is made from is there."""
-        return self.version >= 0 or self.opens
-
-    @property
-    def up_to_date(self) -> bool:
-        """Whether everything pushed is committed, and every registered question settled there."""
-        return self.version >= self.queue.last and self.flash.stale == 0
-
-    def commit(self, version: int, seen_cells: int, now_s: float) -> None:
-        """A new version: whatever was answered before is out of date."""
-        self.version, self.seen_cells, self.committed_s = version, seen_cells, now_s
-        self.flash.committed(version, now_s)
-        self.warm.version = version
+# A tenant with asks under way leaves one tail block in so many to others, where there are others.
+OTHERS_SHARE = 8
 
 
 class Ledger:
-    """All sessions, and what they share.
+    """All sessions, and what they share: the pool of cells, tail blocks, prefixes, the device.
 
     Args:
-        limits: of the executor.
+        executor: for its limits.
         config: bounds.
     """
 
@@ -162,6 +38,17 @@ class Ledger:
         self.books: dict[int, Book] = {}
         self.by_id: dict[str, Book] = {}
         self.blocks = TailBlocks(self.limits.tail_blocks)
+        self.tables = TableBook(self.limits.layout)
+        self.prefixes = PrefixCache(self.tables, executor.fingerprint)
+        self.shares = TenantShares(config.tenants)
+        self.room = Room(
+            self.tables,
+            sessions=self.limits.sessions,
+            patience=config.scheduling.room_patience,
+            quota_cells=lambda tenant: self.shares.of(tenant).quota_cells,
+        )
+        # Which session computes a block of a prefix now, so that the others wait for it.
+        self.computing: dict[bytes, int] = {}
         self.waited: dict[Work, int] = {}
         self.steps = 0
         self.asks_began = self.flash_lent = False
@@ -171,7 +58,13 @@ class Ledger:
 
     def view(self, now_s: float) -> View:
         """What the scheduler is to see."""
-        active = [self._session_view(book, now_s) for book in self.books.values() if book.busy]
+        on_device = [book for book in self.books.values() if book.residence.on_device and book.busy]
+        self.shares.at_work(book.residence.tenant for book in on_device)
+        leaves = self._leaves_blocks()
+        active = [
+            self._session_view(book, now_s, leaves.get(book.residence.tenant, 0))
+            for book in on_device
+        ]
         dues = [book.flash.next_due_s(now_s) for book in self.books.values()]
         return View(
             sessions=tuple(active),
@@ -184,6 +77,9 @@ class Ledger:
             row_sizes=self.limits.row_sizes,
             start_rows=self.limits.start_rows,
             extend_tokens=self.limits.extend_tokens,
+            chunk_rows=self.limits.chunk_rows,
+            step_sessions=self.limits.step_sessions,
+            session_rows=self.limits.session_rows,
             next_due_s=min((due for due in dues if due is not None), default=None),
         )
 
@@ -196,6 +92,59 @@ class Ledger:
             if not run.holds
         ]
         return sorted(found, key=lambda one: -one[1].key)
+
+    def now(self, time_s: float) -> Now:
+        """The last step, and that time."""
+        return Now(self.steps, time_s)
+
+    def charge(self, book: Book, tokens: int, seen_cells: int) -> None:
+        """A step computes so many tokens for a session, and reads so many cells."""
+        self.shares.charge(book.residence.tenant, tokens, seen_cells)
+
+    def begin_openings(self) -> int:
+        """Begins sessions that have read nothing with what is kept of their openings. Where another
+        session computes what comes next they wait: many that open with one prefix compute it once.
+
+        Returns:
+            Tokens that need not be read.
+        """
+        shared = 0
+        for book in self.books.values():
+            residence = book.residence
+            if residence.on_device and residence.chain and not residence.table.cells:
+                missing = self._missing_link(residence.chain)
+                owner = book.key if missing is None else self.computing.get(missing.name, book.key)
+                residence.waits_for_prefix = owner != book.key
+                if not residence.waits_for_prefix:
+                    shared += self._begin_opening(book)
+        return shared
+
+    def _begin_opening(self, book: Book) -> int:
+        residence = book.residence
+        cells = self.prefixes.adopt(residence.table, residence.chain)
+        if cells > len(residence.log):
+            residence.log.append(book.queue.skip(cells - len(residence.log)))
+        whole = cells // self.limits.layout.block_cells
+        self.computing.update({link.name: book.key for link in residence.chain[whole:]})
+        self.room.update(book)
+        return cells
+
+    def _missing_link(self, chain: tuple[Link, ...]) -> Link | None:
+        return next((link for link in chain if not self.prefixes.has(link)), None)
+
+    def keep_prefix(self, book: Book, start: int, end: int) -> None:
+        """Cells start .. end of a session are there: keeps the blocks of its opening among them."""
+        size, residence = self.limits.layout.block_cells, book.residence
+        for index in range(start // size, min(end // size, len(residence.chain))):
+            self.prefixes.keep(residence.chain, index, residence.table)
+            if self.computing.get(residence.chain[index].name) == book.key:
+                del self.computing[residence.chain[index].name]
+
+    def stop_computing(self, book: Book) -> None:
+        """A session does not go on reading its opening: others may."""
+        for link in book.residence.chain:
+            if self.computing.get(link.name) == book.key:
+                del self.computing[link.name]
 
     def usable(self) -> list[Book]:
         """Sessions that users may see, in the order of opening."""
@@ -217,24 +166,42 @@ class Ledger:
         """Whether so many cells can still be looked at in a session of that length."""
         return length <= self._readable_until(seen_cells)
 
-    def _session_view(self, book: Book, now_s: float) -> SessionView:
-        lost = not self.readable(book.seen_cells, book.launched_cells)
-        due = [] if lost else list(book.flash.due(now_s))
+    def _leaves_blocks(self) -> dict[str, int]:
+        """Tail blocks that tenants with asks under way leave to the others, if there are any."""
+        books = self.books.values()
+        if len({book.residence.tenant for book in books}) < 2:
+            return {}
+        share = self.limits.tail_blocks // OTHERS_SHARE
+        return {book.residence.tenant: share for book in books if book.asks_begun}
+
+    def _session_view(self, book: Book, now_s: float, leaves_blocks: int) -> SessionView:
+        residence = book.residence
+        # Its version's cells are not all there: they are computed again, or were overwritten.
+        launched = residence.table.cells
+        lost = residence.missing > 0 or not self.readable(book.seen_cells, launched)
+        leaves = residence.draining or residence.leaving
+        rests = lost or leaves
+        due = [] if rests else list(book.flash.due(now_s))
         growth = self._growth(book)
         # Asks that begin now would, one after the other, keep the entry half read for ever.
         stuck = book.queue.partly_read and growth <= 0
+        tokens = residence.missing + book.queue.unread_tokens
+        readable = min(tokens, self.room.readable_tokens(book))
+        reads = (tokens == 0 or readable > 0) and (residence.missing > 0 or not book.queue.empty)
         return SessionView(
             key=book.key,
             seen_cells=book.seen_cells,
-            ingest_tokens=book.queue.unread_tokens,
-            ingest_entries=not book.queue.empty,
+            tenant_work=self.shares.work(residence.tenant),
+            leaves_blocks=leaves_blocks,
+            ingest_tokens=readable,
+            ingest_entries=reads and not (leaves or residence.waits_for_prefix),
             ingest_since_s=book.queue.oldest_s or 0.0,
             ingest_served=book.ingest_served,
             growth_tokens=growth,
             asks_served=book.asks_served,
-            runs=tuple(self._run_views(book, blocked=lost or stuck)),
+            runs=tuple(self._run_views(book, blocked=rests or stuck)),
             flash_due=len(due),
-            warm_due=0 if lost else len(book.warm.due()),
+            warm_due=0 if rests else len(book.warm.due()),
             flash_rows=len(book.flash_runs),
             flash_blocks=due[0].asked.blocks(self.limits) if due else 1,
             flash_since_s=book.flash.since_s,
@@ -250,7 +217,7 @@ class Ledger:
     def _growth(self, book: Book) -> int:
         """Tokens that can be read before a question that may not loses sight of a cell."""
         ends = (self._readable_until(run.seen_cells) for run in book.holding())
-        return min(ends, default=1 << 30) - book.launched_cells
+        return min(ends, default=1 << 30) - book.residence.table.cells
 
     def _run_views(self, book: Book, *, blocked: bool) -> Iterator[RunView]:
         yield from self._waiting_views(book, blocked=blocked)

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
+from jaxstate.engine.books import Ask, Book
 from jaxstate.engine.flash import Registered
-from jaxstate.engine.ledger import Ask, Book, Ledger
+from jaxstate.engine.ingest import Taken
+from jaxstate.engine.ledger import Ledger
 from jaxstate.engine.metrics import MetricsRecorder
 from jaxstate.engine.runs import Run
 from jaxstate.engine.subscription import Subscription
-from jaxstate.engine.values import Answer, Event, FlashReady
+from jaxstate.engine.values import Answer, DataUpdated, Event, FlashReady
 from jaxstate.errors import ClosedError, JaxstateError, StepFailed
 
 T = TypeVar("T")
@@ -32,7 +34,7 @@ class Outcomes:
         ledger: the books.
         recorder: counts it.
         on_thread: runs a user's callback somewhere else than in the loop.
-        forget: tells the executor, at its next occasion, that a session is gone.
+        forget: a session is gone, wherever its cells are kept.
     """
 
     def __init__(
@@ -125,9 +127,60 @@ class Outcomes:
 
     def rows_lost(self, cause: Exception) -> None:
         """The device lost all questions under way: asks fail, registered questions begin again."""
-        for book in self._ledger.books.values():
+        for book in tuple(self._ledger.books.values()):
             self.fail_runs(book, [ask.run for ask in book.asks_begun.values()], cause)
             self._drop_all_flash(book)
+
+    def landed(self, book: Book, taken: Taken, border_cells: int, now_s: float) -> None:
+        """Entries are in a session's cells, which end there with the last of them."""
+        if taken.completes is None or book.closed:
+            return
+        self.recorder.entries_committed(taken.pushed_s, now_s)
+        book.commit(taken.completes, border_cells, now_s)
+        self.reached(book)
+        self.tell(book, DataUpdated(version=book.version, pending=book.queue.pending))
+
+    def reading_failed(self, book: Book, start_cells: int | None, cause: Exception) -> None:
+        """The device failed while it read for a session: it reads that again, once.
+
+        Args:
+            book: the session.
+            start_cells: that are still there; None if even they may not be.
+            cause: what the device said.
+        """
+        residence = book.residence
+        if book.closed or not residence.on_device:
+            return
+        residence.failures += 1
+        self._ledger.prefixes.clear()  # what was to be kept of it is not there
+        if residence.failures > 1 or not residence.log.complete:
+            self.break_session(book, cause)
+        elif start_cells is None:
+            self._compute_again(book, cause)
+        else:
+            residence.table.cells = min(residence.table.cells, start_cells)
+            self._ledger.room.update(book)
+
+    def cells_lost(self, cause: Exception) -> None:
+        """The device lost all cells: sessions are computed again from what they have read."""
+        self._ledger.prefixes.clear()
+        for book in tuple(self._ledger.books.values()):
+            if not book.residence.on_device:
+                continue
+            if book.residence.log.complete:
+                self._compute_again(book, cause)
+            else:
+                self.break_session(book, cause)
+
+    def _compute_again(self, book: Book, cause: Exception) -> None:
+        self.fail_runs(book, [ask.run for ask in book.asks_begun.values()], cause)
+        self.send_away(book)
+
+    def send_away(self, book: Book) -> None:
+        """A session gives its room up; nothing holds it any more."""
+        self._drop_all_flash(book)
+        self._ledger.stop_computing(book)
+        self._ledger.room.leave(book)
 
     def break_session(self, book: Book, cause: Exception) -> None:
         """The device failed while it wrote a session's cells: they cannot be trusted."""
@@ -143,16 +196,20 @@ class Outcomes:
             self.fail_ask(book, key, error)
         self._drop_all_flash(book)
         for_fresh = [future for one, future in self._ledger.fresh_waiters if one is book]
-        for future in (*(future for _, future in book.waiters), *book.room_waiters, *for_fresh):
+        waiting = (*(future for _, future in book.waiters), *book.room_waiters, *book.move_waiters)
+        for future in (*waiting, *for_fresh):
             self.reject(future, error)
         for subscription in book.subscriptions:
             self._outbox.append(functools.partial(subscription.close, reason))
-        book.waiters, book.room_waiters, book.subscriptions = [], [], []
+        book.waiters, book.room_waiters, book.move_waiters = [], [], []
+        book.subscriptions = []
         self._ledger.fresh_waiters = [
             (one, future) for one, future in self._ledger.fresh_waiters if one is not book
         ]
         self._ledger.books.pop(book.key, None)
         self._ledger.by_id.pop(book.id, None)
+        self._ledger.stop_computing(book)
+        self._ledger.room.forget(book)
         self._forget(book)
 
     def evict(self, blocks: int) -> None:
@@ -164,10 +221,16 @@ class Outcomes:
             needed -= len(run.blocks)
             self._drop_flash(book, run)
 
+    def moved(self, book: Book) -> None:
+        """A session has moved: tells those that wait for it."""
+        for future in book.move_waiters:
+            self.resolve(future, None)
+        book.move_waiters = []
+
     def drop_unreadable(self, book: Book) -> None:
         """Registered questions under way that would lose cells to what is read now begin again."""
         for run, _ in tuple(book.flash_runs.values()):
-            if not self._ledger.readable(run.seen_cells, book.launched_cells):
+            if not self._ledger.readable(run.seen_cells, book.residence.table.cells):
                 self._drop_flash(book, run)
 
     def _drop_all_flash(self, book: Book) -> None:

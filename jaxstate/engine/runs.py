@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxstate.cells.tables import Seen
 from jaxstate.engine.executor import Candidate, Limits, RowStep, RowTokens, Tokens
 from jaxstate.engine.values import Answer, Usage
 from jaxstate.engine.views import Stage, Work
@@ -119,10 +120,9 @@ class Run:
         self.holds = holds
         self.served = 0
         self.version = -1
-        self.seen_cells = 0
         self.blocks: tuple[int, ...] = ()
         self.finished = False
-        self._begun = False
+        self._seen: Seen | None = None
         self._read_tokens = 0
         self._launched_tokens = 0
         self._scored = 0
@@ -131,22 +131,32 @@ class Run:
         self._collector: AnswerCollector | None = None
 
     def begin(
-        self, version: int, seen_cells: int, blocks: tuple[int, ...], tokenizer: Tokenizer | None
+        self, version: int, seen: Seen, blocks: tuple[int, ...], tokenizer: Tokenizer | None
     ) -> None:
         """Pins what it looks at."""
-        self.version, self.seen_cells, self.blocks = version, seen_cells, blocks
-        self._begun = True
+        self.version, self._seen, self.blocks = version, seen, blocks
         self._collector = AnswerCollector(tokenizer, self.asked.stop)
 
     @property
     def begun(self) -> bool:
         """Whether it has taken its first step."""
-        return self._begun
+        return self._seen is not None
+
+    @property
+    def seen(self) -> Seen:
+        """What it looks at, once it has begun."""
+        assert self._seen is not None, "it has not begun"
+        return self._seen
+
+    @property
+    def seen_cells(self) -> int:
+        """How much of its session it looks at; 0 before it has begun."""
+        return 0 if self._seen is None else self._seen.cells
 
     @property
     def stage(self) -> Stage:
         """What its next step does."""
-        if not self._begun:
+        if not self.begun:
             return "waiting"
         if self._read_tokens < self._reading_tokens:
             return "reading"
@@ -178,6 +188,7 @@ class Run:
         if self.asked.choices is None and self._read_tokens == len(self.asked.tokens):
             self._launched_tokens = 1
         return RowTokens(
+            seen=self.seen,
             blocks=self.blocks,
             used_cells=start,
             tokens=self.asked.tokens[start : start + count],
@@ -188,7 +199,12 @@ class Run:
         """Its next answer token."""
         used = len(self.asked.tokens) + self._launched_tokens - 1
         self._launched_tokens += 1
-        return RowStep(blocks=self.blocks, used_cells=used, sampling=self.asked.sampling)
+        return RowStep(
+            seen=self.seen,
+            blocks=self.blocks,
+            used_cells=used,
+            sampling=self.asked.sampling,
+        )
 
     @property
     def choices_left(self) -> tuple[Tokens, ...]:
@@ -201,6 +217,7 @@ class Run:
         self._scored += len(chosen)
         return [
             Candidate(
+                seen=self.seen,
                 blocks=self.blocks,
                 used_cells=len(self.asked.tokens) - 1,
                 last_token=int(self.asked.tokens[-1]),

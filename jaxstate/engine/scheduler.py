@@ -15,12 +15,17 @@ run runs, with three exceptions that keep everything moving:
 - Asks that begin and asks that go on take turns, so neither can keep the other waiting for more
   than a step; and no two steps in a row serve such registered questions while an ask could run.
 
-Within a class, the session that was served longest ago comes first. No ask overtakes another for
-tail blocks: while the oldest that could begin does not find enough of them, none begins.
+Within a class, the tenant that had least work comes first, and of its sessions the one that was
+served longest ago. No ask overtakes another for tail blocks: while the first that could begin does
+not find enough of them, none begins. A tenant that has asks under way leaves some to the others.
+
+What other sessions have to do joins the step, where steps are shared: first what is of the same
+class and kind, then what costs nothing beside it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
@@ -54,6 +59,8 @@ class Policy:
             whatever comes: it keeps what it holds and is as urgent as an ask.
         ride_rows: registered questions under way may join a decode step of asks up to so many rows
             in all.
+        room_patience: steps that serve a session which works before it may have to leave the device
+            for others that wait for its room.
 
     Raises:
         InvalidInput: a patience below 1 (asks would starve), or another number below 0.
@@ -64,6 +71,7 @@ class Policy:
     warm_patience: int = 128
     flash_drops: int = 4
     ride_rows: int = 8
+    room_patience: int = 32
 
     def __post_init__(self) -> None:
         """Refuses shares with which somebody would starve."""
@@ -92,14 +100,15 @@ class _Candidate:
     """
 
     step: Step
+    tenant_work: float
     served: int
     since_s: float
     begins: bool = False
     lent: bool = False
 
     @property
-    def order(self) -> tuple[int, float, int]:
-        return (self.served, self.since_s, self.step.session)
+    def order(self) -> tuple[float, int, float, int]:
+        return (self.tenant_work, self.served, self.since_s, self.step.session)
 
 
 def plan(view: View, policy: Policy) -> Plan:
@@ -117,7 +126,55 @@ def plan(view: View, policy: Policy) -> Plan:
     if work is None:
         return Plan(step=None, held_up=held_up, until_s=view.next_due_s)
     step = _choose_ask(candidates["ask"], view) if work == "ask" else _first(candidates[work])
-    return Plan(step=step, runnable=runnable, held_up=held_up)
+    joined = _joined(step, candidates, view, policy) if view.step_sessions > 1 else ()
+    return Plan(step=step, joined=joined, runnable=runnable, held_up=held_up)
+
+
+def _joined(
+    step: Step, candidates: dict[Work, list[_Candidate]], view: View, policy: Policy
+) -> tuple[Step, ...]:
+    """What shares the step, the most urgent first; one part of each other session."""
+    found: dict[int, Step] = {}
+    for work in WORKS:
+        for one in sorted(candidates[work], key=lambda one: one.order):
+            if one.step.session != step.session and _goes_with(one.step, step):
+                found.setdefault(one.step.session, one.step)
+    if not isinstance(step, GoOn):
+        return tuple(found.values())
+    others = [one for one in found.values() if isinstance(one, GoOn)]
+    return _rows_beside(step, others, view, policy)
+
+
+def _goes_with(other: Step, step: Step) -> bool:
+    """Whether a part can be of the same step, apart from how many rows that has."""
+    if isinstance(step, GoOn):
+        same = isinstance(other, GoOn) and other.stage == step.stage != "reading"
+        return same and (other.work == step.work or step.stage == "decoding")
+    if isinstance(other, GoOn) or (isinstance(other, Begin) and other.evict):
+        return False
+    return (other.work == "warm") == (step.work == "warm")
+
+
+def _rows_beside(step: GoOn, others: list[GoOn], view: View, policy: Policy) -> tuple[GoOn, ...]:
+    """Rows that go on in the same step: as many of its class as make one cheapest, then those that
+    cost next to nothing."""
+    if len(step.runs) > view.session_rows:
+        return ()
+    alike = [one for one in others if one.work == step.work][: view.step_sessions - 1]
+    riders = [one for one in others if one.work != step.work] if step.work == "ask" else []
+    rows = len(step.runs)
+    waiting = rows + sum(min(len(one.runs), view.session_rows) for one in alike)
+    most = view.row_sizes.take(waiting, 1, view.rows) if step.stage == "decoding" else view.rows
+    joined: list[GoOn] = []
+    for one, bound in (
+        *((one, most) for one in alike),
+        *((one, policy.ride_rows) for one in riders),
+    ):
+        room = min(bound - rows, view.session_rows)
+        if room > 0 and len(joined) + 1 < view.step_sessions:
+            joined.append(dataclasses.replace(one, runs=one.runs[:room]))
+            rows += len(joined[-1].runs)
+    return tuple(joined)
 
 
 def _held_up(view: View) -> frozenset[Work]:
@@ -132,13 +189,18 @@ def _held_up(view: View) -> frozenset[Work]:
 
 
 def _asks_may_begin(view: View, policy: Policy, held_up: frozenset[Work]) -> bool:
-    """Whether the oldest ask that is ready finds its blocks, and nobody has waited for some in
+    """Whether the first ask that is ready finds its blocks, and nobody has waited for some in
     vain for too long."""
     if "flash" in held_up and view.waited.get("flash", 0) >= policy.patience("flash"):
         return False
-    ready = (run for one in view.sessions for run in one.runs if _is_ready(run))
-    oldest = min(ready, key=lambda run: run.arrived_s, default=None)
-    return oldest is None or oldest.blocks <= view.free_blocks + view.evictable_blocks
+    ready = (
+        (one.tenant_work, run.arrived_s, run.blocks)
+        for one in view.sessions
+        for run in one.runs
+        if _is_ready(run)
+    )
+    *_, blocks = min(ready, default=(0.0, 0.0, 0))
+    return blocks <= view.free_blocks + view.evictable_blocks
 
 
 def _is_ready(run: RunView) -> bool:
@@ -174,20 +236,22 @@ def _ask_candidates(
     if blocked and session.ingest_entries:
         yield from _ingest_candidates(session, view, work="ask", since_s=blocked[0].arrived_s)
     ready = [run for run in waiting if not run.blocked]
-    if may_begin and (begun := _fitting(ready, view)):
+    if may_begin and (begun := _fitting(ready, session.leaves_blocks, view)):
         evict = sum(run.blocks for run in begun) > view.free_blocks
         keys = tuple(run.key for run in begun)
         step = Begin(work="ask", session=session.key, runs=keys, evict=evict)
-        yield _Candidate(step, session.asks_served, begun[0].arrived_s, begins=True)
+        yield _Candidate(
+            step, session.tenant_work, session.asks_served, begun[0].arrived_s, begins=True
+        )
     yield from _going_on(session, asks, view, policy)
     if session.flash_overdue:
         yield from _flash_candidates(session, view, work="ask")
 
 
-def _fitting(waiting: list[RunView], view: View) -> list[RunView]:
+def _fitting(waiting: list[RunView], leaves_blocks: int, view: View) -> list[RunView]:
     """As many of these, oldest first, as tail blocks allow and one step should take."""
     taken: list[RunView] = []
-    blocks_left, longest = view.free_blocks + view.evictable_blocks, 0
+    blocks_left, longest = view.free_blocks + view.evictable_blocks - leaves_blocks, 0
     for run in waiting:
         longest = max(longest, run.tokens)
         if run.blocks > blocks_left or len(taken) >= start_size(longest, view.start_rows)[1]:
@@ -224,7 +288,7 @@ def _going_on(
             stage=stage,
             runs=tuple(run.key for run in (*chosen, *riding)),
         )
-        yield _Candidate(step, served=chosen[0].served, since_s=chosen[0].arrived_s)
+        yield _Candidate(step, session.tenant_work, chosen[0].served, chosen[0].arrived_s)
 
 
 def _rows_going_on(stage: Stage, waiting: int, view: View) -> int:
@@ -254,7 +318,7 @@ def _ingest_candidates(
     if session.ingest_entries and (tokens > 0 or session.ingest_tokens == 0):
         step = Ingest(work=work, session=session.key, tokens=tokens)
         began_s = session.ingest_since_s if since_s is None else since_s
-        yield _Candidate(step, session.ingest_served, began_s, begins=True)
+        yield _Candidate(step, session.tenant_work, session.ingest_served, began_s, begins=True)
 
 
 def _flash_candidates(
@@ -263,8 +327,8 @@ def _flash_candidates(
     """Those of one session go together: all that are due begin before any goes on."""
     if _flash_wants_to_begin(session, view) and view.free_blocks >= session.flash_blocks:
         step = Begin(work=work, session=session.key)
-        since_s, lent = session.flash_since_s, work == "ask"
-        yield _Candidate(step, session.flash_served, since_s, begins=True, lent=lent)
+        since_s, lent, share = session.flash_since_s, work == "ask", session.tenant_work
+        yield _Candidate(step, share, session.flash_served, since_s, begins=True, lent=lent)
     else:
         running = [run for run in session.runs if run.work == "flash"]
         yield from _going_on_alone(session, running, view, work)
@@ -288,11 +352,11 @@ def _going_on_alone(
         chosen = chosen[: _rows_going_on(stage, len(chosen), view)]
         keys = tuple(run.key for run in chosen)
         step = GoOn(work=work, session=session.key, stage=stage, runs=keys)
-        since_s, lent = session.flash_since_s, work == "ask"
-        yield _Candidate(step, session.flash_served, since_s, lent=lent)
+        since_s, lent, share = session.flash_since_s, work == "ask", session.tenant_work
+        yield _Candidate(step, share, session.flash_served, since_s, lent=lent)
 
 
 def _warm_candidates(session: SessionView) -> Iterator[_Candidate]:
     if session.warm_due:
         step = Begin(work="warm", session=session.key)
-        yield _Candidate(step, session.warm_served, since_s=0.0, begins=True)
+        yield _Candidate(step, session.tenant_work, session.warm_served, 0.0, begins=True)

@@ -52,6 +52,8 @@ class SessionView:
     Attributes:
         key: its name.
         seen_cells: committed cells, what a question that begins now looks at.
+        tenant_work: the work that its tenant had so far, by its weight.
+        leaves_blocks: tail blocks that its asks leave to other tenants.
         ingest_tokens: tokens that wait to be read, 0 also for entries without tokens.
         ingest_entries: whether any entry waits.
         ingest_since_s: since when the oldest waits.
@@ -73,6 +75,8 @@ class SessionView:
 
     key: int
     seen_cells: int
+    tenant_work: float = 0.0
+    leaves_blocks: int = 0
     ingest_tokens: int = 0
     ingest_entries: bool = False
     ingest_since_s: float = 0.0
@@ -112,6 +116,10 @@ class View:
         start_rows: (tokens, rows), ascending: as many questions of so many tokens can begin in one
             step.
         extend_tokens: tokens of an ingest step at most.
+        chunk_rows: (tokens, sizes), ascending: chunks of at most so many tokens are read together
+            in these numbers.
+        step_sessions: sessions that one step may serve.
+        session_rows: rows of each, where it serves several.
         next_due_s: when a registered question may be computed again that may not be now.
     """
 
@@ -127,6 +135,9 @@ class View:
     )
     start_rows: tuple[tuple[int, int], ...] = ((1024, 64),)
     extend_tokens: int = 256
+    chunk_rows: tuple[tuple[int, tuple[int, ...]], ...] = ((256, (1,)),)
+    step_sessions: int = 1
+    session_rows: int = 8
     next_due_s: float | None = None
 
 
@@ -171,12 +182,15 @@ class Plan:
 
     Attributes:
         step: the next step, or None.
+        joined: what other sessions have to do that shares the step, the most urgent first; as much
+            of it is done as there are rows.
         runnable: classes that could have run.
         held_up: classes that only lacked what questions under way hold.
         until_s: without a step: when to look again, None if only something new can help.
     """
 
     step: Step | None
+    joined: tuple[Step, ...] = ()
     runnable: frozenset[Work] = frozenset()
     held_up: frozenset[Work] = frozenset()
     until_s: float | None = None
