@@ -1,4 +1,4 @@
-"""What the loop's thread does for a session between two steps: open, copy, save, restore.
+"""What the loop's thread does for a session between two steps: fork, save.
 
 Comes in: something to do and what it changes in the books. Goes out: a future. Does not know: what
 is done, when.
@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from jaxstate.engine.ledger import Book
+from jaxstate.engine.books import Book
 
 T = TypeVar("T")
 
@@ -25,7 +25,8 @@ class Job(Generic[T]):
         booked: what its result changes in the books.
         future: its result.
         session: which session it is for; if that is closed meanwhile, the job is not done.
-        border: it waits until this session is at a version's border, no entry half read.
+        border: it waits until this session is on the device, at a version's border: no entry half
+            read.
         creates: whether it makes `session`, which is closed if it fails.
     """
 
@@ -40,7 +41,10 @@ class Job(Generic[T]):
     def may_run(self) -> bool:
         """Whether what it needs is at a version's border."""
         border = self.border
-        return border is None or (border.version >= 0 and not border.queue.partly_read)
+        if border is None:
+            return True
+        there = border.residence.on_device and not border.residence.missing
+        return there and border.version >= 0 and not border.queue.partly_read
 
     @property
     def ended(self) -> bool:

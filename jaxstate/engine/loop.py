@@ -18,13 +18,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from jaxstate.engine.books import Book
 from jaxstate.engine.desk import Desk
 from jaxstate.engine.executor import Executor
 from jaxstate.engine.jobs import Job
-from jaxstate.engine.launching import Launch, Launcher
+from jaxstate.engine.launches import Launch
+from jaxstate.engine.launching import Launcher
+from jaxstate.engine.moves import Move
+from jaxstate.engine.moving import Mover
 from jaxstate.engine.scheduler import plan
 from jaxstate.engine.views import Work
 from jaxstate.errors import ClosedError, EngineFailed, JaxstateError, StepFailed
@@ -52,6 +56,7 @@ class Loop:
     def __init__(self, desk: Desk, executor: Executor, tokenizer: Tokenizer | None) -> None:
         self._desk = desk
         self._executor = executor
+        self._mover = Mover(desk, executor)
         self._launcher = Launcher(desk.ledger, executor, desk.outcomes, tokenizer)
         self._in_flight: deque[_InFlight] = deque()
         self._until_s: float | None = None
@@ -75,8 +80,9 @@ class Loop:
         """Plans, executes, commits, delivers; False if there was nothing to do."""
         with self._desk.lock:
             self._desk.news = False  # what comes from here on is looked at in the next turn
-        self._forget_gone()
-        did = self._do_job() or self._step() or self._fetch_oldest()
+        self._tell_freed()
+        did = self._do_job() or self._move() or self._step() or self._fetch_oldest()
+        did = did or self._move(idle=True)
         self._deliver()
         return did
 
@@ -111,19 +117,19 @@ class Loop:
         """Lets the device finish, and delivers what is left."""
         while self._in_flight:
             self._fetch_oldest()
-        self._forget_gone()
         self._deliver()
 
     def _step(self) -> bool:
         desk = self._desk
         with desk.lock:
             now_s = desk.clock()
+            desk.recorder.count("prefix_tokens_shared", desk.ledger.begin_openings())
             planned = plan(desk.ledger.view(now_s), desk.config.scheduling)
-            self._until_s = planned.until_s
+            self._until_s = _earliest(planned.until_s, self._next_idle_s())
             if planned.step is None:
                 return False
             desk.ledger.steps += 1
-            launch = self._launcher.prepare(planned.step, now_s)
+            launch = self._launcher.prepare(planned, now_s)
             works = frozenset[Work]({planned.step.work}) if launch is None else launch.works
             desk.ledger.let_go_first(works, planned.runnable | planned.held_up)
         if launch is not None:
@@ -164,12 +170,20 @@ class Loop:
         return True
 
     def _failed(self, launch: Launch, error: Exception) -> None:
-        """Books it; a device that lost its rows loses every question under way with them."""
+        """Books it, and what the device lost with it."""
         with self._desk.lock:
             launch.fail(error)
-        if self._executor.recover():
-            with self._desk.lock:
+        self._recover(error)
+
+    def _recover(self, error: Exception) -> None:
+        """A device that lost its rows loses every question under way with them; one that lost its
+        cells computes them again."""
+        lost = self._executor.recover()
+        with self._desk.lock:
+            if lost.rows:
                 self._desk.outcomes.rows_lost(error)
+            if lost.cells:
+                self._desk.outcomes.cells_lost(error)
 
     def _do_job(self) -> bool:
         desk = self._desk
@@ -203,15 +217,55 @@ class Loop:
                 outcomes.close(job.session, str(error), error)
             outcomes.reject(job.future, error)
 
-    def _forget_gone(self) -> None:
+    def _move(self, *, idle: bool = False) -> bool:
+        """Sends one session away, or brings one back, if the room says so."""
+        desk = self._desk
+        with desk.lock:
+            ledger = desk.ledger
+            now = ledger.now(desk.clock())
+            move = ledger.room.settle(ledger.books.values(), now, idle=idle)
+            if move is None and idle:
+                move = self._rests_too_long(now.time_s)
+        if move is None:
+            return False
+        while self._in_flight:
+            self._fetch_oldest()
+        if (error := self._mover.make(move)) is not None:
+            self._recover(error)
+        return True
+
+    def _rests_too_long(self, now_s: float) -> Move | None:
+        """The first session that has been idle for as long as one may be."""
+        idle_s = self._desk.config.idle_s
+        resting = self._resting(now_s) if idle_s is not None else ()
+        return next(
+            (Move(one, "away") for one in resting if one.residence.used_s + (idle_s or 0) <= now_s),
+            None,
+        )
+
+    def _resting(self, now_s: float) -> Iterator[Book]:
+        """Sessions that could leave the device, since they have nothing to do."""
+        for book in self._desk.ledger.books.values():
+            residence = book.residence
+            could = residence.on_device and not residence.pinned and residence.table.cells > 0
+            if could and not book.border_jobs and not book.has_work(now_s):
+                yield book
+
+    def _next_idle_s(self) -> float | None:
+        """When the next session will have been idle for too long."""
+        idle_s = self._desk.config.idle_s
+        if idle_s is None:
+            return None
+        resting = self._resting(self._desk.clock())
+        return min((book.residence.used_s + idle_s for book in resting), default=None)
+
+    def _tell_freed(self) -> None:
+        """The executor may do what it likes with blocks that nobody has any more."""
+        tables = self._desk.ledger.tables
         with self._desk.lock:
-            gone = tuple(self._desk.gone)
-            self._desk.gone.clear()
-        for key in gone:
-            try:
-                self._executor.close(key)
-            except Exception:
-                _log.exception("the device failed to forget a session")
+            freed = [one for one in dict.fromkeys(tables.take_freed()) if tables.is_free(one)]
+        if freed:
+            self._executor.freed(freed)
 
     def _deliver(self) -> None:
         with self._desk.lock:
@@ -222,3 +276,7 @@ class Loop:
                 delivery()
             except Exception:  # one client's trouble is not the others'
                 _log.exception("a delivery failed")
+
+
+def _earliest(*times_s: float | None) -> float | None:
+    return min((one for one in times_s if one is not None), default=None)

@@ -1,0 +1,141 @@
+"""Moves sessions between the device, the host's memory and the disk, on the loop's thread.
+
+Comes in: a `Move` that the room decided. Goes out: cells copied, or given up to be computed again;
+books, events and whoever waits for the move are told. Nothing is in flight while a move is made.
+Does not know: why a session moves.
+
+A session that leaves is copied to the host, or its cells are given up: coming back then means
+reading its tokens again. Which of the two is cheaper follows from what copying and reading took so
+far; until both were measured, and where the tokens are not known, cells are copied.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from jaxstate.engine.books import Book
+from jaxstate.engine.desk import Desk
+from jaxstate.engine.executor import Executor, HostCells
+from jaxstate.engine.moves import Move
+from jaxstate.engine.values import Moved
+
+_log = logging.getLogger("jaxstate")
+
+
+class Mover:
+    """Makes moves.
+
+    Args:
+        desk: the books.
+        executor: the device.
+    """
+
+    def __init__(self, desk: Desk, executor: Executor) -> None:
+        self._desk = desk
+        self._executor = executor
+
+    def make(self, move: Move) -> Exception | None:
+        """Makes a move; what the device said if it failed (then the session is computed again)."""
+        if move.to == "host":
+            self._desk.vault.want(move.book.key)
+            return None
+        try:
+            self._to_device(move.book) if move.to == "device" else self._away(move.book)
+        except Exception as error:
+            _log.exception("session %r could not be moved", move.book.id)
+            self._give_up(move.book, error)
+            return error
+        return None
+
+    def _away(self, book: Book) -> None:
+        desk, residence = self._desk, book.residence
+        with desk.lock:
+            if book.closed or not residence.on_device:
+                return
+            keeps = self._keeps(book)
+            count = residence.table.cells
+            # An entry may be half read: questions go on looking at the version before it.
+            sees_back = desk.ledger.readable(book.seen_cells, count)
+            readable_cells = book.seen_cells if sees_back else count
+            seen = residence.seen(book.key, count)
+            began_s = desk.clock()
+        cells = self._executor.fetch(seen, readable_cells) if keeps else None
+        with desk.lock:
+            if book.closed:
+                return
+            took_s = desk.clock() - began_s
+            desk.outcomes.send_away(book)
+            if cells is not None:
+                desk.vault.put(book.key, cells)
+                residence.place = "host"
+                desk.recorder.moved(cells.bytes, took_s)
+            desk.recorder.count("sessions_suspended")
+            self._tell(book, took_s)
+
+    def _to_device(self, book: Book) -> None:
+        desk, residence = self._desk, book.residence
+        with desk.lock:
+            if book.closed or not desk.ledger.room.has_room_for(book):
+                return
+            cells = self._kept(book)
+            if book.closed:
+                return
+            if cells is not None:
+                desk.ledger.tables.grow(residence.table, cells.cells)
+            desk.ledger.room.arrive(book, desk.ledger.steps)
+            began_s = desk.clock()
+        if cells is not None:
+            self._executor.place(residence.seen(book.key, cells.cells), cells)
+        with desk.lock:
+            if book.closed:
+                return
+            took_s = desk.clock() - began_s
+            desk.vault.drop(book.key)
+            if cells is not None:
+                desk.recorder.moved(cells.bytes, took_s)
+            desk.recorder.count("sessions_resumed")
+            self._tell(book, took_s)
+
+    def _kept(self, book: Book) -> HostCells | None:
+        """Its cells on the host; None if they have to be computed again."""
+        if book.residence.place != "host":
+            return None
+        cells = self._desk.vault.get(book.key)
+        if cells is None and not book.residence.log.complete:
+            self._desk.outcomes.close(book, "its cells were lost, and so were its tokens")
+        return cells
+
+    def _keeps(self, book: Book) -> bool:
+        """Whether a session that leaves is copied; else it is computed again when it comes back."""
+        residence, config = book.residence, self._desk.config
+        if residence.table.cells == 0 or residence.missing:
+            return False
+        if not residence.log.complete or config.resume == "copy":
+            return True
+        if config.resume == "rebuild":
+            return False
+        limits, recorder = self._desk.limits, self._desk.recorder
+        size_bytes = limits.layout.bytes_of(residence.cells, limits.itemsize)
+        if config.disk_path is None and self._desk.vault.bytes + size_bytes > config.host_bytes:
+            return False
+        copy_s, rebuild_s = recorder.copy_s(size_bytes), recorder.read_s(residence.cells)
+        return copy_s is None or rebuild_s is None or 2 * copy_s <= rebuild_s
+
+    def _give_up(self, book: Book, error: Exception) -> None:
+        """The device failed: what it has of the session cannot be trusted."""
+        with self._desk.lock:
+            self._desk.vault.drop(book.key)
+            if book.closed:
+                return
+            if not book.residence.log.complete:
+                self._desk.outcomes.break_session(book, error)
+            elif book.residence.on_device:
+                self._desk.outcomes.send_away(book)
+            else:
+                book.residence.place = "log"
+
+    def _tell(self, book: Book, took_s: float) -> None:
+        residence = book.residence
+        event = Moved(to=residence.place, cells=residence.cells, took_s=took_s)
+        self._desk.outcomes.tell(book, event)
+        self._desk.outcomes.moved(book)

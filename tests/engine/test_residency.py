@@ -1,0 +1,349 @@
+"""Sessions that leave the device and come back, worked out on the fake device.
+
+Blocks have 8 cells. A session opens with nothing, so it has as many cells as its entries have
+bytes, line breaks included. A fetch takes 2 s, a place 1.5 s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from jaxstate.engine.config import EngineConfig
+from jaxstate.engine.scheduler import Policy
+from jaxstate.engine.session import Session
+from jaxstate.engine.values import Moved
+from jaxstate.errors import BudgetExceeded, InvalidInput
+from jaxstate.testing import SHARED_LIMITS, fake_layout
+from tests.engine.rig import Rig, read, said
+
+COPY = EngineConfig(resume="copy", scheduling=Policy(room_patience=4))
+SMALL = dataclasses.replace(SHARED_LIMITS, layout=fake_layout(64, 64))
+
+
+def small_rig(config: EngineConfig = COPY, *, cells: int = 64, session_cells: int = 64) -> Rig:
+    """A pool of 8 blocks."""
+    limits = dataclasses.replace(SHARED_LIMITS, layout=fake_layout(session_cells, cells))
+    return Rig(limits=limits, config=config)
+
+
+def filled(rig: Rig, cells: int, **settings: object) -> Session:
+    """A session with so many cells."""
+    return rig.open("x" * (cells - 1), **settings)
+
+
+def residencies(*sessions: Session) -> list[str]:
+    return [session.info().residency for session in sessions]
+
+
+def test_an_idle_session_leaves_for_one_that_needs_its_room() -> None:
+    """Two of 40 cells (5 blocks) do not fit into 8 blocks; each comes back when it is asked."""
+    rig = small_rig()
+    first = filled(rig, 40)
+    second = rig.open()
+    events = first.subscribe()
+    read(events)
+    second.push("y" * 39)
+    rig.engine.run()
+    assert rig.news() == ["fetch s1", "extend s2 16", "extend s2 16", "extend s2 8"]
+    assert residencies(first, second) == ["host", "device"]
+    assert [(e.to, e.cells) for e in read(events) if isinstance(e, Moved)] == [("host", 40)]
+    rig.news()
+    future = first.submit("abc", max_tokens=1)
+    rig.engine.run()
+    assert said(future) == "4 v1"  # 40 cells
+    assert rig.news() == ["fetch s2", "place s1", "start s1 x1"]
+    assert residencies(first, second) == ["device", "host"]
+    assert rig.cells(first) == list(b"x" * 39 + b"\n")
+    rig.at_rest()
+
+
+def test_the_longest_unused_leaves_first() -> None:
+    rig = small_rig()
+    one, two = filled(rig, 24), filled(rig, 24)
+    rig.clock.pass_s(10)
+    one.submit("q", max_tokens=1)
+    rig.engine.run()
+    three = filled(rig, 24)
+    assert residencies(one, two, three) == ["device", "host", "device"]
+
+
+def test_reserved_cells_are_there_and_a_reserve_that_does_not_fit_is_refused() -> None:
+    rig = small_rig()
+    kept = filled(rig, 8, reserve=40)
+    with pytest.raises(BudgetExceeded) as refused:
+        rig.engine.open(reserve=32)
+    assert "needs 32 cells and could have 24" in str(refused.value)
+    assert "of 64 cells 40 are reserved or pinned" in str(refused.value)
+    assert len(rig.engine.sessions()) == 1, "nothing was opened"
+    beside = rig.open(reserve=24)
+    with pytest.raises(BudgetExceeded):
+        beside.push("z" * 32)  # 33 cells: it could never have them
+    kept.push("y" * 31)
+    beside.push("z" * 23)
+    rig.engine.run()
+    assert (kept.info().tokens, beside.info().tokens) == (40, 24)
+    assert residencies(kept, beside) == ["device", "device"]
+    rig.check_blocks()
+
+
+def test_a_reserve_of_nothing_is_fine_and_wrong_ones_are_refused() -> None:
+    rig = small_rig()
+    rig.engine.open(reserve=0)
+    for wrong in (-1, 2.5, "many", True):
+        with pytest.raises(InvalidInput):
+            rig.engine.open(reserve=wrong)  # pyright: ignore
+    with pytest.raises(InvalidInput, match="pinned"):
+        rig.engine.open(residency="always")  # pyright: ignore
+
+
+def test_a_pinned_session_never_leaves() -> None:
+    rig = small_rig()
+    pinned = filled(rig, 32, residency="pinned")
+    other = filled(rig, 32)
+    assert residencies(pinned, other) == ["device", "device"]
+    third = filled(rig, 16)
+    assert residencies(pinned, other, third) == ["device", "host", "device"]
+    with pytest.raises(InvalidInput, match="pinned"):
+        pinned.suspending()
+    with pytest.raises(BudgetExceeded):
+        other.push("z" * 16)  # 49 cells, and 32 can never be its
+    with pytest.raises(BudgetExceeded):
+        pinned.push("z" * 8)  # 41: the 32 of the second could never come back
+    rig.engine.run()
+    assert pinned.info().pending == other.info().pending == 0
+
+
+def test_growth_past_the_pool_alternates_and_ends(many: int = 4) -> None:
+    """Four sessions of 40 cells each in 64: everything that was accepted is read."""
+    rig = small_rig()
+    sessions = [rig.open() for _ in range(many)]
+    for turn in range(5):
+        for number, session in enumerate(sessions):
+            session.push(f"{number}{turn}" + "x" * 5)
+    rig.engine.run()
+    for session in sessions:
+        assert (session.version, session.info().tokens) == (5, 40)
+    futures = [session.submit("q", max_tokens=2) for session in sessions]
+    rig.engine.run()
+    assert [said(future) for future in futures] == ["40 v5"] * many
+    rig.at_rest()
+
+
+def test_a_session_at_work_leaves_after_its_patience() -> None:
+    """A session that is pushed to without end does not keep the other out."""
+    rig = small_rig(cells=32, session_cells=32)
+    busy, other = rig.open(), rig.open()
+    for _ in range(3):
+        busy.push("x" * 7)
+    rig.engine.run()
+    flash = busy.flash("f" * 8, max_tokens=9)
+    other.push("y" * 15)
+    for _ in range(200):
+        if flash.fresh and not busy.book.asks:
+            busy.submit("q" * 8, max_tokens=9)
+        if not rig.engine.turn():
+            break
+        if other.version == 1:
+            return
+    raise AssertionError("the other session never had its turn")
+
+
+def test_suspending_gives_a_reserve_up() -> None:
+    rig = small_rig()
+    session = filled(rig, 32, reserve=64)
+    rig.news()
+    with pytest.raises(BudgetExceeded):
+        rig.engine.open(reserve=8)
+    left = session.suspending()
+    rig.engine.run()
+    assert left.done() and rig.news() == ["fetch s1"]
+    assert session.info().residency == "host"
+    other = rig.open(reserve=8)
+    session.push("y" * 7)
+    rig.engine.run()
+    assert rig.news() == ["place s1", "extend s1 8"]
+    assert session.version == 2
+    with pytest.raises(BudgetExceeded):
+        session.push("y" * 17)  # 58 cells, and 8 of 64 are reserved
+    other.close()
+
+
+def test_a_suspended_session_finishes_what_is_under_way_first() -> None:
+    rig = small_rig()
+    session = filled(rig, 16)
+    future = session.submit("abc")
+    rig.turns(1)
+    later = session.submit("de", max_tokens=1)
+    left = session.suspending()
+    rig.engine.run()
+    assert said(future) == "16:3 v1" and said(later) == "1 v1" and left.done()
+    news = rig.news()
+    assert news[:6] == ["start s1 x1", *["decode s1 x1"] * 4, "fetch s1"]
+    assert news[6:] == ["place s1", "start s1 x1"], "it is used, so it comes back"
+
+
+def test_flash_queries_under_way_begin_again_after_a_move() -> None:
+    rig = small_rig()
+    session = filled(rig, 16)
+    query = session.flash("fl")
+    rig.turns(2)
+    session.suspending()
+    rig.engine.run()
+    assert query.fresh and query.answer is not None and query.answer.text == "16:2"
+    assert rig.engine.metrics().counts.flash_rows_dropped == 1
+    rig.at_rest()
+
+
+def test_resuming_brings_the_cells_ahead_of_their_use() -> None:
+    rig = small_rig()
+    session = filled(rig, 16)
+    session.suspending()
+    rig.engine.run()
+    back = session.resuming()
+    assert not back.done()
+    rig.engine.run()
+    assert back.done() and rig.news() == ["fetch s1", "place s1"]
+    again = session.resuming()
+    assert again.done()
+
+
+def test_rebuilding_reads_the_log_again() -> None:
+    rig = small_rig(EngineConfig(resume="rebuild"))
+    session = rig.open("x" * 9)
+    session.push("y" * 9)
+    rig.engine.run()
+    rig.news()
+    left = session.suspending()
+    rig.engine.run()
+    assert left.done() and session.info().residency == "log" and session.info().bytes == 0
+    future = session.submit("abc", max_tokens=1)
+    rig.engine.run()
+    assert said(future) == "2 v2"
+    assert rig.news() == ["extend s1 16", "extend s1 4", "start s1 x1"]
+    assert rig.cells(session) == list(b"x" * 9 + b"\n" + b"y" * 9 + b"\n")
+    assert rig.engine.metrics().counts.tokens_rebuilt == 20
+
+
+def test_what_was_half_read_is_read_on_after_a_move() -> None:
+    """16 of 33 tokens are read when the session is sent away."""
+    for resume in ("copy", "rebuild"):
+        rig = small_rig(EngineConfig(resume=resume))
+        session = rig.open("ab")
+        session.push("y" * 32)
+        rig.turns(1)
+        session.suspending()
+        rig.engine.run()
+        assert session.version == 2
+        assert rig.cells(session) == list(b"ab\n" + b"y" * 32 + b"\n")
+
+
+@pytest.mark.parametrize(("measured", "way"), [(16, "log"), (120, "host")])
+def test_the_cheaper_way_back_is_taken_once_both_were_measured(measured: int, way: str) -> None:
+    """16 cells a second are read. Copying takes 2 s: for 16 cells that is 8 cells a second, and
+    there and back slower than reading; for 120 cells it is 60 a second, and faster."""
+    rig = small_rig(EngineConfig(), cells=256, session_cells=128)
+    first, second = filled(rig, measured), filled(rig, 64)
+    first.suspending()
+    rig.engine.run()
+    assert first.info().residency == "host", "nothing was measured yet"
+    assert first.info().resume_s == pytest.approx(2.0)
+    second.suspending()
+    rig.engine.run()
+    assert second.info().residency == way
+    expected_s = 64 / 16 if way == "log" else 4 / (120 + 64) * 64
+    assert second.info().resume_s == pytest.approx(expected_s, rel=0.05)
+
+
+def test_an_idle_session_leaves_after_its_time() -> None:
+    rig = small_rig(EngineConfig(idle_s=60.0, resume="copy"))
+    session, pinned = filled(rig, 16), filled(rig, 16, residency="pinned")
+    assert rig.engine.until_s == pytest.approx(session.book.residence.used_s + 60.0)
+    rig.clock.pass_s(57.0)
+    rig.engine.run()
+    assert residencies(session, pinned) == ["device", "device"]
+    rig.clock.pass_s(5.0)
+    rig.engine.run()
+    assert residencies(session, pinned) == ["host", "device"]
+    assert rig.engine.until_s is None
+
+
+def test_no_more_sessions_are_on_the_device_than_may_be() -> None:
+    limits = dataclasses.replace(SHARED_LIMITS, sessions=2)
+    rig = Rig(limits=limits, config=COPY)
+    sessions = [filled(rig, 8) for _ in range(3)]
+    assert residencies(*sessions) == ["host", "device", "device"]
+
+
+def test_memory_past_its_bound_goes_to_disk_and_comes_back(tmp_path: Path) -> None:
+    """Each session's arrays have 4 bytes a cell: one of 16 cells fits into 64 bytes."""
+    config = EngineConfig(resume="copy", host_bytes=64, disk_path=str(tmp_path))
+    rig = small_rig(config)
+    first, second = filled(rig, 16), filled(rig, 16)
+    for session in (first, second):
+        session.suspending()
+        rig.engine.run()
+    settle_disk(rig)
+    assert residencies(first, second) == ["disk", "host"]
+    assert len(list(tmp_path.glob("suspended-*/*/*"))) == 1
+    future = first.submit("abc", max_tokens=1)
+    for _ in range(3):
+        rig.engine.run()
+        settle_disk(rig)
+    assert said(future) == "1 v1"
+    assert rig.cells(first) == list(b"x" * 15 + b"\n")
+    assert rig.engine.metrics().counts.tokens_rebuilt == 0
+    rig.engine.close()
+    rig.desk.vault.close()
+    assert not list(tmp_path.iterdir()), "files stay behind"
+
+
+@pytest.mark.parametrize("damage", ["gone", "garbage"])
+def test_cells_that_the_disk_lost_are_computed_again(tmp_path: Path, damage: str) -> None:
+    config = EngineConfig(resume="copy", host_bytes=1, disk_path=str(tmp_path))
+    rig = small_rig(config)
+    session = filled(rig, 16)
+    session.suspending()
+    rig.engine.run()
+    settle_disk(rig)
+    (file,) = tmp_path.glob("suspended-*/*/*")
+    file.unlink() if damage == "gone" else file.write_bytes(b"nonsense")
+    future = session.submit("abc", max_tokens=1)
+    for _ in range(3):
+        rig.engine.run()
+        settle_disk(rig)
+    assert said(future) == "1 v1"
+    assert rig.engine.metrics().counts.tokens_rebuilt == 16
+    rig.at_rest()
+
+
+def test_without_a_disk_memory_past_its_bound_is_given_up() -> None:
+    rig = small_rig(EngineConfig(host_bytes=1))
+    session = filled(rig, 16)
+    session.suspending()
+    rig.engine.run()
+    assert session.info().residency == "log"
+
+
+def test_a_closed_session_leaves_nothing_anywhere(tmp_path: Path) -> None:
+    config = EngineConfig(resume="copy", host_bytes=64, disk_path=str(tmp_path))
+    rig = small_rig(config)
+    sessions = [filled(rig, 16) for _ in range(3)]
+    for session in sessions[:2]:
+        session.suspending()
+        rig.engine.run()
+    settle_disk(rig)
+    for session in sessions:
+        session.close()
+    rig.engine.run()
+    settle_disk(rig)
+    gauges = rig.engine.metrics().gauges
+    assert (gauges.cells_held, gauges.host_bytes, gauges.cells_free) == (0, 0, 64)
+    assert not list(tmp_path.glob("suspended-*/*"))
+
+
+def settle_disk(rig: Rig) -> None:
+    """Waits for the vault's thread."""
+    rig.desk.vault._thread.submit(lambda: None).result(timeout=30)
