@@ -28,6 +28,7 @@ from jaxstate.engine.metrics import EngineMetrics, HistogramRecord
 from jaxstate.engine.scheduler import Policy
 from jaxstate.engine.session import Session
 from jaxstate.engine.subscription import Subscription
+from jaxstate.engine.tenants import Tenant
 from jaxstate.engine.values import (
     Answer,
     Closed,
@@ -35,6 +36,7 @@ from jaxstate.engine.values import (
     DataUpdated,
     Event,
     FlashReady,
+    Moved,
     Receipt,
     SessionInfo,
     Span,
@@ -69,7 +71,7 @@ from jaxstate.records import QueryResult, Sampling
 from jaxstate.steps.functional import extend, init_state, query, ready_logits, warm_up
 from jaxstate.text import IncrementalDecoder, Template, Tokenizer, chat_template, plain_template
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "Answer",
@@ -103,6 +105,7 @@ __all__ = [
     "LayerAttention",
     "Model",
     "ModelConfig",
+    "Moved",
     "Policy",
     "PromptTooLong",
     "QueryResult",
@@ -122,6 +125,7 @@ __all__ = [
     "StepFailed",
     "Subscription",
     "Template",
+    "Tenant",
     "TextUnavailable",
     "TimedOut",
     "Tokenizer",

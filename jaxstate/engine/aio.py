@@ -20,7 +20,9 @@ from jaxstate.engine.engine import Engine
 from jaxstate.engine.hits import FlashQuery
 from jaxstate.engine.ingest import QueuePolicy
 from jaxstate.engine.metrics import EngineMetrics
-from jaxstate.engine.session import OnFire, Session
+from jaxstate.engine.registering import OnFire
+from jaxstate.engine.residence import Residency
+from jaxstate.engine.session import Session
 from jaxstate.engine.subscription import FlashMode, Subscription, checked_timeout
 from jaxstate.engine.values import Answer, Event, Receipt, SessionInfo
 from jaxstate.engine.waiting import countdown, mark_timed_out
@@ -155,6 +157,14 @@ class AsyncSession:
         """As `Session.save`."""
         await asyncio.to_thread(self.session.save, path, notes)
 
+    async def suspend(self, timeout: float | None = None) -> None:
+        """As `Session.suspend`."""
+        await _result(self.session.suspending(), timeout, "the session did not leave")
+
+    async def resume(self, timeout: float | None = None) -> None:
+        """As `Session.resume`."""
+        await _result(self.session.resuming(), timeout, "the session did not come back")
+
     def close(self) -> None:
         """As `Session.close`."""
         self.session.close()
@@ -186,8 +196,10 @@ class AsyncEngine:
         self,
         model: Model,
         *,
-        cells: int = 65_536,
+        cells: int | None = None,
+        memory: float | None = None,
         session_cells: int | None = None,
+        sessions: int = 64,
         config: EngineConfig | None = None,
         warm_up: bool = True,
         progress: Callable[[int, int], None] | None = None,
@@ -195,7 +207,9 @@ class AsyncEngine:
         self._make = lambda: Engine(
             model,
             cells=cells,
+            memory=memory,
             session_cells=session_cells,
+            sessions=sessions,
             config=config,
             warm_up=warm_up,
             progress=progress,
@@ -218,24 +232,71 @@ class AsyncEngine:
         id: str | None = None,
         *,
         prefix: str = "",
+        tenant: str = "default",
+        reserve: int | None = None,
+        residency: Residency = "evictable",
         policy: QueuePolicy | None = None,
         flash: tuple[str, ...] | list[str] = (),
     ) -> AsyncSession:
         """As `Engine.open`."""
-        return AsyncSession(self.engine.open(id, prefix=prefix, policy=policy, flash=flash))
+        session = self.engine.open(
+            id,
+            prefix=prefix,
+            tenant=tenant,
+            reserve=reserve,
+            residency=residency,
+            policy=policy,
+            flash=flash,
+        )
+        return AsyncSession(session)
 
     async def restore(
         self,
         path: str | os.PathLike[str],
         id: str | None = None,
         *,
+        tenant: str = "default",
         policy: QueuePolicy | None = None,
     ) -> AsyncSession:
         """As `Engine.restore`; if the task is cancelled, what comes of it is closed."""
         engine = self.engine
-        return AsyncSession(
-            await _made(lambda: engine.restore(path, id, policy=policy), Session.close)
+        make = lambda: engine.restore(path, id, tenant=tenant, policy=policy)  # noqa: E731
+        return AsyncSession(await _made(make, Session.close))
+
+    def publish_prefix(self, prefix: str) -> None:
+        """As `Engine.publish_prefix`."""
+        self.engine.publish_prefix(prefix)
+
+    async def ask_many(
+        self,
+        question: str,
+        sessions: Sequence[AsyncSession] | None = None,
+        *,
+        max_tokens: int | None = None,
+        choices: Sequence[str] | None = None,
+        stop: Sequence[str] | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        timeout: float | None = None,
+    ) -> list[Answer]:
+        """As `Engine.ask_many`; cancelling the task ends all the questions."""
+        asked = self.engine.submit_many(
+            question,
+            None if sessions is None else [one.session for one in sessions],
+            max_tokens=max_tokens,
+            choices=choices,
+            stop=stop,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
         )
+        left_s = countdown(checked_timeout(timeout))
+        try:
+            return [await _result(one, left_s(), "a question was not answered") for one in asked]
+        finally:
+            for one in asked:
+                one.cancel()
 
     def session(self, id: str) -> AsyncSession:
         """As `Engine.session`."""

@@ -5,12 +5,17 @@ Comes in: numbers. Goes out: a frozen `EngineConfig`, checked. Does not know: mo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Literal, TypeAlias, get_args
 
 from jaxstate.engine.ingest import QueuePolicy
 from jaxstate.engine.scheduler import Policy
+from jaxstate.engine.tenants import Tenant
 from jaxstate.errors import InvalidInput
 from jaxstate.records import checked_int
+
+Resume: TypeAlias = Literal["auto", "copy", "rebuild"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +32,15 @@ class EngineConfig:
             `on_fire` that may wait for their thread before one is left out (it is logged and
             counted).
         scheduling: patience of each class of work (`Policy`).
+        tenants: those with a weight or a quota of their own; all others are as `Tenant()`.
+        idle_s: an idle session leaves the device after so many seconds; None: only when others need
+            its room.
+        resume: how a session that left comes back: "copy" (its cells are kept, and are then the
+            same bit for bit), "rebuild" (they are computed again from its tokens), or "auto":
+            whichever was measured to be cheaper.
+        host_bytes: cells of such sessions in the host's memory, at most; more go to disk or,
+            without one, are computed again.
+        disk_path: where they go then; None for no disk.
     """
 
     queue_entries: int = 4096
@@ -36,13 +50,28 @@ class EngineConfig:
     waiting_asks: int = 1024
     events_limit: int = 1024
     scheduling: Policy = field(default_factory=Policy)
+    tenants: Mapping[str, Tenant] = field(default_factory=dict[str, Tenant])
+    idle_s: float | None = None
+    resume: Resume = "auto"
+    host_bytes: int = 4 << 30
+    disk_path: str | None = None
 
     def __post_init__(self) -> None:
         """Refuses bounds that would let nothing through."""
         for one in fields(self):
-            if one.name in ("queue_policy", "scheduling"):
+            if one.name in _NO_COUNTS:
                 continue
             if checked_int(one.name, getattr(self, one.name)) < 1:
                 raise InvalidInput(f"{one.name}={getattr(self, one.name)} must be at least 1")
         if not isinstance(self.scheduling, Policy):
             raise InvalidInput(f"scheduling={self.scheduling!r} must be a jaxstate.Policy")
+        if not all(isinstance(one, Tenant) for one in self.tenants.values()):
+            raise InvalidInput(f"tenants={self.tenants!r} must map names to jaxstate.Tenant")
+        if self.resume not in get_args(Resume):
+            raise InvalidInput(f"resume={self.resume!r} is none of {get_args(Resume)}")
+        idle_s = self.idle_s
+        if idle_s is not None and (isinstance(idle_s, bool) or not idle_s >= 0):
+            raise InvalidInput(f"idle_s={idle_s!r} must be seconds, 0 or more, or None")
+
+
+_NO_COUNTS = ("queue_policy", "scheduling", "tenants", "idle_s", "resume", "disk_path")

@@ -10,38 +10,31 @@ for.
 
 from __future__ import annotations
 
-import itertools
-import os
-import re
+import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import TypeVar, cast
+from typing import TypeVar
 
+from jaxstate.engine.books import Ask, Book
 from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.executor import Executor, Saved, Tokens
+from jaxstate.engine.executor import Executor, Tokens
 from jaxstate.engine.flash import Registered
-from jaxstate.engine.ingest import Offer, QueuePolicy
+from jaxstate.engine.ingest import Offer
 from jaxstate.engine.jobs import Job
-from jaxstate.engine.ledger import Ask, Book, Ledger
+from jaxstate.engine.ledger import Ledger
 from jaxstate.engine.metrics import EngineMetrics, Gauges, MetricsRecorder
 from jaxstate.engine.outcomes import Delivery, Outcomes
 from jaxstate.engine.runs import Asked, Run
 from jaxstate.engine.subscription import FlashMode, Subscription
-from jaxstate.engine.values import Connected
+from jaxstate.engine.values import Connected, Place, SessionInfo
+from jaxstate.engine.vault import Vault
 from jaxstate.engine.waiting import AskFuture, wait_for
-from jaxstate.errors import (
-    BudgetExceeded,
-    CapacityExceeded,
-    ClosedError,
-    InvalidInput,
-    QueueFull,
-)
+from jaxstate.errors import CapacityExceeded, ClosedError, InvalidInput, QueueFull
 
 T = TypeVar("T")
-_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 
 class Desk:
@@ -49,7 +42,6 @@ class Desk:
 
     Args:
         executor: for its limits; jobs that call it are left to the loop.
-        cells: capacity of all sessions together.
         config: bounds and shares.
         clock: monotonic seconds.
         on_thread: runs a user's callback somewhere else than in the loop.
@@ -58,19 +50,18 @@ class Desk:
         lock: guards all of it; `wake` is its condition.
         news: whether anything changed since the loop last looked.
         ended: what every call raises once the engine is closed.
-        gone: sessions that the executor may forget.
+        jobs: what the loop's thread is to do between steps.
+        vault: cells that are not on the device.
         loop_thread: the thread that must never wait for the engine; None if a test turns the loop.
     """
 
     def __init__(
         self,
         executor: Executor,
-        cells: int,
         config: EngineConfig,
         clock: Callable[[], float],
         on_thread: Callable[[Delivery], None],
     ) -> None:
-        self.cells = cells
         self.config = config
         self.limits = executor.limits
         self.clock = clock
@@ -78,15 +69,14 @@ class Desk:
         self.wake = threading.Condition(self.lock)
         self.news = False
         self.ended: ClosedError | None = None
-        self.gone: list[int] = []
         self.loop_thread: int | None = None
         self.jobs: deque[Job[object]] = deque()
         self.ledger = Ledger(executor, config)
         self.recorder = MetricsRecorder(clock())
+        self.vault = Vault(executor, config.host_bytes, config.disk_path, self._moved)
         self.outcomes = Outcomes(
-            self.ledger, self.recorder, on_thread, lambda book: self.gone.append(book.key)
+            self.ledger, self.recorder, on_thread, lambda book: self.vault.drop(book.key)
         )
-        self.session_bytes = executor.session_bytes()
         self._executor = executor
         self._compiled_before = executor.compilations()
 
@@ -135,74 +125,6 @@ class Desk:
         self.news = True
         self.wake.notify_all()
 
-    def open(self, session_id: str | None, opening: Tokens, policy: QueuePolicy) -> Book:
-        """A new session that will read its opening first.
-
-        Args:
-            session_id: not in use; None for one of our own.
-            opening: int32 [n], n >= 0.
-            policy: of its queue.
-
-        Raises:
-            InvalidInput: the id is in use or malformed.
-            BudgetExceeded: the engine's cells are spoken for.
-            CapacityExceeded: the opening does not fit into a session.
-        """
-        if len(opening) > self.limits.session_cells:
-            raise CapacityExceeded(
-                f"the opening has {len(opening)} tokens; a session of this engine holds "
-                f"{self.limits.session_cells} (session_cells=)"
-            )
-        with self.changing():
-            book = self._new_book(session_id, policy)
-            book.queue.open_with(opening)
-            book.opens = True
-            self._create(book, lambda: self._executor.open(book.key), lambda _: None)
-        return book
-
-    def load(self, path: str | os.PathLike[str]) -> Saved:
-        """Reads a saved session, on the caller's thread."""
-        return self._executor.load(path)
-
-    def restore(
-        self, session_id: str | None, saved: Saved, version: int, policy: QueuePolicy
-    ) -> tuple[Book, Future[int]]:
-        """A session from a saved one; the future ends when it is there, or fails as it failed."""
-        with self.changing():
-            book = self._new_book(session_id, policy)
-
-            def booked(cells: int) -> None:
-                self._go_on(book, version, cells)
-
-            return book, self._create(book, lambda: saved.place(book.key), booked)
-
-    def fork(self, parent: Book, session_id: str | None) -> tuple[Book, Future[None]]:
-        """A session that has read what another has at that moment, and goes its own way."""
-        with self.changing():
-            parent.check_open()
-            book = self._new_book(session_id, parent.queue.policy)
-            copy = lambda: self._executor.copy(parent.key, book.key)  # noqa: E731
-
-            def booked(_: None) -> None:
-                self._go_on(book, parent.version, parent.launched_cells)
-
-            return book, self._create(book, copy, booked, border=parent)
-
-    def capture(
-        self, book: Book, notes: dict[str, str | int]
-    ) -> Future[Callable[[str | os.PathLike[str]], None]]:
-        """Copies a session to the host at a version's border, which the notes get as "entries"; the
-        future's result writes it, on whatever thread."""
-        with self.changing():
-            book.check_open()
-
-            def act() -> Callable[[str | os.PathLike[str]], None]:
-                return self._executor.capture(book.key, {**notes, "entries": book.version})
-
-            future: Future[Callable[[str | os.PathLike[str]], None]] = Future()
-            self._add(Job(act=act, booked=_nothing, future=future, session=book, border=book))
-            return future
-
     def close_session(self, book: Book, reason: str) -> None:
         """Ends a session; its asks, waiters and subscribers hear of it."""
         with self.lock:
@@ -215,7 +137,7 @@ class Desk:
         """Entries into the queue; a future to wait for if there is no room now."""
         with self.changing():
             book.check_open()
-            offer = book.queue.offer(entries, self.clock(), book.free_cells(self.limits))
+            offer = self._offer(book, entries)
             if offer is None:
                 future: Future[None] = Future()
                 book.room_waiters = [one for one in book.room_waiters if not one.cancelled()]
@@ -225,6 +147,21 @@ class Desk:
             dropped = sum(span.last - span.first + 1 for span in offer.dropped)
             self.recorder.count("entries_dropped", dropped)
             return offer, book.queue.pending
+
+    def _offer(self, book: Book, entries: Sequence[tuple[Tokens, Hashable | None]]) -> Offer | None:
+        """To the queue, as far as the session's capacity and the engine's budget go."""
+        room, read = self.ledger.room, book.residence.cells
+        most = min(self.limits.session_cells, room.most_cells(book))
+        try:
+            offer = book.queue.offer(entries, self.clock(), most - read)
+        except CapacityExceeded:
+            if most == self.limits.session_cells:
+                raise
+            added = sum(len(tokens) for tokens, _ in entries)
+            raise room.refusal(book, read + book.queue.unread_tokens + added) from None
+        room.order(book, read + book.queue.unread_tokens)
+        book.residence.used_s = self.clock()
+        return offer
 
     def wait(self, book: Book, version: int) -> Future[None]:
         """Ends once the session has that version."""
@@ -247,22 +184,45 @@ class Desk:
             ledger.fresh_waiters.append((book, future))
         return future
 
-    def ask(self, book: Book, asked: Asked, min_version: int, arrived_s: float) -> AskFuture:
-        """A question; the future can be cancelled at any time."""
-        future = AskFuture()
-        with self.changing():
-            book.check_open()
-            if len(book.asks) >= self.config.waiting_asks:
-                raise QueueFull(
-                    f"session {book.id!r} has {len(book.asks)} asks waiting, as many as it may; "
-                    "wait for some, or raise waiting_asks in EngineConfig"
-                )
-            run = Run(self.ledger.new_key(), "ask", asked, arrived_s)
-            book.asks[run.key] = Ask(run=run, future=future, min_version=min_version)
-        future.add_done_callback(lambda _: self._if_cancelled(book, run.key, future))
-        return future
+    def ask(self, asks: Sequence[tuple[Book, Asked, int]], arrived_s: float) -> list[AskFuture]:
+        """Questions, noted all at once or not at all, so that they can share their steps.
 
-    def _if_cancelled(self, book: Book, key: int, future: AskFuture) -> None:
+        Args:
+            asks: of which session, what, and the version that it has to have.
+            arrived_s: when they were asked.
+
+        Returns:
+            Futures, each of which can be cancelled at any time.
+
+        Raises:
+            QueueFull: a session has as many asks as it may.
+            ClosedError: a session or the engine is closed.
+        """
+        futures: list[AskFuture] = []
+        noted: list[tuple[Book, int, AskFuture]] = []
+        with self.changing():
+            self._check_asks([book for book, _, _ in asks])
+            for book, asked, min_version in asks:
+                run, future = Run(self.ledger.new_key(), "ask", asked, arrived_s), AskFuture()
+                book.asks[run.key] = Ask(run=run, future=future, min_version=min_version)
+                book.residence.used_s = arrived_s
+                futures.append(future)
+                noted.append((book, run.key, future))
+        for one in noted:
+            one[2].add_done_callback(functools.partial(self._if_cancelled, *one))
+        return futures
+
+    def _check_asks(self, books: Sequence[Book]) -> None:
+        for book in books:
+            book.check_open()
+            if len(book.asks) + books.count(book) > self.config.waiting_asks:
+                raise QueueFull(
+                    f"session {book.id!r} has {len(book.asks)} asks waiting; it may have "
+                    f"{self.config.waiting_asks}; wait for some, or raise waiting_asks in "
+                    "EngineConfig"
+                )
+
+    def _if_cancelled(self, book: Book, key: int, future: AskFuture, _: object) -> None:
         if future.cancelled():
             with self.lock:
                 self.outcomes.cancelled(book, key, timed_out=future.timed_out)
@@ -303,63 +263,59 @@ class Desk:
             book.subscriptions.append(subscription)
         return subscription
 
+    def info(self, book: Book) -> SessionInfo:
+        """Facts about a session at this moment."""
+        layout, residence = self.limits.layout, book.residence
+        with self.lock:
+            oldest_s = book.queue.oldest_s
+            kept = 0 if residence.place == "log" else residence.cells
+            return SessionInfo(
+                id=book.id,
+                version=book.version,
+                pending=book.queue.pending,
+                pending_tokens=book.queue.pending_tokens,
+                cells=layout.cells,
+                tokens=book.seen_cells,
+                bytes=layout.bytes_of(kept, self.limits.itemsize),
+                residency=residence.place,
+                resume_s=self._resume_s(book),
+                tenant=residence.tenant,
+                reserve=residence.reserve_blocks * layout.block_cells,
+                pinned=residence.pinned,
+                lag_s=0.0 if oldest_s is None else self.clock() - oldest_s,
+                dropped=book.queue.dropped,
+                flashes=len(book.flash),
+            )
+
+    def _resume_s(self, book: Book) -> float | None:
+        residence = book.residence
+        if residence.on_device or residence.cells == 0:
+            return 0.0
+        if residence.place == "log":
+            return self.recorder.read_s(residence.cells)
+        size_bytes = self.limits.layout.bytes_of(residence.cells, self.limits.itemsize)
+        return self.recorder.copy_s(size_bytes)
+
     def metrics(self) -> EngineMetrics:
         """Everything counted so far."""
         with self.lock:
             now_s = self.clock()
             return self.recorder.snapshot(now_s, self._gauges(now_s))
 
-    def _new_book(self, session_id: str | None, policy: QueuePolicy) -> Book:
-        ledger, per_session = self.ledger, self.limits.session_cells
-        name = self._free_id() if session_id is None else session_id
-        if not isinstance(name, str) or not _ID.fullmatch(name):
-            raise InvalidInput(f"id={name!r} must be 1 to 128 of A-Z a-z 0-9 _ . -")
-        if name in ledger.by_id:
-            raise InvalidInput(f"session {name!r} is open already: engine.session({name!r})")
-        if (len(ledger.books) + 1) * per_session > self.cells:
-            raise BudgetExceeded(
-                f"{len(ledger.books)} sessions of {per_session} cells are open and the engine has "
-                f"{self.cells} cells; close one, or start the engine with more cells= or smaller "
-                "session_cells="
-            )
-        book = Book(ledger.new_key(), name, policy, self.config)
-        ledger.books[book.key] = ledger.by_id[name] = book
-        return book
-
-    def _free_id(self) -> str:
-        return next(name for n in itertools.count(1) if (name := f"s{n}") not in self.ledger.by_id)
-
-    def _create(
-        self,
-        book: Book,
-        act: Callable[[], T],
-        booked: Callable[[T], None],
-        border: Book | None = None,
-    ) -> Future[T]:
-        def opened(result: T) -> None:
-            book.opened = True
-            booked(result)
-
-        future: Future[T] = Future()
-        self._add(
-            Job(act=act, booked=opened, future=future, session=book, border=border, creates=True)
-        )
-        return future
-
-    def _add(self, job: Job[T]) -> None:
-        self.jobs.append(cast("Job[object]", job))
-        if job.border is not None:
-            job.border.border_jobs += 1
-
-    def _go_on(self, book: Book, version: int, cells: int) -> None:
-        """A session that did not begin with an opening stands at that version."""
-        book.number_from(version)
-        book.launched_cells = cells
-        book.commit(version, cells, self.clock())
-        self.outcomes.reached(book)
+    def _moved(self, session: int, place: Place) -> None:
+        """Cells came from the disk, or went there, or were lost; on the vault's thread."""
+        with self.lock:
+            book = self.ledger.books.get(session)
+            if book is not None and not book.residence.on_device:
+                book.residence.place, book.residence.fetching = place, False
+                if place == "log" and not book.residence.log.complete:
+                    reason = "its cells were lost, and so was what they were made of"
+                    self.outcomes.close(book, reason)
+            self.tell_loop()
 
     def _gauges(self, now_s: float) -> Gauges:
         books = tuple(self.ledger.books.values())
+        room, size = self.ledger.room, self.limits.layout.block_cells
         asks = [ask.run for book in books for ask in book.asks.values()]
         oldest_s = [one for book in books if (one := book.queue.oldest_s) is not None]
         return Gauges(
@@ -372,6 +328,13 @@ class Desk:
             flash_stale=sum(book.flash.stale for book in books),
             oldest_lag_s=now_s - min(oldest_s, default=now_s),
             compilations=self._executor.compilations() - self._compiled_before,
+            on_device=self.ledger.room.on_device,
+            cells=room.blocks * size,
+            cells_held=self.ledger.tables.primary.held * size,
+            cells_free=max(0, room.free) * size,
+            cells_firm=room.firm * size,
+            prefix_cells=len(self.ledger.prefixes) * size,
+            host_bytes=self.vault.bytes,
         )
 
 
@@ -380,7 +343,3 @@ def refusal(error: ClosedError) -> ClosedError:
     fresh = type(error)(str(error))
     fresh.__cause__ = error.__cause__
     return fresh
-
-
-def _nothing(_: object) -> None:
-    """Books nothing."""

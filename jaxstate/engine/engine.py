@@ -19,14 +19,14 @@ from jaxstate.engine.desk import Desk
 from jaxstate.engine.device import DeviceExecutor
 from jaxstate.engine.executor import Executor
 from jaxstate.engine.host import SessionHost
+from jaxstate.engine.lifecycle import Lifecycle
 from jaxstate.engine.loop import Loop
 from jaxstate.engine.outcomes import Delivery
-from jaxstate.errors import BudgetExceeded, ClosedError
+from jaxstate.engine.pool_size import PoolSize, pool_size
+from jaxstate.errors import ClosedError
 from jaxstate.model.bundle import Model
-from jaxstate.records import checked_int
 
 _log = logging.getLogger("jaxstate")
-DEFAULT_SESSION_CELLS = 4096
 
 
 class Engine(SessionHost):
@@ -41,9 +41,13 @@ class Engine(SessionHost):
 
     Args:
         model: with a tokenizer.
-        cells: capacity of all sessions together, in tokens.
-        session_cells: capacity of each session; None for 4096, or less if the model or `cells` has
-            less. Its memory is taken when a session is opened.
+        cells: of the pool that all sessions share, in tokens; its memory is taken at once. None for
+            as many as `memory` holds, or without that for 65,536.
+        memory: instead of `cells`: the share of the device's memory that the pool may take, 0 to 1.
+        session_cells: what each session may hold at most; None for all of the pool, or as many as
+            the model was made for.
+        sessions: how many may be on the device at once; others wait on the host. It bounds the
+            memory of layers with a sliding window.
         config: bounds, and how classes of work share the device.
         warm_up: compile every step now, so that nothing compiles later; without it a step is
             compiled when it is first used.
@@ -53,16 +57,17 @@ class Engine(SessionHost):
 
     Raises:
         TextUnavailable: the model has no tokenizer.
-        InvalidInput: `cells` or `session_cells` out of range.
-        BudgetExceeded: not one session of `session_cells` fits into `cells`.
+        InvalidInput: an argument is out of range, or `session_cells` does not fit into `cells`.
     """
 
     def __init__(
         self,
         model: Model,
         *,
-        cells: int = 65_536,
+        cells: int | None = None,
+        memory: float | None = None,
         session_cells: int | None = None,
+        sessions: int = 64,
         config: EngineConfig | None = None,
         warm_up: bool = True,
         progress: Callable[[int, int], None] | None = None,
@@ -70,18 +75,15 @@ class Engine(SessionHost):
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         tokenizer = model.text
-        cells = checked_int("cells", cells)
-        device = executor or _device(model, cells, session_cells, warm_up, progress)
-        if device.limits.session_cells > cells:
-            raise BudgetExceeded(
-                f"cells={cells} is less than one session of {device.limits.session_cells} cells"
-            )
-        desk = Desk(device, cells, config or EngineConfig(), clock, self._call_back)
-        asker = Asker(tokenizer=tokenizer, template=model.template, limits=device.limits)
-        super().__init__(desk, asker)
+        if executor is None:
+            size = pool_size(model, cells, memory, session_cells, sessions)
+            executor = _device(model, size, warm_up, progress)
+        desk = Desk(executor, config or EngineConfig(), clock, self._call_back)
+        asker = Asker(tokenizer=tokenizer, template=model.template, limits=executor.limits)
+        super().__init__(desk, Lifecycle(desk, executor), asker)
         self._callback_room = threading.BoundedSemaphore(desk.config.events_limit)
         self._callbacks = ThreadPoolExecutor(1, thread_name_prefix="jaxstate-callbacks")
-        self._loop = Loop(desk, device, tokenizer)
+        self._loop = Loop(desk, executor, tokenizer)
         self._thread = threading.Thread(target=self._loop.run, name="jaxstate-loop", daemon=True)
         self._thread.start()
 
@@ -94,6 +96,7 @@ class Engine(SessionHost):
         self._loop.close(ClosedError("the engine was closed"))
         self._thread.join()
         self._callbacks.shutdown(cancel_futures=True)
+        self._desk.vault.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -119,14 +122,13 @@ class Engine(SessionHost):
 
 def _device(
     model: Model,
-    cells: int,
-    session_cells: int | None,
+    size: PoolSize,
     warm_up: bool,
     progress: Callable[[int, int], None] | None,
 ) -> DeviceExecutor:
-    if session_cells is None:
-        session_cells = min(DEFAULT_SESSION_CELLS, cells, model.config.max_context)
-    device = DeviceExecutor(model, session_cells=session_cells)
+    device = DeviceExecutor(
+        model, session_cells=size.session_cells, cells=size.cells, sessions=size.sessions
+    )
     if warm_up:
         device.warm_up(progress=progress)
     return device

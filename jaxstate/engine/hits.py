@@ -7,12 +7,15 @@ tokens for a flash hit. Does not know: how those answers were made.
 
 from __future__ import annotations
 
-from jaxstate.engine.asking import Settings
+from collections.abc import Sequence
+
+from jaxstate.engine.asking import Asker, Settings
+from jaxstate.engine.books import Book
 from jaxstate.engine.desk import Desk
 from jaxstate.engine.flash import Registered
-from jaxstate.engine.ledger import Book
 from jaxstate.engine.runs import Asked
 from jaxstate.engine.values import Answer
+from jaxstate.engine.waiting import AskFuture
 
 
 class FlashQuery:
@@ -92,6 +95,30 @@ def ready_hit(desk: Desk, book: Book, asked: Asked, least: int, started_s: float
         if warm is None or warm.version < least:
             return None
         return _given(desk, warm.answer(asked), started_s)
+
+
+def given_or_asked(
+    desk: Desk, asker: Asker, book: Book, question: str, settings: Settings, least: int
+) -> Answer | Asked:
+    """The answer if it is there already, or the question as it is to be computed."""
+    started_s = desk.clock()
+    given, registered = flash_hit(desk, book, question, settings, least, started_s)
+    if given is not None:
+        return given
+    asked = registered or asker.ask(question, settings)
+    return ready_hit(desk, book, asked, least, started_s) or asked
+
+
+def submit(
+    desk: Desk, asker: Asker, books: Sequence[Book], question: str, settings: Settings
+) -> list[AskFuture]:
+    """One question to many sessions, noted at once."""
+    started_s = desk.clock()
+    found = [given_or_asked(desk, asker, book, question, settings, 0) for book in books]
+    pairs = zip(books, found, strict=True)
+    asks = [(book, one, 0) for book, one in pairs if isinstance(one, Asked)]
+    computed = iter(desk.ask(asks, started_s))
+    return [AskFuture.of(one) if isinstance(one, Answer) else next(computed) for one in found]
 
 
 def _given(desk: Desk, answer: Answer, started_s: float) -> Answer:

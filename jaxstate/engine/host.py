@@ -7,13 +7,19 @@ thread; `jaxstate.testing.SteppedEngine` one whose loop a test turns by hand. Do
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from jaxstate.engine.asking import Asker
+from jaxstate.engine.asking import Asker, checked_settings, sampling_of
 from jaxstate.engine.desk import Desk
+from jaxstate.engine.hits import submit
 from jaxstate.engine.ingest import QueuePolicy, checked_policy
+from jaxstate.engine.lifecycle import Lifecycle
 from jaxstate.engine.metrics import EngineMetrics
+from jaxstate.engine.residence import Residency, checked_residency
 from jaxstate.engine.session import Session
+from jaxstate.engine.subscription import checked_timeout
+from jaxstate.engine.values import Answer
+from jaxstate.engine.waiting import AskFuture, countdown
 from jaxstate.errors import SnapshotDamaged, UnknownSession
 
 
@@ -22,11 +28,13 @@ class SessionHost:
 
     Args:
         desk: where sessions leave what they want.
+        lives: brings them into its books.
         asker: of the model.
     """
 
-    def __init__(self, desk: Desk, asker: Asker) -> None:
+    def __init__(self, desk: Desk, lives: Lifecycle, asker: Asker) -> None:
         self._desk = desk
+        self._lives = lives
         self._asker = asker
 
     def open(
@@ -34,26 +42,43 @@ class SessionHost:
         id: str | None = None,
         *,
         prefix: str = "",
+        tenant: str = "default",
+        reserve: int | None = None,
+        residency: Residency = "evictable",
         policy: QueuePolicy | None = None,
         flash: tuple[str, ...] | list[str] = (),
     ) -> Session:
         """A new session; returns at once, its prefix is read like an entry (version 0).
 
+        Sessions of one tenant that open with the same prefix share its cells, and read it once.
+
         Args:
-            id: its name, 1 to 128 of A-Z a-z 0-9 _ . -; None for one of our own.
+            id: its name, 1 to 128 of A-Z a-z 0-9 _ . - and not dots alone; None for one of our own.
             prefix: what it starts with.
+            tenant: whose it is, as the caller knows it: never take it from a stream's text. Tenants
+                share nothing, but for prefixes declared public, and work is shared out among them.
+            reserve: cells that are always there for it; what it needs beyond comes from what is
+                left over, for which idle sessions leave the device. None for none.
+            residency: "pinned" for one whose cells never leave the device.
             policy: what a full queue does; None for the engine's.
             flash: questions to register.
 
         Raises:
             InvalidInput: the id is in use or malformed, or a question cannot be asked.
-            BudgetExceeded: the engine's cells are spoken for.
-            CapacityExceeded: the prefix does not fit into a session.
+            BudgetExceeded: the engine's cells, or the tenant's, are spoken for.
+            CapacityExceeded: prefix or reserve do not fit into a session.
             ClosedError: the engine is closed.
         """
         chosen = self._desk.config.queue_policy if policy is None else checked_policy(policy)
-        book = self._desk.open(id, self._asker.opening(prefix), chosen)
-        session = Session(self._desk, self._asker, book)
+        book = self._lives.open(
+            id,
+            self._asker.opening(prefix),
+            chosen,
+            tenant=tenant,
+            reserve=reserve,
+            pinned=checked_residency(residency),
+        )
+        session = Session(self._desk, self._lives, self._asker, book)
         try:
             for question in flash:
                 session.flash(question)
@@ -67,9 +92,12 @@ class SessionHost:
         path: str | os.PathLike[str],
         id: str | None = None,
         *,
+        tenant: str = "default",
         policy: QueuePolicy | None = None,
     ) -> Session:
-        """Brings back a session that `Session.save` wrote, at its version; only the caller waits.
+        """Brings back a session that `Session.save` wrote, at its version.
+
+        Only the caller waits for the disk; the cells come to the device as soon as there is room.
 
         Raises:
             SnapshotError, CapacityExceeded: as `jaxstate.restore_state`.
@@ -77,10 +105,87 @@ class SessionHost:
         """
         chosen = self._desk.config.queue_policy if policy is None else checked_policy(policy)
         self._desk.check_may_wait()
-        saved = self._desk.load(path)
-        book, future = self._desk.restore(id, saved, saved_entries(path, saved.notes), chosen)
-        self._desk.outcome(future, None, "the session was not restored")
-        return Session(self._desk, self._asker, book)
+        saved = self._lives.load(path)
+        version = saved_entries(path, saved.notes)
+        book = self._lives.restore(id, saved, version, chosen, tenant=tenant)
+        return Session(self._desk, self._lives, self._asker, book)
+
+    def publish_prefix(self, prefix: str) -> None:
+        """Declares a prefix public: sessions of all tenants that open with it share its cells.
+
+        For the operator to decide, since it tells every tenant whether others use it. Sessions that
+        are open already are not changed.
+
+        Raises:
+            InvalidInput: the prefix is no text.
+        """
+        self._lives.publish(self._asker.opening(prefix))
+
+    def ask_many(
+        self,
+        question: str,
+        sessions: Sequence[Session] | None = None,
+        *,
+        max_tokens: int | None = None,
+        choices: Sequence[str] | None = None,
+        stop: Sequence[str] | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        timeout: float | None = None,
+    ) -> list[Answer]:
+        """One question to many sessions, answered together: their steps are shared.
+
+        Args:
+            question: its text.
+            sessions: whom to ask; None for all that are open.
+            max_tokens, choices, stop, temperature, top_p, seed: as for `Session.ask`.
+            timeout: seconds for all of them; None for ever.
+
+        Returns:
+            Answers in the order of the sessions, each with its session's version.
+
+        Raises:
+            The first error of any of them, as `Session.ask`; the others are cancelled then.
+        """
+        left_s = countdown(checked_timeout(timeout))
+        asked = self.submit_many(
+            question,
+            sessions,
+            max_tokens=max_tokens,
+            choices=choices,
+            stop=stop,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        )
+        try:
+            return [
+                self._desk.outcome(one, left_s(), "a question was not answered") for one in asked
+            ]
+        finally:
+            for one in asked:
+                one.cancel()
+
+    def submit_many(
+        self,
+        question: str,
+        sessions: Sequence[Session] | None = None,
+        *,
+        max_tokens: int | None = None,
+        choices: Sequence[str] | None = None,
+        stop: Sequence[str] | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[AskFuture]:
+        """Like `ask_many`, but returns a future for each session at once."""
+        sampling = sampling_of(temperature, top_p, seed)
+        settings = checked_settings(
+            max_tokens=max_tokens, choices=choices, stop=stop, sampling=sampling
+        )
+        chosen = self.sessions() if sessions is None else list(sessions)
+        return submit(self._desk, self._asker, [one.book for one in chosen], question, settings)
 
     def session(self, id: str) -> Session:
         """The open session of that name.
@@ -92,13 +197,13 @@ class SessionHost:
             usable = {book.id: book for book in self._desk.ledger.usable()}
         if (book := usable.get(id)) is None:
             raise UnknownSession(f"no session {id!r} is open; there are {sorted(usable)}")
-        return Session(self._desk, self._asker, book)
+        return Session(self._desk, self._lives, self._asker, book)
 
     def sessions(self) -> list[Session]:
         """All open sessions, in the order of opening."""
         with self._desk.lock:
             books = self._desk.ledger.usable()
-        return [Session(self._desk, self._asker, book) for book in books]
+        return [Session(self._desk, self._lives, self._asker, book) for book in books]
 
     def metrics(self) -> EngineMetrics:
         """What the engine did so far, and how things stand."""

@@ -36,6 +36,10 @@ CountName = Literal[
     "entries_pushed",
     "entries_committed",
     "entries_dropped",
+    "tokens_rebuilt",
+    "prefix_tokens_shared",
+    "sessions_suspended",
+    "sessions_resumed",
 ]
 
 BUCKETS_PER_DECADE = 4
@@ -161,6 +165,9 @@ class Counts:
         callbacks_dropped: calls of `on_fire` that were left out because too many waited.
         entries_pushed, entries_committed, entries_dropped: a pushed entry waits, or is one of the
             other two.
+        tokens_rebuilt: read again, of sessions whose cells had been given up or lost.
+        prefix_tokens_shared: of openings that need not be read, because another session had.
+        sessions_suspended, sessions_resumed: moves off the device, and to it.
     """
 
     tokens_ingested: int = 0
@@ -176,6 +183,10 @@ class Counts:
     entries_pushed: int = 0
     entries_committed: int = 0
     entries_dropped: int = 0
+    tokens_rebuilt: int = 0
+    prefix_tokens_shared: int = 0
+    sessions_suspended: int = 0
+    sessions_resumed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +201,11 @@ class Gauges:
         flash_stale: those of them whose answer is not of their session's version.
         oldest_lag_s: how long the oldest entry that waits has waited; 0 if none does.
         compilations: steps compiled since the engine started.
+        on_device: sessions whose cells are there.
+        cells: of the pool; `cells_held` are in tables (shared ones count once), `cells_free` are
+            neither held nor promised, `cells_firm` are reserved or pinned.
+        prefix_cells: of kept prefixes, whether sessions have them or not.
+        host_bytes: of suspended sessions' cells in the host's memory.
     """
 
     sessions: int
@@ -201,6 +217,13 @@ class Gauges:
     flash_stale: int
     oldest_lag_s: float
     compilations: int
+    on_device: int
+    cells: int
+    cells_held: int
+    cells_free: int
+    cells_firm: int
+    prefix_cells: int
+    host_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,6 +303,7 @@ class MetricsRecorder:
         self._flash_behind_entries = Histogram(ENTRIES_BOUNDS)
         self._flash_behind_s = Histogram()
         self._flash_refresh_s = Histogram()
+        self._moved_bytes, self._moved_s = 0, 0.0
 
     def count(self, name: CountName, by: int = 1) -> None:
         """Adds to one of `Counts`; those that the methods below keep are left to them."""
@@ -288,6 +312,21 @@ class MetricsRecorder:
     def step_done(self, work: Work, device_s: float) -> None:
         """A step of this class took so many seconds of the device."""
         self._step_s[work].record(device_s)
+
+    def moved(self, size_bytes: int, took_s: float) -> None:
+        """So many bytes of cells were copied between device and host."""
+        self._moved_bytes += size_bytes
+        self._moved_s += took_s
+
+    def copy_s(self, size_bytes: int) -> float | None:
+        """How long copying so much would take, by what was measured; None if nothing was."""
+        return self._moved_s / self._moved_bytes * size_bytes if self._moved_bytes else None
+
+    def read_s(self, tokens: int) -> float | None:
+        """How long reading so many tokens would take, by what was measured; None if nothing was."""
+        read = self._counts["tokens_ingested"] + self._counts["tokens_rebuilt"]
+        total_s = self._step_s["ingest"].snapshot().total
+        return total_s / read * tokens if read else None
 
     def ask_answered(self, source: Source, latency_s: float) -> None:
         """An ask got its answer, so many seconds after the call."""

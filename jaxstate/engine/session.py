@@ -7,25 +7,24 @@ that say that they wait. Safe to use from any thread. Does not know: devices, th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 
-from jaxstate.engine.asking import GREEDY, Asker, Settings, checked_settings, sampling_of
-from jaxstate.engine.conditions import Condition, Equals, Watch
+from jaxstate.engine.asking import Asker, Settings, checked_settings, sampling_of
+from jaxstate.engine.books import Book
+from jaxstate.engine.conditions import Condition
 from jaxstate.engine.desk import Desk
 from jaxstate.engine.executor import Tokens
-from jaxstate.engine.flash import Registered
-from jaxstate.engine.hits import FlashQuery, flash_hit, ready_hit
+from jaxstate.engine.hits import FlashQuery, given_or_asked
 from jaxstate.engine.ingest import Coalesce
-from jaxstate.engine.ledger import Book
+from jaxstate.engine.lifecycle import Lifecycle
+from jaxstate.engine.registering import OnFire, new_registered
 from jaxstate.engine.subscription import FlashMode, Subscription, checked_timeout
 from jaxstate.engine.values import Answer, Event, Receipt, SessionInfo
 from jaxstate.engine.waiting import AskFuture, countdown
 from jaxstate.errors import InvalidInput
 from jaxstate.records import Sampling, checked_int
-
-OnFire = Callable[[Answer], None]
 
 
 class Session:
@@ -33,12 +32,14 @@ class Session:
 
     Args:
         desk: of its engine.
+        lives: of its engine.
         asker: of its model.
         book: its own.
     """
 
-    def __init__(self, desk: Desk, asker: Asker, book: Book) -> None:
+    def __init__(self, desk: Desk, lives: Lifecycle, asker: Asker, book: Book) -> None:
         self._desk = desk
+        self._lives = lives
         self._asker = asker
         self._book = book
 
@@ -69,6 +70,7 @@ class Session:
         Raises:
             InvalidInput: no entries, something that is no text, or more than the queue holds.
             CapacityExceeded: the session will have no cells for them.
+            BudgetExceeded: the engine, or the tenant, will have none.
             QueueFull: the queue is full (policies "reject" and, where nothing may be displaced,
                 "drop_oldest" and `Coalesce`).
             TimedOut: no room within `timeout`.
@@ -181,12 +183,10 @@ class Session:
             max_tokens=max_tokens, choices=choices, stop=stop, sampling=sampling
         )
         least = 0 if min_version is None else checked_int("min_version", min_version)
-        given, registered = flash_hit(self._desk, self._book, question, settings, least, started_s)
-        if given is not None:
-            return given
-        asked = registered or self._asker.ask(question, settings)
-        ready = ready_hit(self._desk, self._book, asked, least, started_s)
-        return ready or self._desk.ask(self._book, asked, least, started_s)
+        found = given_or_asked(self._desk, self._asker, self._book, question, settings, least)
+        if isinstance(found, Answer):
+            return found
+        return self._desk.ask([(self._book, found, least)], started_s)[0]
 
     def flash(
         self,
@@ -217,19 +217,16 @@ class Session:
             FlashLimit: the session has as many as it may.
             InvalidInput, PromptTooLong: the question cannot be asked, or is registered already.
         """
-        settings = checked_settings(
-            max_tokens=max_tokens, choices=choices, stop=stop, sampling=GREEDY
-        )
-        asked = self._asker.ask(question, settings)
-        watch = Watch(when)
-        if isinstance(when, Equals) and asked.choices and when.choice not in asked.choices:
-            raise InvalidInput(f"when={when!r} can never hold: the choices are {asked.choices}")
-        registered = Registered(
-            asked=asked,
-            watch=watch,
+        registered = new_registered(
+            self._asker,
+            question,
+            max_tokens=max_tokens,
+            choices=choices,
+            stop=stop,
+            when=when,
             on_fire=on_fire,
-            min_interval_s=_checked_seconds("min_interval_s", min_interval_s),
-            deadline_s=None if deadline_s is None else _checked_seconds("deadline_s", deadline_s),
+            min_interval_s=min_interval_s,
+            deadline_s=deadline_s,
         )
         self._desk.register(self._book, registered)
         return FlashQuery(self._desk, self._book, registered)
@@ -294,35 +291,43 @@ class Session:
 
     def info(self) -> SessionInfo:
         """Facts about this session at this moment."""
-        book, desk = self._book, self._desk
-        with desk.lock:
-            oldest_s = book.queue.oldest_s
-            return SessionInfo(
-                id=book.id,
-                version=book.version,
-                pending=book.queue.pending,
-                pending_tokens=book.queue.pending_tokens,
-                cells=desk.limits.session_cells,
-                tokens=book.seen_cells,
-                bytes=desk.session_bytes,
-                residency="device",
-                lag_s=0.0 if oldest_s is None else desk.clock() - oldest_s,
-                dropped=book.queue.dropped,
-                flashes=len(book.flash),
-            )
+        return self._desk.info(self._book)
 
     def fork(self, id: str | None = None) -> Session:
         """A session that has read what this one has, and from then on goes its own way; waits for
-        the copy. Flash queries and what waits in the queue stay here.
+        the end of an entry that is half read. The two share their cells, and a copy is made of what
+        one of them goes on to write. Flash queries and what waits in the queue stay here.
 
         Raises:
             BudgetExceeded: there are no cells for one more session.
             ClosedError: this session or the engine is closed.
         """
         self._desk.check_may_wait()
-        book, future = self._desk.fork(self._book, id)
-        self._desk.outcome(future, None, "the session was not copied")
-        return Session(self._desk, self._asker, book)
+        book, future = self._lives.fork(self._book, id)
+        self._desk.outcome(future, None, "the session was not forked")
+        return Session(self._desk, self._lives, self._asker, book)
+
+    def suspend(self, timeout: float | None = None) -> None:
+        """Moves its cells off the device; waits for it. It gives its reserve up.
+
+        What waits in its queue, and whatever is asked of it, brings it back as soon as there is
+        room; what is under way is finished first.
+
+        Raises:
+            InvalidInput: it is pinned.
+            TimedOut: it took longer; it leaves all the same.
+            ClosedError: the session or the engine is closed.
+        """
+        self._desk.outcome(self.suspending(), timeout, "the session did not leave")
+
+    def resume(self, timeout: float | None = None) -> None:
+        """Brings its cells to the device ahead of their use; waits for it.
+
+        Raises:
+            TimedOut: it took longer; it comes all the same.
+            ClosedError: the session or the engine is closed.
+        """
+        self._desk.outcome(self.resuming(), timeout, "the session did not come back")
 
     def save(self, path: str | os.PathLike[str], notes: dict[str, str | int] | None = None) -> None:
         """Writes the session, as of its version, to a directory; only the caller waits for it.
@@ -336,7 +341,7 @@ class Session:
         Raises:
             SnapshotError, InvalidInput: as `jaxstate.save_state`.
         """
-        captured = self._desk.capture(self._book, dict(notes or {}))
+        captured = self._lives.capture(self._book, dict(notes or {}))
         write = self._desk.outcome(captured, None, "the session was not captured")
         write(path)
 
@@ -377,6 +382,14 @@ class Session:
         offer, pending = outcome
         return Receipt(first=offer.first, last=offer.last, pending=pending, dropped=offer.dropped)
 
+    def suspending(self) -> Future[None]:
+        """What `suspend` waits for."""
+        return self._lives.suspend(self._book)
+
+    def resuming(self) -> Future[None]:
+        """What `resume` waits for."""
+        return self._lives.resume(self._book)
+
     def waiting_fresh(self) -> Future[None]:
         """What `wait_fresh` waits for."""
         return self._desk.wait_fresh(self._book)
@@ -385,9 +398,3 @@ class Session:
         """What `wait` waits for."""
         wanted = self._book.queue.last if version is None else checked_int("version", version)
         return self._desk.wait(self._book, wanted)
-
-
-def _checked_seconds(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
-        raise InvalidInput(f"{name}={value!r} must be seconds, 0 or more")
-    return float(value)

@@ -13,6 +13,8 @@ from jaxstate.records import FinishReason
 
 Source = Literal["computed", "flash", "ready"]
 Durability = Literal["memory", "os", "fsync"]
+# Where a session's cells are; "log": nowhere, they are computed again from its tokens.
+Place: TypeAlias = Literal["device", "host", "disk", "log"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +104,14 @@ class SessionInfo:
         pending_tokens: their tokens.
         cells: capacity.
         tokens: cells in use at that version.
-        bytes: of device memory.
-        residency: where its cells live.
+        bytes: of its cells, wherever they are kept; those that it shares with other sessions
+            included. 0 if they are to be computed again.
+        residency: where its cells live; "log" if they are to be computed again from its tokens.
+        resume_s: what bringing them to the device would take, as measured so far; 0 if they are
+            there, None if nothing was measured yet.
+        tenant: whose it is.
+        reserve: cells that are always there for it.
+        pinned: whether it never leaves the device.
         lag_s: how long the oldest entry that waits has waited; 0 if none does.
         dropped: entries that were displaced from its queue so far.
         flashes: registered questions.
@@ -116,7 +124,11 @@ class SessionInfo:
     cells: int
     tokens: int
     bytes: int
-    residency: Literal["device"]
+    residency: Place
+    resume_s: float | None
+    tenant: str
+    reserve: int
+    pinned: bool
     lag_s: float
     dropped: int
     flashes: int
@@ -164,10 +176,25 @@ class FlashReady:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """A session's cells moved.
+
+    Attributes:
+        to: where they are now; "log" if they were given up, to be computed again from the tokens.
+        cells: how many.
+        took_s: how long copying them took; what computing takes again shows as ingest.
+    """
+
+    to: Place
+    cells: int
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Closed:
     """The last event of a subscription, and why it is the last."""
 
     reason: str
 
 
-Event: TypeAlias = Connected | DataUpdated | FlashReady | Closed
+Event: TypeAlias = Connected | DataUpdated | FlashReady | Moved | Closed

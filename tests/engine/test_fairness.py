@@ -1,0 +1,137 @@
+"""Tenants get work by their weights, whatever the others do. On the fake device."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from jaxstate.engine.config import EngineConfig
+from jaxstate.engine.session import Session
+from jaxstate.engine.tenants import CELLS_PER_TOKEN, START_TOKENS, Tenant, TenantShares
+from jaxstate.errors import BudgetExceeded, InvalidInput
+from jaxstate.testing import FAKE_LIMITS, SHARED_LIMITS
+from tests.engine.rig import Rig, said
+
+
+def test_work_is_tokens_and_cells_by_weight() -> None:
+    shares = TenantShares({"big": Tenant(weight=4.0)})
+    for tenant in ("big", "small"):
+        shares.charge(tenant, tokens=10, seen_cells=2 * CELLS_PER_TOKEN)
+    assert (shares.work("big"), shares.work("small")) == (3.0, 12.0)
+
+
+def test_a_tenant_that_comes_back_has_a_short_start() -> None:
+    shares = TenantShares({})
+    shares.at_work(["busy", "other"])
+    shares.charge("busy", 1000, 0)
+    shares.charge("other", 800, 0)
+    shares.at_work(["busy", "other", "late"])
+    assert shares.work("late") == 800.0 - START_TOKENS
+    shares.at_work(["busy"])
+    shares.charge("late", 500, 0)
+    shares.at_work(["busy", "late"])
+    assert shares.work("late") == 1300.0 - START_TOKENS, "what it had more stays"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"weight": 0}, {"weight": "1"}, {"weight": True}, {"quota_cells": 0}]
+)
+def test_shares_of_nothing_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(InvalidInput):
+        Tenant(**wrong)  # pyright: ignore
+    with pytest.raises(InvalidInput):
+        EngineConfig(tenants={"a": 3})  # pyright: ignore
+
+
+def served(rig: Rig, sessions: dict[str, list[Session]], turns: int) -> dict[str, int]:
+    """Tokens that were read for each tenant within so many turns."""
+    before = {t: sum(s.book.residence.cells for s in group) for t, group in sessions.items()}
+    rig.turns(turns)
+    return {
+        tenant: sum(s.book.residence.cells for s in group) - before[tenant]
+        for tenant, group in sessions.items()
+    }
+
+
+@pytest.mark.parametrize("limits", [FAKE_LIMITS, SHARED_LIMITS], ids=["alone", "shared"])
+def test_a_flood_of_sessions_gets_no_more_than_its_share(limits: object) -> None:
+    """Nine sessions of one tenant and one of another: both get half of the tokens."""
+    assert limits in (FAKE_LIMITS, SHARED_LIMITS)
+    one_a_step = dataclasses.replace(FAKE_LIMITS if limits is FAKE_LIMITS else SHARED_LIMITS)
+    rig = Rig(limits=dataclasses.replace(one_a_step, chunk_rows=((16, (1,)),)))
+    sessions = {
+        "flood": [rig.open(tenant="flood") for _ in range(9)],
+        "quiet": [rig.open(tenant="quiet")],
+    }
+    for group in sessions.values():
+        for session in group:
+            session.push(["x" * 15] * 60)
+    rig.turns(40)  # while whoever came last has its start
+    tokens = served(rig, sessions, 40)
+    assert abs(tokens["flood"] - tokens["quiet"]) <= 16
+
+
+def test_weights_share_the_work() -> None:
+    config = EngineConfig(tenants={"big": Tenant(weight=3.0)})
+    rig = Rig(config=config)
+    sessions = {name: [rig.open(tenant=name)] for name in ("big", "small")}
+    for group in sessions.values():
+        group[0].push(["x" * 15] * 60)
+    tokens = served(rig, sessions, 40)
+    assert tokens["big"] == pytest.approx(3 * tokens["small"], rel=0.15)
+
+
+@pytest.mark.parametrize("limits", [FAKE_LIMITS, SHARED_LIMITS], ids=["alone", "shared"])
+def test_a_noisy_tenant_leaves_anothers_latency_within_a_factor_of_three(limits: object) -> None:
+    """An ask takes 0.8 s on an idle device; behind another's 200 asks and 200 entries no more than
+    three times that."""
+    shared = limits is SHARED_LIMITS
+    rig = Rig(limits=SHARED_LIMITS if shared else FAKE_LIMITS)
+    noisy = [rig.open("abcd", tenant="noisy") for _ in range(10)]
+    quiet = rig.open("abcd", tenant="quiet")
+    for session in noisy:
+        session.push(["x" * 15] * 20)
+        for number in range(20):
+            session.submit(f"question {number}", max_tokens=8)
+    latencies_s: list[float] = []
+    for _ in range(20):
+        rig.turns(3)
+        future = quiet.submit("xyz")
+        while not future.done():
+            rig.turns(1)
+        assert said(future) == "5:3 v1"
+        latencies_s.append(future.result().latency_s)
+    assert max(latencies_s) <= 3 * 0.8 + 1.0, "an extend that had begun is waited for"
+
+
+def test_tail_blocks_go_to_the_tenant_that_had_least() -> None:
+    """One tenant's asks hold all four blocks and more wait; the other's is next all the same."""
+    limits = dataclasses.replace(FAKE_LIMITS, tail_cells=32, tail_blocks=4)
+    rig = Rig(limits=limits)
+    noisy, quiet = rig.open("abcd", tenant="noisy"), rig.open("abcd", tenant="quiet")
+    flood = [noisy.submit("q" * 12, max_tokens=8) for _ in range(5)]
+    rig.turns(2)
+    future = quiet.submit("xyz")
+    rig.engine.run()
+    done = sorted([*flood, future], key=lambda one: one.result().latency_s)
+    assert future in done[:2]
+
+
+def test_a_quota_bounds_what_a_tenant_holds_and_what_waits() -> None:
+    """Blocks of 8 cells: 32 cells are four of them."""
+    rig = Rig(config=EngineConfig(tenants={"a": Tenant(quota_cells=32)}))
+    one, two = rig.open(tenant="a"), rig.open(tenant="a")
+    one.push("x" * 15)
+    two.push("x" * 7)
+    with pytest.raises(BudgetExceeded, match="tenant 'a' may have 32"):
+        two.push("x" * 16)
+    assert two.info().pending == 1
+    two.push("x" * 7)
+    with pytest.raises(BudgetExceeded, match="tenant 'a' may have 32"):
+        rig.engine.open(tenant="a", reserve=8)
+    rig.engine.open(tenant="b", reserve=512)
+    one.close()
+    two.push("x" * 15)
+    rig.engine.run()
+    assert two.info().tokens == 32
