@@ -2,7 +2,8 @@
 
 Comes in: a seed. Goes out: nothing, or an `AssertionError` that names the seed. Pushes, questions,
 registrations, cancellations, forks and closings come in an order, and at times, that the seed
-decides; the steps are real ones. After every step it is checked that
+decides; sessions share a pool that is too small for all of them, leave it and come back; the steps
+are real ones, and freed blocks are full of NaN. After every step it is checked that
 
 - a step which is no `extend` leaves every session's cells as they were, bit for bit, and an
   `extend` those of all other sessions (design §7.2);
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from jaxstate.engine.asking import Asker, Settings
 from jaxstate.engine.conditions import Changed, ConfidenceAbove
@@ -27,6 +28,7 @@ from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.ingest import Coalesce, QueuePolicy
 from jaxstate.engine.runs import Asked
 from jaxstate.engine.scheduler import Policy
+from jaxstate.engine.tenants import Tenant
 from jaxstate.engine.values import Answer, Receipt
 from jaxstate.errors import (
     BudgetExceeded,
@@ -43,6 +45,12 @@ from jaxstate.testing.watched import WatchedExecutor
 from jaxstate.text import Template
 
 SESSION_CELLS = 96
+# The pool is too small for all sessions that there may be: they have to leave it for each other.
+POOL_SESSIONS = 2
+# No life takes a tenth of that.
+MOST_TURNS = 5000
+# Sessions of one tenant that open with the same one share its cells.
+PREFIXES = ("shared by some", "shared by others, and longer")
 # Short, so that a choice may be one token and a question fits into one step; the last one does not.
 TEMPLATE = Template(bare="<bos>", opening=("<bos>", ""), asking=("?", "="), stop=("\n", "Y"))
 QUESTIONS = ("a", "up", "q", "is it up", "is it up or is it down")
@@ -86,7 +94,6 @@ class Simulation:
         self._engine = SteppedEngine(
             self._executor,
             self._clock,
-            cells=3 * session_cells,
             config=self._config(),
             template=TEMPLATE,
         )
@@ -120,9 +127,18 @@ class Simulation:
     def _config(self) -> EngineConfig:
         patience = self._random.choice((1, 2, 8))
         policy = Policy(
-            ingest_patience=patience, flash_patience=2 * patience, warm_patience=3 * patience
+            ingest_patience=patience,
+            flash_patience=2 * patience,
+            warm_patience=3 * patience,
+            room_patience=4 * patience,
         )
-        return EngineConfig(queue_entries=self._random.choice((3, 8)), scheduling=policy)
+        return EngineConfig(
+            queue_entries=self._random.choice((3, 8)),
+            scheduling=policy,
+            resume=self._random.choice(("copy", "copy", "rebuild", "auto")),
+            idle_s=self._random.choice((None, None, 3.0)),
+            tenants={"b": Tenant(weight=2.0, quota_cells=self._random.choice((None, 120)))},
+        )
 
     def _act(self) -> None:
         acts: list[tuple[Callable[[], None], int]] = [
@@ -135,6 +151,9 @@ class Simulation:
             (self._open, 1),
             (self._close, 1),
             (self._fork, 1),
+            (self._suspend, 1),
+            (self._resume, 1),
+            (self._ask_many, 1),
             (self._pass_time, 2),
         ]
         (act,) = self._random.choices([one for one, _ in acts], [weight for _, weight in acts])
@@ -149,6 +168,7 @@ class Simulation:
     def _turn(self) -> bool:
         did = self._engine.turn()
         self._turns += 1
+        assert self._turns < MOST_TURNS, "the engine is busy for ever"
         self._clock.pass_s(self._random.random())
         self._executor.check_cells()
         self._check_asks()
@@ -161,9 +181,14 @@ class Simulation:
         return self._random.choice(self._lives)
 
     def _open(self) -> None:
-        prefix = self._random.choice(("", "", "p" * self._random.randint(1, 30)))
-        policy = self._random.choice(POLICIES)
-        session = self._engine.open(prefix=prefix, policy=policy)
+        prefix = self._random.choice(("", *PREFIXES, "p" * self._random.randint(1, 30)))
+        session = self._engine.open(
+            prefix=prefix,
+            policy=self._random.choice(POLICIES),
+            tenant=self._random.choice(("a", "a", "b")),
+            reserve=self._random.choice((None, None, None, 20)),
+            residency=self._random.choice(("evictable", "evictable", "evictable", "pinned")),
+        )
         opening = self._model.template.open_tokens(self._model.text, prefix)
         self._lives.append(Life(session=session, opening=tuple(opening)))
 
@@ -268,6 +293,30 @@ class Simulation:
         life.base = (version, parent.read(version))
         self._lives.append(life)
 
+    def _suspend(self) -> None:
+        session = self._some_life().session
+        if not session.info().pinned:
+            session.suspending().cancel()  # it leaves all the same; nobody waits
+
+    def _resume(self) -> None:
+        self._some_life().session.resuming().cancel()
+
+    def _ask_many(self) -> None:
+        """One question to all; what is registered or warm somewhere is left to `_ask`."""
+        question = QUESTIONS[1]
+        known = {q.question for life in self._lives for q in life.flashes.values()}
+        if question in known or any(question in life.warm for life in self._lives):
+            return
+        choices = self._random.choice(CHOICES)
+        lives = list(self._lives)
+        settings = Settings(max_tokens=3, choices=choices)
+        futures = self._engine.submit_many(
+            question, [life.session for life in lives], max_tokens=3, choices=choices
+        )
+        for life, future in zip(lives, futures, strict=True):
+            asked = self._asker.ask(question, settings)
+            self._waiting.append(Waiting(life, future, asked, max(life.session.version, 0)))
+
     def _pass_time(self) -> None:
         self._clock.pass_s(self._random.random() * 5)
 
@@ -319,6 +368,7 @@ class Simulation:
             assert info.pending == 0 and info.pending_tokens == 0
             assert info.tokens == len(life.read(info.version))
             assert all(query.fresh for query in life.flashes.values()), "an answer is out of date"
+        self._engine.check_blocks()
         gauges = self._engine.metrics().gauges
         assert gauges.asks_running == 0
         assert gauges.asks_waiting == len(self._waiting)
@@ -327,52 +377,7 @@ class Simulation:
 
 def watched_executor(model: Model, seed: int, session_cells: int) -> WatchedExecutor:
     """The device of a life: every other one launches a step ahead, as an accelerator does."""
-    return WatchedExecutor(model, session_cells=session_cells, steps_ahead=seed % 2)
-
-
-def simulate(
-    model: Model,
-    seeds: Iterable[int],
-    *,
-    operations: int = 40,
-    executor: WatchedExecutor | None = None,
-) -> list[Tally]:
-    """Lives as many lives as there are seeds.
-
-    Args:
-        model: with a byte tokenizer and small steps.
-        seeds: one for each life.
-        operations: how many things clients do in each.
-        executor: the device of all of them; None for one of the model's.
-
-    Raises:
-        AssertionError: with what replays it, and whether it does with a device of its own.
-    """
-    devices = [executor or watched_executor(model, parity, SESSION_CELLS) for parity in (0, 1)]
-    reference = Reference(model, SESSION_CELLS)
-    tallies: list[Tally] = []
-    for seed in seeds:
-        device = devices[seed % 2]
-        life = Simulation(model, seed, operations=operations, executor=device, reference=reference)
-        try:
-            tallies.append(life.run())
-        except Exception as error:
-            alone = (
-                "it fails alone, too"
-                if _fails_alone(model, seed, operations)
-                else ("alone it does not fail: it needs the lives before it")
-            )
-            raise AssertionError(
-                f"seed {seed}: {error}\nreplay, with a model of {model.config.num_layers} layers "
-                f"and {model.steps}: Simulation(model, {seed}, operations={operations}).run() "
-                f"({alone})"
-            ) from error
-    return tallies
-
-
-def _fails_alone(model: Model, seed: int, operations: int) -> bool:
-    try:
-        Simulation(model, seed, operations=operations).run()
-    except Exception:
-        return True
-    return False
+    cells = POOL_SESSIONS * session_cells
+    return WatchedExecutor(
+        model, session_cells=session_cells, cells=cells, sessions=3, steps_ahead=seed % 2
+    )

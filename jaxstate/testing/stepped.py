@@ -14,6 +14,7 @@ from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.desk import Desk
 from jaxstate.engine.executor import Executor
 from jaxstate.engine.host import SessionHost
+from jaxstate.engine.lifecycle import Lifecycle
 from jaxstate.engine.loop import Loop
 from jaxstate.engine.session import Session
 from jaxstate.errors import ClosedError
@@ -30,7 +31,6 @@ class SteppedEngine(SessionHost):
     Args:
         executor: what runs the steps.
         clock: monotonic seconds.
-        cells: capacity of all sessions together.
         config: bounds and shares.
         template: of questions; the plain one with bytes as tokens if None.
     """
@@ -40,14 +40,14 @@ class SteppedEngine(SessionHost):
         executor: Executor,
         clock: Callable[[], float],
         *,
-        cells: int = 65_536,
         config: EngineConfig | None = None,
         template: Template | None = None,
     ) -> None:
         tokenizer = ByteTokenizer()
-        desk = Desk(executor, cells, config or EngineConfig(), clock, lambda call: call())
+        desk = Desk(executor, config or EngineConfig(), clock, lambda call: call())
         shape = plain_template(tokenizer.bos) if template is None else template
-        super().__init__(desk, Asker(tokenizer=tokenizer, template=shape, limits=executor.limits))
+        asker = Asker(tokenizer=tokenizer, template=shape, limits=executor.limits)
+        super().__init__(desk, Lifecycle(desk, executor), asker)
         self._loop = Loop(desk, executor, tokenizer)
 
     def turn(self) -> bool:
@@ -71,16 +71,34 @@ class SteppedEngine(SessionHost):
         Raises:
             AssertionError: nothing is left to do, and it is not there.
         """
-        book, future = self._desk.fork(session.book, None)
+        book, future = self._lives.fork(session.book, None)
         while not future.done():
             assert turn() or future.done(), "the fork never came to be"
         future.result()
-        return Session(self._desk, self._asker, book)
+        return Session(self._desk, self._lives, self._asker, book)
 
     @property
     def free_tail_blocks(self) -> int:
         """Tail blocks that no question holds."""
         return len(self._desk.ledger.blocks)
+
+    def check_blocks(self) -> None:
+        """Every block of the pool is free, kept, or has the owners that it should have.
+
+        Raises:
+            AssertionError: it has not.
+        """
+        ledger = self._desk.ledger
+        tables = [book.residence.table for book in ledger.books.values()]
+        ledger.tables.check(tables, ledger.prefixes.blocks)
+        promised = ledger.room.blocks - ledger.room.free - ledger.tables.primary.held
+        assert promised >= 0, "blocks were promised that are not there"
+        away = sum(
+            book.residence.reserve_blocks
+            for book in ledger.books.values()
+            if not book.residence.on_device
+        )
+        assert ledger.room.free + away >= 0, "more blocks were granted than there are"
 
     @property
     def until_s(self) -> float | None:

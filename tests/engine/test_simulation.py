@@ -6,22 +6,25 @@ What is checked, and how, stands in `jaxstate.testing.simulation`. More seeds th
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 
+from jaxstate.cells.tables import BlockCopy, Seen
 from jaxstate.config import StepConfig
-from jaxstate.engine.executor import Pending, RowTokens, Tokens
+from jaxstate.engine.device import DeviceExecutor
+from jaxstate.engine.executor import Choices, Chunk, HostCells, Pending, RowStep, RowTokens
 from jaxstate.engine.runs import Asked
 from jaxstate.engine.values import Answer
 from jaxstate.model.bundle import Model
 from jaxstate.testing import Simulation, WatchedExecutor, simulate, tiny_config, tiny_model
-from jaxstate.testing.simulation import SESSION_CELLS
+from jaxstate.testing.simulation import POOL_SESSIONS, SESSION_CELLS
 
-SEEDS = 160
+SEEDS = 80
 # One window smaller than a block, one larger than the largest chunk.
 NARROW = StepConfig(
     block_cells=8,
@@ -49,6 +52,7 @@ def test_random_lives_keep_every_promise() -> None:
         sources.update(tally.sources)
     # The lives were full ones: every kind of thing happened, and every way of answering.
     wanted = {"push", "ask", "flash", "unflash", "warm", "cancel", "open", "close", "fork"}
+    wanted |= {"suspend", "resume", "ask_many"}
     assert wanted <= set(operations), operations
     assert {"QueueFull", "CapacityExceeded", "BudgetExceeded"} <= set(operations), operations
     assert sources["computed"] > 10 * SEEDS // 2
@@ -68,34 +72,104 @@ def test_a_seed_replays_the_same_life() -> None:
 
 
 class _WritesAnothersCells(WatchedExecutor):
-    """Reads every second entry into the cells of some other session, too."""
+    """Writes the last cell of some other session again, whenever questions begin."""
 
-    def start(self, session: int, seen_cells: int, rows: list[RowTokens]) -> Pending[object]:  # pyright: ignore
-        others = [name for name in self.states() if name != session]
-        if others and self._sessions[others[0]].cells < SESSION_CELLS:
-            WatchedExecutor.__mro__[1].extend(self, others[0], np.array([1], np.int32))  # pyright: ignore
-        return super().start(session, seen_cells, rows)
+    @functools.cached_property
+    def _known(self) -> dict[int, Seen]:
+        """What each session has."""
+        return {}
+
+    def extend(self, chunks: Sequence[Chunk]) -> Pending[None]:
+        for chunk in chunks:
+            cells = chunk.start.cells + len(chunk.tokens)
+            self._known[chunk.start.session] = dataclasses.replace(chunk.start, cells=cells)
+        return super().extend(chunks)
+
+    def start(self, rows: Sequence[RowTokens], chunks: Sequence[Chunk] = ()) -> Pending[Choices]:
+        asked = {row.seen.session for row in rows}
+        for other, seen in self._known.items():
+            if other not in asked and seen.tables[0][0] >= 0:  # it is still there
+                last = dataclasses.replace(seen, cells=seen.cells - 1)
+                wrong = Chunk(start=last, tokens=np.array([1], np.int32))
+                DeviceExecutor.extend(self, [wrong])  # nobody notes it
+                break
+        return super().start(rows, chunks)
 
 
 class _LosesAToken(WatchedExecutor):
-    """Forgets the last token of long chunks, and writes another."""
+    """Forgets the last token of chunks, and writes another."""
 
-    def extend(self, session: int, tokens: Tokens) -> Pending[None]:
-        return super().extend(session, np.append(tokens[:-1], np.int32(7)))
+    def extend(self, chunks: Sequence[Chunk]) -> Pending[None]:
+        return super().extend(list(map(self._without_last, chunks)))
+
+    def start(self, rows: Sequence[RowTokens], chunks: Sequence[Chunk] = ()) -> Pending[Choices]:
+        return super().start(rows, list(map(self._without_last, chunks)))
+
+    def _without_last(self, chunk: Chunk) -> Chunk:
+        return dataclasses.replace(chunk, tokens=np.append(chunk.tokens[:-1], np.int32(7)))
 
 
-@pytest.mark.parametrize("broken", [_WritesAnothersCells, _LosesAToken])
+class _ForgetsToCopy(WatchedExecutor):
+    """Whoever grows into a block that it shares finds nothing in its own."""
+
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        """Nothing."""
+
+
+class _BringsNothingBack(WatchedExecutor):
+    """Sessions that were away find nothing, or what others left."""
+
+    def place(self, seen: Seen, cells: HostCells) -> None:
+        """Nothing."""
+
+
+class _BringsTheWrongCellsBack(WatchedExecutor):
+    """Sessions that were away find their cells one place further."""
+
+    def place(self, seen: Seen, cells: HostCells) -> None:
+        moved = {
+            name: np.roll(array, 1, axis=0) if array.ndim > 2 else array
+            for name, array in cells.arrays.items()
+        }
+        super().place(seen, dataclasses.replace(cells, arrays=moved))
+
+
+class _MixesSessionsUp(WatchedExecutor):
+    """In a step of several sessions, the first row looks at the cells of the last."""
+
+    def decode(self, rows: Sequence[RowStep]) -> Pending[Choices]:
+        first = dataclasses.replace(rows[0], seen=rows[-1].seen)
+        return super().decode([first, *rows[1:]])
+
+
+def broken_device(kind: Callable[..., WatchedExecutor]) -> WatchedExecutor:
+    """One that is like that of a simulation otherwise."""
+    return kind(
+        model(), session_cells=SESSION_CELLS, cells=POOL_SESSIONS * SESSION_CELLS, sessions=3
+    )
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        _WritesAnothersCells,
+        _LosesAToken,
+        _ForgetsToCopy,
+        _BringsNothingBack,
+        _BringsTheWrongCellsBack,
+        _MixesSessionsUp,
+    ],
+)
 def test_a_broken_engine_is_found_and_the_seed_is_named(
     broken: Callable[..., WatchedExecutor],
 ) -> None:
     with pytest.raises(AssertionError, match="seed"):
-        simulate(model(), range(40), executor=broken(model(), session_cells=SESSION_CELLS))
+        simulate(model(), range(40), executor=broken_device(broken))
 
 
 def test_what_replays_a_failure_is_said() -> None:
-    broken = _LosesAToken(model(), session_cells=SESSION_CELLS)
     with pytest.raises(AssertionError) as caught:
-        simulate(model(), range(40), executor=broken)
+        simulate(model(), range(40), executor=broken_device(_LosesAToken))
     assert "alone it does not fail" in str(caught.value)  # the model's own device is sound
     assert "operations=40).run()" in str(caught.value)
 
