@@ -14,7 +14,7 @@ check: .venv/.dev
 	$(BIN)/python scripts/check.py
 
 parity: .venv/.parity  ## compare with transformers on the same weights
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m parity
+	XLA_FLAGS= $(BIN)/python -m pytest -n 2 --dist loadfile -m parity
 
 bench: .venv/.parity  ## a question's time against context length, beside transformers
 	$(BIN)/python scripts/bench_query.py

@@ -26,7 +26,7 @@ from jaxstate.engine.values import (
     FlashReady,
     Receipt,
 )
-from jaxstate.testing import FAKE_LIMITS, FakeClock, FakeExecutor, SteppedEngine
+from jaxstate.testing import FAKE_LIMITS, FakeClock, FakeExecutor, SteppedEngine, fake_layout
 from jaxstate.text import Template
 
 BARE = Template(bare="", opening=("", ""), asking=("", ""))
@@ -42,15 +42,16 @@ class Rig:
         limits: Limits = FAKE_LIMITS,
         ring_cells: int | None = None,
         template: Template = BARE,
-        cells: int = 65_536,
+        cells: int | None = None,
         config: EngineConfig | None = None,
     ) -> None:
         self.clock = FakeClock()
+        if cells is not None:
+            layout = fake_layout(limits.session_cells, cells)
+            limits = dataclasses.replace(limits, layout=layout)
         self.executor = FakeExecutor(self.clock, limits=limits, ring_cells=ring_cells)
-        self.engine = SteppedEngine(
-            self.executor, self.clock, cells=cells, config=config, template=template
-        )
-        self.desk = self.engine._desk
+        self.engine = SteppedEngine(self.executor, self.clock, config=config, template=template)
+        self.desk, self.lives = self.engine._desk, self.engine._lives
         self._told = 0
 
     def open(self, text: str | None = None, **settings: object) -> Session:
@@ -64,18 +65,23 @@ class Rig:
         return session
 
     def news(self, *, times: bool = False) -> list[str]:
-        """Device steps since the last look: "extend s1 5", "start s1 x2", "decode s1 x2"."""
+        """Device steps since the last look: "extend s1 5", "start s1 x2", "decode s1 s2 x2"."""
         names = {key: book.id for key, book in self.desk.ledger.books.items()}
         fresh = self.executor.steps[self._told :]
         self._told = len(self.executor.steps)
         told = []
         for step in fresh:
-            if step.call in ("open", "close"):
-                continue
+            whose = "".join(f" {names.get(one, 'gone')}" for one in step.sessions)
             size = f" x{step.rows}" if step.rows else f" {step.tokens}" if step.tokens else ""
+            also = "".join(f" +{names.get(one, 'gone')}" for one in step.chunks)
             at = f"{round(step.began_s, 6):g} " if times else ""
-            told.append(f"{at}{step.call} {names.get(step.session, 'gone')}{size}")
+            told.append(f"{at}{step.call}{whose}{size}{also}")
         return told
+
+    def cells(self, session: Session) -> list[int]:
+        """The tokens in its cells, as the device has them."""
+        book = session.book
+        return self.executor.cells(book.residence.seen(book.key, book.residence.table.cells))
 
     def turns(self, count: int) -> None:
         for _ in range(count):
@@ -94,6 +100,14 @@ class Rig:
         for book in self.desk.ledger.books.values():
             assert not book.asks and not book.flash_runs
         assert not self.engine._loop._in_flight
+        self.check_blocks()
+
+    def check_blocks(self) -> None:
+        """Every block of the pool is free, or has the owners that it should have."""
+        ledger = self.desk.ledger
+        tables = [book.residence.table for book in ledger.books.values()]
+        ledger.tables.check(tables, ledger.prefixes.blocks)
+        assert ledger.tables.primary.held + ledger.room._promised <= ledger.room.blocks
 
 
 def read(subscription: Subscription) -> list[Event]:

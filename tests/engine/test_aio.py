@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +16,9 @@ import pytest
 import jaxstate
 from jaxstate.config import StepConfig
 from jaxstate.engine.config import EngineConfig
-from jaxstate.errors import ClosedError, StepFailed, TimedOut
+from jaxstate.engine.executor import Chunk, Pending
+from jaxstate.engine.tenants import Tenant
+from jaxstate.errors import BudgetExceeded, ClosedError, TimedOut
 from jaxstate.model.bundle import Model
 from jaxstate.testing import FakeClock, FakeExecutor, tiny_model
 from jaxstate.testing.simulation import TEMPLATE
@@ -159,15 +161,24 @@ def test_timeouts_and_cancelled_tasks_leave_nothing() -> None:
 
 
 class Held(FakeExecutor):
-    """A device whose copies, and whose reading, wait until they may go on."""
+    """A device that reads only while it may go on."""
 
     def __init__(self) -> None:
         super().__init__(FakeClock())
-        self.go_on = threading.Event()
+        self.go_on, self.is_held = threading.Event(), threading.Event()
+        self.go_on.set()
 
-    def copy(self, session: int, into: int) -> None:
-        self.go_on.wait(10)
-        super().copy(session, into)
+    def extend(self, chunks: Sequence[Chunk]) -> Pending[None]:  # pyright: ignore
+        if not self.go_on.is_set():
+            self.is_held.set()
+            self.go_on.wait(10)
+        return super().extend(chunks)
+
+    async def hold(self, session: jaxstate.AsyncSession) -> None:
+        """Lets it begin to read something, and no more."""
+        self.go_on.clear()
+        await session.push("x")
+        assert await asyncio.to_thread(self.is_held.wait, 10)
 
 
 def test_a_fork_that_nobody_waits_for_any_more_is_closed() -> None:
@@ -176,6 +187,7 @@ def test_a_fork_that_nobody_waits_for_any_more_is_closed() -> None:
         with faked(device) as engine:
             session = jaxstate.AsyncSession(engine.open("one"))
             await session.wait(0)
+            await device.hold(session)
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(session.fork("two"), 0.05)
             device.go_on.set()
@@ -188,15 +200,20 @@ def test_a_fork_that_nobody_waits_for_any_more_is_closed() -> None:
 
 
 def test_a_fork_that_fails() -> None:
+    """One of a tenant that has all the cells that it may have."""
+
     async def fail() -> None:
-        device = FakeExecutor(FakeClock())
-        with faked(device) as engine:
-            session = jaxstate.AsyncSession(engine.open("one"))
-            await session.wait(0)
-            device.fail_next("copy")
-            with pytest.raises(StepFailed, match="copy"):
-                await session.fork()
+        config = EngineConfig(tenants={"small": Tenant(quota_cells=16)})
+        with faked(config=config) as engine:
+            session = jaxstate.AsyncSession(engine.open("one", tenant="small"))
+            await session.push("abcdefgh")  # 9 tokens behind <bos>: two blocks of 8
+            await session.wait(1)
+            with pytest.raises(BudgetExceeded, match="tenant 'small' may have 16"):
+                await session.fork("two")
             assert [one.id for one in engine.sessions()] == ["one"]
+            assert await session.ask("xyz", max_tokens=1)
+            other = engine.open("two")  # the name is free again
+            other.close()
 
     run(fail())
 
@@ -207,8 +224,7 @@ def test_a_push_waits_for_room_without_blocking_the_event_loop() -> None:
         with faked(device, config=EngineConfig(queue_entries=2)) as engine:
             session = jaxstate.AsyncSession(engine.open("one"))
             await session.wait(0)
-            engine._desk.fork(session.session.book, None)  # the device is busy now
-            await asyncio.sleep(0.02)
+            await device.hold(session)  # entry 1
             await session.push(["a", "b"])
             with pytest.raises(TimedOut, match="the queue was full"):
                 await session.push("c", timeout=0.01)
@@ -216,7 +232,7 @@ def test_a_push_waits_for_room_without_blocking_the_event_loop() -> None:
             await asyncio.sleep(0.01)
             assert not waiting.done()
             device.go_on.set()
-            assert (await waiting).first == 3
-            assert await session.wait(3) == 3
+            assert (await waiting).first == 4
+            assert await session.wait(4) == 4
 
     run(push())

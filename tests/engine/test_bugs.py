@@ -22,7 +22,7 @@ from jaxstate.engine.session import Session
 from jaxstate.engine.values import Answer, Closed, Connected, DataUpdated, Event, FlashReady
 from jaxstate.engine.waiting import AskFuture
 from jaxstate.errors import CapacityExceeded, ClosedError, InvalidInput, TimedOut
-from jaxstate.testing import FAKE_LIMITS
+from jaxstate.testing import FAKE_LIMITS, fake_layout
 from tests.engine.rig import AHEAD, Rig, read, said
 
 BOTH = pytest.mark.parametrize("limits", [FAKE_LIMITS, AHEAD], ids=["0 ahead", "1 ahead"])
@@ -71,7 +71,7 @@ def test_b2_cancelled_at_every_step(kind: str, limits: Limits) -> None:
         finished = not future.cancel()
         rig.engine.run()
         rig.at_rest()
-        assert rig.executor.cells(session._book.key) == list(b"abcd\n" + b"e" * 20 + b"\n")
+        assert rig.cells(session) == list(b"abcd\n" + b"e" * 20 + b"\n")
         assert (session.version, session.info().tokens) == (2, 26)
         again = session.submit(**question)
         rig.engine.run()
@@ -346,7 +346,7 @@ def test_b5_dropped_entries_are_dropped_whole(limits: Limits) -> None:
     rig.engine.run()
     kept = [n for n in range(1, 30) if n not in dropped]
     expected = b"".join(bytes([ord("a") + n % 26]) * (n % 23) + b"\n" for n in kept)
-    assert rig.executor.cells(session._book.key) == list(expected)
+    assert rig.cells(session) == list(expected)
     assert dropped and session.info().dropped == len(dropped)
 
 
@@ -412,7 +412,7 @@ def test_b6_entries_of_nothing(limits: Limits) -> None:
 
 def test_b6_entries_of_nothing_in_a_full_session() -> None:
     """They need no cells; and while an ask pins the last cell of a ring they harm nobody."""
-    rig = Rig(limits=dataclasses.replace(FAKE_LIMITS, session_cells=5), ring_cells=0)
+    rig = Rig(limits=dataclasses.replace(FAKE_LIMITS, layout=fake_layout(5)), ring_cells=0)
     session = rig.open("abcd")
     ask = session.submit("xyz")
     rig.turns(1)
@@ -591,11 +591,14 @@ def host_calls(act: Callable[[], object]) -> int:
     return count
 
 
+# A session that is never full.
+LARGE = dataclasses.replace(FAKE_LIMITS, layout=fake_layout(10**6, 10**6), max_context=2_000_000)
+
+
 def test_b9_work_per_push_and_per_ask_does_not_grow() -> None:
     """The cost of a turn grew with what had been read: number 5,000 costs what number 100 did, in
     device steps exactly, in host work to a few calls."""
-    limits = dataclasses.replace(FAKE_LIMITS, session_cells=1_000_000, max_context=2_000_000)
-    rig = Rig(limits=limits, cells=10**6, config=EngineConfig(events_limit=20_000))
+    rig = Rig(limits=LARGE, config=EngineConfig(events_limit=20_000))
     session = rig.open()
     for n in range(2):
         session.flash(f"f{n}", max_tokens=2)
@@ -639,9 +642,8 @@ def test_b9_work_per_push_and_per_ask_does_not_grow() -> None:
 def test_b9_a_full_queue_costs_no_more_than_a_short_one() -> None:
     """A turn does not look at what waits: with 4,000 entries waiting, as many calls as with 40."""
     costs = []
-    limits = dataclasses.replace(FAKE_LIMITS, session_cells=1_000_000, max_context=2_000_000)
     for waiting in (40, 4_000):
-        rig = Rig(limits=limits, cells=10**6)
+        rig = Rig(limits=LARGE)
         session = rig.open(policy="drop_oldest")
         session.push(["e"] * waiting)
         rig.turns(1)

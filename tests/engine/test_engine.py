@@ -108,7 +108,7 @@ def test_news_that_comes_while_the_loop_looks_elsewhere_is_not_lost() -> None:
     def look_and_miss() -> bool:
         did = look()
         if not came:
-            came.append(rig.desk.fork(session.book, None)[1])
+            came.append(rig.lives.fork(session.book, None)[1])
         return did
 
     loop._do_job = look_and_miss
@@ -131,7 +131,7 @@ def test_forks_beside_calls_that_wake_the_loop(engine: jaxstate.Engine) -> None:
     disturber.start()
     try:
         for _ in range(300):
-            book, future = engine._desk.fork(session.book, None)
+            book, future = engine._lives.fork(session.book, None)
             future.result(timeout=SOON_S)
             engine._desk.close_session(book, "enough")
     finally:
@@ -287,23 +287,36 @@ def test_an_engine_needs_text_and_room() -> None:
 
     with pytest.raises(TextUnavailable):
         jaxstate.Engine(dataclasses.replace(tiny_model(), tokenizer=None))
-    with pytest.raises(BudgetExceeded, match=f"one session of {FAKE_LIMITS.session_cells} cells"):
-        engine_of(cells=FAKE_LIMITS.session_cells - 1)
-    with pytest.raises(InvalidInput, match="cells="):
-        engine_of(cells="many")
+    for settings, said in (
+        ({"cells": 64, "session_cells": 100}, "one session of 100 cells takes"),
+        ({"cells": "many"}, "cells="),
+        ({"cells": 0}, "cells=0"),
+        ({"session_cells": 0}, "cells=0"),
+        ({"sessions": 0}, "sessions=0"),
+        ({"cells": 64, "memory": 0.5}, "say one of the two"),
+        ({"memory": 1.5}, "memory=1.5"),
+    ):
+        with pytest.raises(InvalidInput, match=said):
+            jaxstate.Engine(tiny_model(), warm_up=False, **settings)  # pyright: ignore
 
 
 def test_sessions_that_do_not_fit(engine: jaxstate.Engine) -> None:
-    capacity = 65_536 // FAKE_LIMITS.session_cells
-    for _ in range(capacity):
-        engine.open()
-    with pytest.raises(BudgetExceeded, match=f"{capacity} sessions of"):
-        engine.open()
-    for name in ("", "a b", "x" * 129, 3):
+    """64 of them have all cells reserved, so there is none for the opening of another."""
+    each = FAKE_LIMITS.session_cells
+    for _ in range(65_536 // each):
+        engine.open(reserve=each)
+    with pytest.raises(BudgetExceeded, match="of 65536 cells 65536 are reserved or pinned"):
+        engine.open(reserve=1)
+    with pytest.raises(BudgetExceeded, match="'again' needs 8 cells and could have 0"):
+        engine.open("again")
+    assert len(engine.sessions()) == 64
+    for name in ("", "a b", "x" * 129, 3, ".", ".."):
         with pytest.raises(InvalidInput, match="id="):
             engine.open(name)  # pyright: ignore
     engine.sessions()[0].close()
-    assert engine.open("again").id == "again"
+    again = engine.open("again")
+    receipt = again.push("abcd")
+    assert (again.id, again.wait(receipt.last, timeout=SOON_S)) == ("again", 1)
     with pytest.raises(InvalidInput, match="open already"):
         engine.open("again")
 

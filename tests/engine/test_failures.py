@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from jaxstate.engine.executor import Limits
+from jaxstate.engine.executor import Limits, Lost
 from jaxstate.engine.values import Closed
 from jaxstate.errors import ClosedError, StepFailed, UnknownSession
 from jaxstate.testing import FAKE_LIMITS
@@ -31,14 +31,18 @@ def test_a_failed_step_fails_its_asks_only(call: str, limits: Limits) -> None:
     rig.engine.run()
     assert [said(one) for one in futures] == ["5:3 v1", "5:3 v1"]
     assert rig.engine.metrics().counts.asks_failed == 1
-    assert rig.executor.cells(session._book.key) == list(b"abcd\n")
+    assert rig.cells(session) == list(b"abcd\n")
 
 
 @pytest.mark.parametrize("limits", [FAKE_LIMITS, AHEAD], ids=["0 ahead", "1 ahead"])
+@pytest.mark.parametrize("cells", [False, True], ids=["rows", "rows and cells"])
 @pytest.mark.parametrize("call", ["start", "more", "decode", "score", "logits"])
-def test_a_device_that_lost_its_rows_goes_on_with_new_ones(call: str, limits: Limits) -> None:
-    """A step takes the pool of all rows over: if it fails, every question under way is lost with
-    it. Asks are told, registered questions begin again, whatever waits is answered."""
+def test_a_device_that_lost_its_pools_goes_on_with_new_ones(
+    call: str, cells: bool, limits: Limits
+) -> None:
+    """A step takes the pools that it writes over: if it fails, every question under way is lost
+    with the rows. Asks are told, registered questions begin again, whatever waits is answered; and
+    if the cells are lost as well, a session is read again before anything is asked of it."""
     rig = Rig(limits=limits)
     session, other = rig.open("abcd"), rig.open("efgh")
     query = other.flash("fl", max_tokens=9)
@@ -46,11 +50,11 @@ def test_a_device_that_lost_its_rows_goes_on_with_new_ones(call: str, limits: Li
     decoding, reading = other.submit("xyz"), other.submit("q" * 60, max_tokens=1)
     rig.turns(4)
     scored = session.submit("q" * 40, choices=["a", "bb"])
-    rig.executor.loses_rows = True
+    rig.executor.loses = Lost(rows=True, cells=cells)
     rig.executor.fail_next(call)  # pyright: ignore
     session.warm("w")
     rig.engine.run()
-    rig.executor.loses_rows = False
+    rig.executor.loses = Lost(rows=False, cells=False)
     for future in (decoding, reading, scored):
         assert future.done()
     assert any(one.exception() for one in (decoding, reading, scored)) or call == "logits"
@@ -60,6 +64,9 @@ def test_a_device_that_lost_its_rows_goes_on_with_new_ones(call: str, limits: Li
     rig.engine.run()
     assert [said(one) for one in futures] == ["5:3 v1", "5:3 v1"]
     assert query.fresh and query.answer is not None and query.answer.text == "7:2"
+    # Two sessions of 5 tokens, each of which was asked since.
+    assert rig.engine.metrics().counts.tokens_rebuilt == (10 if cells else 0)
+    assert rig.cells(other) == list(b"efgh\ni\n")
     rig.at_rest()
 
 
@@ -145,19 +152,59 @@ def test_a_failed_flash_step_keeps_the_old_answer_as_old() -> None:
 
 
 @pytest.mark.parametrize("limits", [FAKE_LIMITS, AHEAD], ids=["0 ahead", "1 ahead"])
-def test_a_failed_extend_closes_its_session_and_no_other(limits: Limits) -> None:
+def test_what_a_failed_extend_was_to_read_is_read_again(limits: Limits) -> None:
+    """41 tokens behind 5: chunks of 16, 16, 9. The second fails, and nothing else is read twice."""
     rig = Rig(limits=limits)
     session, other = rig.open("abcd"), rig.open("efgh")
     events = session.subscribe()
     session.push("e" * 40)
     rig.turns(1)
-    waiter = rig.desk.wait(session._book, 2)
-    ask = session.submit("xyz", min_version=2)
+    waiter = rig.desk.wait(session.book, 2)
+    ask, beside = session.submit("xyz", min_version=2), other.submit("xyz", max_tokens=1)
     rig.executor.fail_next("extend")
     rig.engine.run()
+    assert waiter.done() and waiter.exception() is None
+    assert (said(ask), said(beside)) == ("46:3 v2", "5 v1")
+    assert [step for step in rig.news() if " s1 " in step] == [
+        *["extend s1 16", "extend s1 16", "extend s1 9"],
+        # The last one was launched before the end of the answer was known, if steps are.
+        *["start s1 x1", *["decode s1 x1"] * (4 + limits.steps_ahead)],
+    ]
+    assert rig.cells(session) == list(b"abcd\n" + b"e" * 40 + b"\n")
+    assert short(read(events)) == ["C1", "D2"]
+    assert rig.engine.metrics().counts.asks_failed == 0
+    rig.at_rest()
+
+
+def test_an_extend_that_fails_now_and_then_closes_nothing() -> None:
+    """Each time, the next one goes well: failures that are not in a row are as many as they may."""
+    rig = Rig()
+    session = rig.open("abcd")
+    for _ in range(4):
+        rig.executor.fail_next("extend")
+        session.push("e" * 20)  # two chunks
+        rig.engine.run()
+    assert (session.version, session.info().tokens) == (5, 5 + 4 * 21)
+    assert rig.cells(session) == list(b"abcd\n" + (b"e" * 20 + b"\n") * 4)
+    rig.at_rest()
+
+
+@pytest.mark.parametrize("limits", [FAKE_LIMITS, AHEAD], ids=["0 ahead", "1 ahead"])
+def test_two_failed_extends_in_a_row_close_their_session_and_no_other(limits: Limits) -> None:
+    rig = Rig(limits=limits)
+    session, other = rig.open("abcd"), rig.open("efgh")
+    events = session.subscribe()
+    session.push("e" * 40)
+    rig.turns(1)
+    waiter = rig.desk.wait(session.book, 2)
+    ask = session.submit("xyz", min_version=2)
+    for _ in range(2):
+        rig.executor.fail_next("extend")
+    rig.engine.run()
     for future in (waiter, ask):
-        with pytest.raises(StepFailed, match="fails in extend"):
+        with pytest.raises(StepFailed, match="fails in extend") as caught:
             future.result(timeout=0)
+        assert isinstance(caught.value.__cause__, RuntimeError)
     last = read(events)[-1]
     assert isinstance(last, Closed) and "fails in extend" in last.reason
     with pytest.raises(ClosedError, match="fails in extend"):
@@ -166,23 +213,51 @@ def test_a_failed_extend_closes_its_session_and_no_other(limits: Limits) -> None
         session.submit("xyz")
     with pytest.raises(UnknownSession):
         rig.engine.session(session.id)
-    assert rig.executor.steps[-1].call == "close"
+    assert rig.desk.ledger.tables.primary.held == 1, "its blocks are free, the other's 5 cells not"
     future = other.submit("xyz")
     rig.engine.run()
     assert said(future) == "5:3 v1"
     rig.at_rest()
 
 
-def test_a_failed_open_closes_that_session() -> None:
+@pytest.mark.parametrize("limits", [FAKE_LIMITS, AHEAD], ids=["0 ahead", "1 ahead"])
+def test_an_extend_that_takes_all_cells_with_it(limits: Limits) -> None:
+    """As it does on a real device: the one session has taken 5, 16 and 16 tokens by then, the other
+    5; both are read again, and the last 9 of the entry for the first time."""
+    rig = Rig(limits=limits)
+    session, other = rig.open("abcd"), rig.open("efgh")
+    session.push("e" * 40)
+    rig.turns(1)
+    asks = [session.submit("xyz", min_version=2)]
+    rig.executor.loses = Lost(rows=True, cells=True)
+    rig.executor.fail_next("extend")
+    rig.turns(1)
+    asks.append(other.submit("xyz"))
+    rig.engine.run()
+    assert [said(one) for one in asks] == ["46:3 v2", "5:3 v1"]
+    steps = rig.news()
+    assert [step for step in steps if step.startswith("extend s1")] == [
+        "extend s1 16",  # before
+        *["extend s1 16", "extend s1 16", "extend s1 5", "extend s1 9"],
+    ]
+    assert [step for step in steps if step.startswith("extend s2")] == ["extend s2 5"]
+    assert rig.engine.metrics().counts.tokens_rebuilt == 42
+    assert rig.cells(session) == list(b"abcd\n" + b"e" * 40 + b"\n")
+    rig.at_rest()
+
+
+def test_an_opening_that_cannot_be_read_closes_that_session() -> None:
     rig = Rig()
-    rig.executor.fail_next("open")
+    for _ in range(2):
+        rig.executor.fail_next("extend")
     session = rig.engine.open("mine", prefix="abcd")
     events = session.subscribe()
     ask = session.submit("xyz")
     rig.engine.run()
-    with pytest.raises(StepFailed, match="fails in open"):
+    with pytest.raises(StepFailed, match="fails in extend"):
         ask.result(timeout=0)
     assert short(read(events)) == ["C-1", "X"]
+    rig.executor.fail_next("extend")  # once is not too often
     again = rig.engine.open("mine", prefix="abcd")
     future = again.submit("xyz")
     rig.engine.run()
@@ -209,11 +284,14 @@ def test_failed_warm_logits_are_not_used() -> None:
     assert (stale.result(timeout=0).source, stale.result(timeout=0).version) == ("computed", 3)
 
 
-def test_a_session_that_cannot_be_forgotten_harms_nobody() -> None:
+def test_a_session_that_closes_needs_nothing_of_the_device() -> None:
+    """So there is nothing that could fail: its blocks are anybody's at once."""
     rig = Rig()
     session, other = rig.open("abcd"), rig.open("efgh")
-    rig.executor.fail_next("close")
     session.close()
+    assert rig.desk.ledger.tables.primary.held == 1
+    assert rig.engine.run() == 0 and rig.news() == []
+    rig.check_blocks()
     future = other.submit("xyz")
     rig.engine.run()
     assert said(future) == "5:3 v1"

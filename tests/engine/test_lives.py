@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.executor import Limits, Saved
+from jaxstate.engine.executor import HostCells, Limits, Saved
+from jaxstate.engine.lifecycle import TOKENS
 from jaxstate.engine.session import Session
 from jaxstate.engine.values import Answer, Closed
 from jaxstate.errors import BudgetExceeded, ClosedError, StepFailed, UnknownSession
@@ -26,7 +27,7 @@ def test_a_fork_goes_its_own_way() -> None:
     rig = Rig()
     session = rig.open("abcd")
     session.flash("fl")
-    book, future = rig.desk.fork(session._book, "twin")
+    _, future = rig.lives.fork(session.book, "twin")
     rig.engine.run()
     future.result(timeout=0)
     twin = rig.engine.session("twin")
@@ -37,7 +38,7 @@ def test_a_fork_goes_its_own_way() -> None:
     asks = [one.submit("xyz") for one in (session, twin)]
     rig.engine.run()
     assert [said(one) for one in asks] == ["7:3 v2", "8:3 v2"]
-    assert rig.executor.cells(book.key) == list(b"abcd\nef\n")
+    assert rig.cells(twin) == list(b"abcd\nef\n")
 
 
 def test_a_fork_waits_for_an_entrys_end() -> None:
@@ -45,7 +46,7 @@ def test_a_fork_waits_for_an_entrys_end() -> None:
     session = rig.open("abcd")
     session.push("e" * 39)
     rig.turns(1)
-    book, future = rig.desk.fork(session._book, "twin")
+    book, future = rig.lives.fork(session.book, "twin")
     with pytest.raises(UnknownSession):
         rig.engine.session("twin")
     rig.turns(1)
@@ -53,26 +54,27 @@ def test_a_fork_waits_for_an_entrys_end() -> None:
     rig.engine.run()
     future.result(timeout=0)
     assert (book.version, book.seen_cells) == (2, 45)
-    assert rig.executor.cells(book.key) == rig.executor.cells(session._book.key)
+    assert rig.cells(rig.engine.session("twin")) == rig.cells(session)
 
 
 def test_a_fork_of_a_session_that_is_closed_meanwhile() -> None:
-    """It fails with the reason, and its cells and its name are free again."""
+    """It fails with the reason, and all cells and its name are free again."""
     for half_read in (False, True):
         rig = Rig(cells=2 * FAKE_LIMITS.session_cells)
         session = rig.open("abcd")
         if half_read:
             session.push("e" * 39)
             rig.turns(1)
-        _, future = rig.desk.fork(session._book, "twin")
+        _, future = rig.lives.fork(session.book, "twin")
         session.close()
         rig.engine.run()
         assert future.done(), f"half_read={half_read}"
         with pytest.raises(ClosedError, match="closed by its user"):
             future.result(timeout=0)
         assert rig.engine.sessions() == []
+        rig.check_blocks()
         for name in ("twin", "other"):
-            rig.engine.open(name)
+            rig.engine.open(name, reserve=FAKE_LIMITS.session_cells)
 
 
 def test_forks_and_saves_get_their_turn_in_a_flood_of_pushes() -> None:
@@ -81,26 +83,38 @@ def test_forks_and_saves_get_their_turn_in_a_flood_of_pushes() -> None:
     session = rig.engine.open(prefix="x")
     session.push(["abc"] * 8)
     rig.turns(2)
-    assert session._book.queue.partly_read
-    _, future = rig.desk.fork(session._book, "twin")
+    assert session.book.queue.partly_read
+    _, future = rig.lives.fork(session.book, "twin")
     for _ in range(30):
         session.push(["abc"] * 4)
         rig.turns(1)
     assert future.done()
 
 
-def test_a_failed_copy_leaves_the_parent() -> None:
+def test_a_failed_copy_of_a_shared_block_is_made_again() -> None:
+    """A fork needs no device: the two share a block of 5 cells, and whoever grows into it first
+    gets a copy. If that fails, nobody knows what is in the block, so all of it is read again."""
     rig = Rig()
     session = rig.open("abcd")
+    _, future = rig.lives.fork(session.book, "twin")
+    rig.engine.run()
+    future.result(timeout=0)
+    assert rig.news() == []
+    twin = rig.engine.session("twin")
     rig.executor.fail_next("copy")
-    _, future = rig.desk.fork(session._book, "twin")
+    twin.push("ef")
     rig.engine.run()
-    with pytest.raises(StepFailed, match="fails in copy"):
-        future.result(timeout=0)
-    assert [one.id for one in rig.engine.sessions()] == ["s1"]
-    ask = session.submit("xyz")
+    assert rig.news() == ["extend twin 8"]
+    session.push("g")
     rig.engine.run()
-    assert said(ask) == "5:3 v1"
+    # The other had it alone then, so it needed no copy.
+    assert rig.news() == ["extend s1 2"]
+    assert rig.cells(twin) == list(b"abcd\nef\n") and rig.cells(session) == list(b"abcd\ng\n")
+    assert [one.id for one in rig.engine.sessions()] == ["s1", "twin"]
+    asks = [one.submit("xyz") for one in (session, twin)]
+    rig.engine.run()
+    assert [said(one) for one in asks] == ["7:3 v2", "8:3 v2"]
+    rig.at_rest()
 
 
 def test_saved_and_restored(tmp_path: object) -> None:
@@ -110,25 +124,30 @@ def test_saved_and_restored(tmp_path: object) -> None:
     session.push("e" * 39)
     rig.turns(1)
     path = f"{tmp_path}/saved"
-    saved = rig.desk.capture(session._book, {"feed": "prices"})
+    saved = rig.lives.capture(session.book, {"feed": "prices"})
     rig.turns(1)
     assert not saved.done()
     rig.engine.run()
     session.push("later")
     rig.engine.run()
     saved.result(timeout=0)(path)  # on whatever thread, however late
-    read_back = rig.desk.load(path)
+    read_back = rig.lives.load(path)
     assert read_back.notes == {"feed": "prices", "entries": 2}
-    book, restored = rig.desk.restore("back", read_back, 2, "block")
+    rig.news()
+    book = rig.lives.restore("back", read_back, 2, "block", tenant="default")
+    back = rig.engine.session("back")  # at once: what it has read is known, wherever it is
+    assert (back.version, back.info().residency, back.info().tokens) == (2, "host", 45)
     rig.engine.run()
-    assert restored.result(timeout=0) == 45
-    back = rig.engine.session("back")
+    assert rig.news() == ["place back"]
+    assert (back.info().residency, back.info().tokens) == ("device", 45)
     assert back.push("f").first == 3
     ask = back.submit("xyz")
     rig.engine.run()
     assert said(ask) == "45:3 v2"  # ask before ingest
     assert back.version == 3
-    assert rig.executor.cells(book.key) == list(b"abcd\n" + b"e" * 39 + b"\n" + b"f\n")
+    assert book is back.book
+    assert rig.cells(back) == list(b"abcd\n" + b"e" * 39 + b"\n" + b"f\n")
+    rig.at_rest()
 
 
 def test_a_save_of_a_session_that_is_closed_meanwhile() -> None:
@@ -136,27 +155,48 @@ def test_a_save_of_a_session_that_is_closed_meanwhile() -> None:
     session = rig.open("abcd")
     session.push("e" * 39)
     rig.turns(1)
-    saved = rig.desk.capture(session._book, {})
+    saved = rig.lives.capture(session.book, {})
     session.close()
     rig.engine.run()
     with pytest.raises(ClosedError):
         saved.result(timeout=0)
 
 
+def saved_cells(*, with_tokens: bool) -> Saved:
+    """Five cells, and what they were made of or not."""
+    tokens = np.array(list(b"abcd\n"), np.int32)
+    also = {TOKENS: tokens} if with_tokens else {}
+    return Saved(notes={}, cells=HostCells(cells=5, arrays={"cells": tokens, **also}))
+
+
 def test_a_restore_that_fails_leaves_nothing(tmp_path: object) -> None:
+    """Its cells cannot come to the device, and nobody knows what they were made of."""
     rig = Rig(cells=FAKE_LIMITS.session_cells)
     with pytest.raises(FileNotFoundError):
         rig.engine.restore(f"{tmp_path}/nothing")
-
-    def place(session: int) -> int:
-        raise RuntimeError("no room on the device")
-
-    _, restored = rig.desk.restore("back", Saved(notes={}, place=place), 2, "block")
-    rig.engine.run()
-    with pytest.raises(StepFailed, match="no room on the device"):
-        restored.result(timeout=0)
     assert rig.engine.sessions() == []
-    rig.engine.open("back")
+    rig.executor.fail_next("place")
+    rig.lives.restore("back", saved_cells(with_tokens=False), 2, "block", tenant="default")
+    ask = rig.engine.session("back").submit("xyz")
+    rig.engine.run()
+    with pytest.raises(StepFailed, match="fails in place"):
+        ask.result(timeout=0)
+    assert rig.engine.sessions() == [] and rig.engine.metrics().gauges.host_bytes == 0
+    rig.at_rest()
+    rig.engine.open("back", reserve=FAKE_LIMITS.session_cells)
+
+
+def test_a_restore_that_fails_is_made_up_for_by_reading() -> None:
+    rig = Rig(cells=FAKE_LIMITS.session_cells)
+    rig.executor.fail_next("place")
+    rig.lives.restore("back", saved_cells(with_tokens=True), 2, "block", tenant="default")
+    back = rig.engine.session("back")
+    ask = back.submit("xyz")
+    rig.engine.run()
+    assert rig.news()[:2] == ["extend back 5", "start back x1"]
+    assert said(ask) == "5:3 v2" and rig.cells(back) == list(b"abcd\n")
+    assert rig.engine.metrics().gauges.host_bytes == 0
+    rig.at_rest()
 
 
 # --- closing ------------------------------------------------------------------------------------
@@ -185,11 +225,12 @@ def test_closing_while_busy(state: str, whole: bool, limits: Limits) -> None:
     if state == "half an entry":
         session.push("e" * 39)
     ask = BUSY[state](rig, session)
-    waiter = rig.desk.wait(session._book, 50)
+    waiter = rig.desk.wait(session.book, 50)
     session.flash("fl")
     if state not in ("not opened", "waiting"):
         rig.turns(2)
     assert not ask.done()
+    launched = [step.sessions for step in rig.executor.steps].count((session.book.key,))
     (rig.engine if whole else session).close()
     rig.engine.run()
     for future in (ask, waiter):
@@ -218,27 +259,36 @@ def test_closing_while_busy(state: str, whole: bool, limits: Limits) -> None:
         rig.engine.run()
         assert said(future) == "5:3 v1"
         assert "s1" not in [one.id for one in rig.engine.sessions()]
-    closed = [step.session for step in rig.executor.steps if step.call == "close"]
-    assert closed.count(session._book.key) == 1
+    # Nothing is done for it any more, and only the other's 5 cells are not free again.
+    assert [step.sessions for step in rig.executor.steps].count((session.book.key,)) == launched
+    assert rig.desk.ledger.tables.primary.held == (other is not None and not whole)
 
 
 def test_closing_makes_room_for_another_session() -> None:
+    """All cells are reserved for the first one, so there are none for others."""
     rig = Rig(cells=FAKE_LIMITS.session_cells)
-    session = rig.open("abcd")
+    session = rig.open("abcd", reserve=FAKE_LIMITS.session_cells)
+    for refused in ({"reserve": 1}, {"prefix": "x"}):
+        with pytest.raises(BudgetExceeded, match="of 1024 cells 1024 are reserved or pinned"):
+            rig.engine.open("two", **refused)  # pyright: ignore
+        assert [one.id for one in rig.engine.sessions()] == ["s1"]
+    other = rig.open()
     with pytest.raises(BudgetExceeded):
-        rig.engine.open()
+        other.push("efg")
+    assert other.info().pending == 0
     session.close()
-    other = rig.open("efg")
-    ask = other.submit("xyz")
+    other.push("efg")
+    ask = other.submit("xyz", min_version=1)
     rig.engine.run()
     assert said(ask) == "4:3 v1"
+    rig.engine.open("two", reserve=1)
 
 
 def test_a_blocked_push_hears_of_the_close() -> None:
     rig = Rig(config=EngineConfig(queue_entries=1))
     session = rig.open()
     session.push("a")
-    waiting = rig.desk.push(session._book, [(np.zeros(1, np.int32), None)])
+    waiting = rig.desk.push(session.book, [(np.zeros(1, np.int32), None)])
     assert isinstance(waiting, Future)
     session.close()
     rig.engine.run()

@@ -35,6 +35,13 @@ GAUGES = Gauges(
     flash_stale=1,
     oldest_lag_s=0.25,
     compilations=0,
+    on_device=2,
+    cells=640,
+    cells_held=80,
+    cells_free=400,
+    cells_firm=160,
+    prefix_cells=16,
+    host_bytes=1024,
 )
 
 
@@ -258,6 +265,11 @@ def test_what_an_engine_counts_and_times() -> None:
     assert (behind.count, behind.total, behind.largest) == (3, 1.0, 1.0)
     assert seen.flash_behind_s.total == pytest.approx(0.2)
     assert (seen.flash_refresh_s.count, seen.flash_refresh_s.total) == (2, pytest.approx(0.7 + 0.9))
+    # The session has 10 cells in two blocks of 8.
+    gauges = seen.gauges
+    assert (gauges.on_device, gauges.cells, gauges.cells_held) == (1, 65_536, 16)
+    assert (gauges.cells_free, gauges.cells_firm) == (65_536 - 16, 0)
+    assert (gauges.prefix_cells, gauges.host_bytes) == (0, 0)
     rig.clock.pass_s(5.7 - 0.25)
     assert rig.engine.metrics().idle_share == pytest.approx(0.5)
     assert rig.engine.metrics().gauges.flash_stale == 0

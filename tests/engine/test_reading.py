@@ -16,7 +16,7 @@ from jaxstate.engine.ingest import Coalesce
 from jaxstate.engine.scheduler import Policy
 from jaxstate.engine.values import Span
 from jaxstate.errors import CapacityExceeded, QueueFull
-from jaxstate.testing import FAKE_LIMITS
+from jaxstate.testing import FAKE_LIMITS, fake_layout
 from tests.engine.rig import Rig, said
 
 # --- ingest -------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ def test_wait_ends_with_the_version() -> None:
 
 
 def test_a_push_past_the_cells_is_refused_whole() -> None:
-    rig = Rig(limits=dataclasses.replace(FAKE_LIMITS, session_cells=20))
+    rig = Rig(limits=dataclasses.replace(FAKE_LIMITS, layout=fake_layout(20)))
     session = rig.open("abcd")
     session.push("a" * 9)
     with pytest.raises(CapacityExceeded):
@@ -143,7 +143,7 @@ def test_reject() -> None:
     rig.engine.run()
     assert rig.push_now(session, "c").first == 3
     rig.engine.run()
-    assert rig.executor.cells(session._book.key) == list(b"a\nb\nc\n")
+    assert rig.cells(session) == list(b"a\nb\nc\n")
 
 
 def test_drop_oldest_tells_what_it_dropped() -> None:
@@ -154,7 +154,7 @@ def test_drop_oldest_tells_what_it_dropped() -> None:
     assert (receipt.first, receipt.last, receipt.pending) == (4, 5, 3)
     assert receipt.dropped == (Span(first=1, last=2),)
     rig.engine.run()
-    assert rig.executor.cells(session._book.key) == list(b"c\nd\ne\n")
+    assert rig.cells(session) == list(b"c\nd\ne\n")
     assert session.version == 5 and session.info().dropped == 2
     counts = rig.engine.metrics().counts
     assert (counts.entries_pushed, counts.entries_committed, counts.entries_dropped) == (5, 3, 2)
@@ -167,7 +167,7 @@ def test_drop_oldest_never_drops_half_an_entry() -> None:
     rig.turns(1)
     assert session.push("c").dropped == (Span(first=2, last=2),)
     rig.engine.run()
-    assert rig.executor.cells(session._book.key) == list(b"a" * 20 + b"\nc\n")
+    assert rig.cells(session) == list(b"a" * 20 + b"\nc\n")
 
 
 def test_coalesce_keeps_the_newest_of_each_key() -> None:
@@ -176,7 +176,7 @@ def test_coalesce_keeps_the_newest_of_each_key() -> None:
     session.push(["a1", "b1"])
     assert session.push("a2").dropped == (Span(first=1, last=1),)
     rig.engine.run()
-    assert rig.executor.cells(session._book.key) == list(b"b1\na2\n")
+    assert rig.cells(session) == list(b"b1\na2\n")
     assert session.version == 3
 
 

@@ -13,15 +13,15 @@ from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.scheduler import Policy
 from jaxstate.engine.session import Session
 from jaxstate.engine.values import Answer
-from jaxstate.testing import FAKE_LIMITS
+from jaxstate.testing import FAKE_LIMITS, fake_layout
 from tests.engine.rig import Rig, said
 
-LARGE = dataclasses.replace(FAKE_LIMITS, session_cells=10**6, max_context=10**7)
+LARGE = dataclasses.replace(FAKE_LIMITS, layout=fake_layout(10**5, 10**6), max_context=10**7)
 FEW_BLOCKS = dataclasses.replace(LARGE, tail_blocks=8)
 
 
 def rig_of(**settings: object) -> Rig:
-    return Rig(**{"cells": 10**7, "limits": LARGE, **settings})  # pyright: ignore
+    return Rig(**{"limits": LARGE, **settings})  # pyright: ignore
 
 
 class Flood:
@@ -203,6 +203,6 @@ def test_warm_questions_of_two_sessions_take_turns() -> None:
         rig.turns(1)
         assert rig.news() in (["logits s1 x1"], ["logits s2 x1"])
         assert session.book.warm.due() or other.book.warm.due()
-    served = [sum(s.call == "logits" and s.session == one.book.key for s in rig.executor.steps)
+    served = [sum(s.call == "logits" and s.sessions == (one.book.key,) for s in rig.executor.steps)
               for one in (session, other)]  # fmt: skip
     assert abs(served[0] - served[1]) <= 1
