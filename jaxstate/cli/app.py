@@ -41,7 +41,7 @@ Cells = Annotated[
     typer.Option(
         "--cells",
         min=1,
-        help="Capacity of the session in tokens.",
+        help="Capacity of each session in tokens.",
         show_default="4096, or what the model was made for",
     ),
 ]
@@ -63,13 +63,24 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a li
 
 @app.command()
 def stream(
-    source: Annotated[str, typer.Argument(metavar="FILE|-", help="A text file, or - for a pipe.")],
+    source: Annotated[
+        str | None, typer.Argument(metavar="FILE|-", help="A text file, or - for a pipe.")
+    ] = None,
+    session: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            help="Instead of FILE, once for each session: its name, and the file or pipe that is "
+            "read into it (- for one of them). All are read at the same time.",
+        ),
+    ] = None,
     model: Model = None,
     prefix: Annotated[
-        Path | None, typer.Option(help="A text file that the session starts with.")
+        Path | None, typer.Option(help="A text file that every session starts with.")
     ] = None,
     ask: Annotated[
-        list[str] | None, typer.Option(help="A question; may be given several times.")
+        list[str] | None,
+        typer.Option(help="A question to every session; may be given several times."),
     ] = None,
     every: Annotated[
         int | None, typer.Option(min=1, help="Ask after every so many lines, not only at the end.")
@@ -77,7 +88,10 @@ def stream(
     max_tokens: MaxTokens = 32,
     flash: Annotated[
         list[str] | None,
-        typer.Option(help="A question that is kept answered while lines come in; several times."),
+        typer.Option(
+            help="A question that is kept answered, in every session, while lines come in; may be "
+            "given several times."
+        ),
     ] = None,
     flash_max_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of a flash answer at most.")
@@ -89,42 +103,64 @@ def stream(
             "oldest of them (which ones is said)."
         ),
     ] = "block",
-    queue: Annotated[int, typer.Option(min=2, help="Lines that may wait to be read.")] = 64,
+    queue: Annotated[
+        int, typer.Option(min=2, help="Lines of a session that may wait to be read.")
+    ] = 64,
     cells: Cells = None,
     dtype: DType = None,
     steps: Steps = None,
     load: Annotated[
-        Path | None, typer.Option(help="Go on with the session that was saved there.")
+        Path | None,
+        typer.Option(
+            help="Go on with the session that was saved there; with --session, with those that "
+            "were saved there under their names."
+        ),
     ] = None,
     save: Annotated[
         Path | None,
-        typer.Option(help="Save the session there at the end, on an error, and on Ctrl-C."),
+        typer.Option(
+            help="Save the session there at its end, on an error, and on Ctrl-C; with --session, "
+            "each under its name in that directory."
+        ),
     ] = None,
     replace_invalid: Annotated[
         bool, typer.Option("--replace-invalid", help="Read bytes that are not UTF-8 as U+FFFD.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read a document or a pipe into a session, line by line, and ask about it.
+    """Read documents or pipes into sessions, line by line, and ask about them.
 
-    Every line is an entry; version 17 has seen lines 1 to 17. --flash questions are answered in
-    idle time, and once more at the end; --ask questions when it is their turn. Exit code 0: all was
-    read, answered and saved. 1: something could not be done; the message says what, and what was
-    read so far is saved if --save was given. 130: Ctrl-C, likewise.
+    Every line is an entry; version 17 has seen lines 1 to 17. --flash questions
+    are answered in idle time, and once more at the end; --ask questions when it
+    is their turn. Sessions (--session) go on side by side and share one engine:
+    none waits for the input of another, and each ends when its own input does.
 
-    Example: tail -f feed.log | jaxstate stream - -m gemma3-270m --flash "What failed last?"
+    Exit code 0: all was read, answered and saved. 1: something could not be
+    done; the message says what, the other sessions go on, and what was read so
+    far is saved if --save was given. 130: Ctrl-C, likewise.
+
+    Examples:
+
+    tail -f feed.log | jaxstate stream - -m gemma3-270m --flash "What failed?"
+
+    jaxstate stream -m gemma3-270m --session web=web.log --session db=db.log
     """
     from jaxstate.cli.stream import StreamOptions, run_stream
+    from jaxstate.cli.streaming import Plan
 
-    options = StreamOptions(
-        source=source,
-        model=model,
-        prefix=prefix,
+    plan = Plan(
         questions=tuple(ask or ()),
         every=every,
         max_tokens=max_tokens,
         flash=tuple(flash or ()),
         flash_max_tokens=flash_max_tokens,
+        invalid="replace" if replace_invalid else "refuse",
+    )
+    options = StreamOptions(
+        source=source,
+        sessions=tuple(session or ()),
+        model=model,
+        prefix=prefix,
         policy=policy,
         queue=queue,
         cells=cells,
@@ -132,7 +168,7 @@ def stream(
         steps=steps,
         load=load,
         save=save,
-        invalid="replace" if replace_invalid else "refuse",
+        plan=plan,
     )
     raise typer.Exit(run_stream(Show(as_json=as_json), options))
 

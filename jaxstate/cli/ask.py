@@ -12,7 +12,7 @@ from pathlib import Path
 from jaxstate.cli.runtime import (
     Needs,
     capacity,
-    engine_of_one,
+    engine_for,
     model_name,
     open_model,
     read_steps,
@@ -40,16 +40,16 @@ class AskOptions:
 def run_ask(show: Show, options: AskOptions) -> int:
     """Answers questions about a saved session; the files stay as they are."""
     saved_entries(options.session, inspect_snapshot(options.session).notes)
-    cells = capacity(options.cells, options.session)
+    cells = capacity(options.cells, [options.session])
     model = open_model(
         show,
-        model_name(options.model, options.session),
+        model_name(options.model, [options.session]),
         cells=cells,
         dtype=options.dtype,
         steps=read_steps(options.steps),
         needs=Needs(reads=False, asks=True, copies=True),
     )
-    with engine_of_one(model, cells, EngineConfig()) as engine:
+    with engine_for(model, cells, EngineConfig()) as engine:
         session = engine.restore(options.session)
         info = session.info()
         show.note(f"restored version {info.version}, {info.tokens:,} cells")

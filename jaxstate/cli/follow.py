@@ -32,14 +32,12 @@ class Follower:
         show: where it tells.
         view: of the session; with its flash queries.
         session: whose events.
-        is_live: whether people have a table before them, so that no summary is needed.
     """
 
-    def __init__(self, show: Show, view: StreamView, session: Session, *, is_live: bool) -> None:
+    def __init__(self, show: Show, view: StreamView, session: Session) -> None:
         self._show = show
         self._view = view
         self._session = session
-        self._is_live = is_live
         self._queries = {query.id: query for query in view.queries}
         self._told_version = max(session.version, 0)
         self._told: dict[str, Answer] = {}
@@ -116,7 +114,8 @@ class Follower:
     def _summarize(self) -> None:
         """A line now and then, for people without a table, while something happens."""
         now_s, version = time.monotonic(), self._session.version
-        if self._is_live or version == self._spoke_version or now_s - self._spoke_s < _QUIET_S:
+        is_quiet = now_s - self._spoke_s >= _QUIET_S
+        if self._show.is_live or version == self._spoke_version or not is_quiet:
             return
         self._spoke_s, self._spoke_version = now_s, version
         self._show.note(self._view.summary())

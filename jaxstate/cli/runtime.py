@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import jax
 
 from jaxstate.cli.show import Show
 from jaxstate.config import ModelConfig, StepConfig, step_config_from_toml
 from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.engine import DEFAULT_SESSION_CELLS, Engine
+from jaxstate.engine.engine import Engine
 from jaxstate.engine.session import Session
 from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model
@@ -31,11 +33,14 @@ from jaxstate.steps.compiled import compile_all
 from jaxstate.steps.engine_steps import EngineSteps, plan_engine
 from jaxstate.steps.spec import StepSpec
 
+T = TypeVar("T")
 # Most questions are no longer, and neither is what comes through a pipe at once; the steps for
 # more are compiled when it comes.
 _USUAL_TOKENS = 64
+# Of a session, where nobody says how many.
+_SESSION_CELLS = 4096
 # How long Ctrl-C may go unnoticed.
-_LOOK_S = 0.05
+LOOK_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,7 @@ class Needs:
         asks: single questions will be asked.
         flashes: questions that are kept answered.
         copies: a session will be saved or restored.
+        sessions: how many there will be.
     """
 
     reads: bool = True
@@ -55,6 +61,7 @@ class Needs:
     asks: bool = False
     flashes: int = 0
     copies: bool = False
+    sessions: int = 1
 
 
 def use_compilation_cache() -> Path:
@@ -83,7 +90,7 @@ def open_model(
     Args:
         show: where progress goes.
         source: a path or a known name.
-        cells: capacity of its sessions; None for the engine's default.
+        cells: capacity of its sessions; None for 4096.
         dtype: None for the default of the device.
         steps: the shapes; those for usual sizes are compiled now, the others when they are used.
         needs: what the command will do.
@@ -95,8 +102,16 @@ def open_model(
     use_compilation_cache()
     files = read_source(source)
     kind = resolve_dtype(dtype)
-    cells = cells or min(DEFAULT_SESSION_CELLS, files.config.max_context)
-    specs = list(usual_specs(plan_engine(files.config, kind, steps, cells), needs))
+    cells = cells or min(_SESSION_CELLS, files.config.max_context)
+    planned = plan_engine(
+        files.config,
+        kind,
+        steps,
+        session_cells=cells,
+        cells=in_blocks(cells, steps) * needs.sessions,
+        sessions=needs.sessions,
+    )
+    specs = list(usual_specs(planned, needs))
     specs += also(files.config, kind) if also is not None else ()
     show.note(f"loading {source} and compiling {len(specs)} steps (compiled once, then kept)")
     with ThreadPoolExecutor(max_workers=1) as pool, show.bar("loading") as advance:
@@ -109,32 +124,42 @@ def open_model(
 def usual_specs(planned: EngineSteps, needs: Needs) -> Iterator[StepSpec]:
     """The steps of an engine that questions and entries of usual sizes need."""
     rows = _rows_needed(planned.steps, needs)
+    sessions = _sizes_for(needs.sessions, planned.steps.step_sessions)
     longest = planned.steps.extend_tokens[-1] if needs.in_bulk else _USUAL_TOKENS
     for spec in planned.specs():
         match spec.kind:
-            case "open" | "rows":
+            case "pool" | "rows":
                 wanted = True
             case "commit":
-                wanted = needs.reads and spec.tokens <= longest
+                wanted = needs.reads and spec.tokens <= longest and spec.rows in sessions
             case "start":
                 wanted = spec.rows in rows and spec.tokens <= _USUAL_TOKENS
             case "decode":
                 wanted = spec.rows in rows and spec.tail_cells == planned.tail_cells[0]
-            case "read" | "write":
+            case "read" | "write" | "take_ready" | "put_ready":
                 wanted = needs.copies
             case _:
                 wanted = False
-        if wanted:
+        if wanted and (spec.sessions == 1 or needs.sessions > 1):
             yield spec
 
 
 def _rows_needed(steps: StepConfig, needs: Needs) -> set[int]:
     """Sizes of steps for a question alone, and for all that may go together."""
-    together = needs.flashes + needs.asks
+    together = max(needs.flashes * needs.sessions + needs.asks, needs.asks * needs.sessions)
     if together == 0:
         return set()
-    largest = smallest_fitting(together, steps.question_rows) or steps.question_rows[-1]
-    return {1, largest}
+    return _sizes_for(together, steps.question_rows)
+
+
+def _sizes_for(count: int, sizes: tuple[int, ...]) -> set[int]:
+    """Sizes of steps for one alone, and for so many at once."""
+    return {1, smallest_fitting(count, sizes) or sizes[-1]}
+
+
+def in_blocks(cells: int, steps: StepConfig) -> int:
+    """So many cells, in whole blocks."""
+    return -(-cells // steps.block_cells) * steps.block_cells
 
 
 def wait_until_answered(session: Session, go_on: Callable[[], bool]) -> None:
@@ -148,42 +173,72 @@ def wait_until_answered(session: Session, go_on: Callable[[], bool]) -> None:
         ClosedError: the session ended first.
     """
     future = session.waiting_fresh()
-    while go_on() and not wait([future], _LOOK_S).done:
+    while go_on() and not wait([future], LOOK_S).done:
         pass
     if not future.cancel():
         future.result()
 
 
-def engine_of_one(model: Model, cells: int | None, config: EngineConfig) -> Engine:
-    """An engine for one session, which compiles on use what `open_model` did not."""
+def in_thread(work: Callable[[], T], name: str) -> Future[T]:
+    """Lets a thread work that nobody has to wait for, not even at the end of the program."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # for whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
+def results(futures: Sequence[Future[T]]) -> list[T]:
+    """Waits for all of them; Ctrl-C is noticed meanwhile.
+
+    Raises:
+        The first error of any of them, at once.
+    """
+    while (state := wait(futures, LOOK_S, return_when=FIRST_EXCEPTION)).not_done:
+        for one in state.done:
+            one.result()
+    return [one.result() for one in futures]
+
+
+def engine_for(
+    model: Model, cells: int | None, config: EngineConfig, *, sessions: int = 1
+) -> Engine:
+    """An engine for sessions of so many cells each, which compiles on use what `open_model` did
+    not."""
+    each = cells or min(_SESSION_CELLS, model.config.max_context)
     return Engine(
         model,
-        cells=cells or DEFAULT_SESSION_CELLS,
-        session_cells=cells,
+        cells=in_blocks(each, model.steps) * sessions,
+        session_cells=each,
+        sessions=sessions,
         config=config,
         warm_up=False,
     )
 
 
-def capacity(given: int | None, saved: Path | None) -> int | None:
-    """Cells of the session; None for the engine's default."""
-    if given is None and saved is not None:
-        return inspect_snapshot(saved).cells
-    return given
+def capacity(given: int | None, saved: Sequence[Path]) -> int | None:
+    """Cells of each session, those that were saved among them; None for the engine's default."""
+    return given or max((inspect_snapshot(one).cells for one in saved), default=None)
 
 
-def model_name(given: str | None, session: Path | None) -> str:
-    """The model to load: as given, or as noted in a saved session.
+def model_name(given: str | None, saved: Sequence[Path]) -> str:
+    """The model to load: as given, or as noted in saved sessions.
 
     Raises:
         InvalidInput: neither says.
     """
     if given is not None:
         return given
-    noted = None if session is None else inspect_snapshot(session).notes.get("model")
-    if not isinstance(noted, str) or not noted:
-        raise InvalidInput("which model? Pass --model (a path, or a name such as gemma3-270m)")
-    return noted
+    for one in saved:
+        noted = inspect_snapshot(one).notes.get("model")
+        if isinstance(noted, str) and noted:
+            return noted
+    raise InvalidInput("which model? Pass --model (a path, or a name such as gemma3-270m)")
 
 
 class Interrupt:
@@ -191,22 +246,12 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.pressed = False
-        self._idle = False
 
     def press(self, _signal: int, _frame: FrameType | None) -> None:
-        """Notes the first Ctrl-C; a second one, or one while idle, stops at once."""
+        """Notes the first Ctrl-C; a second one stops at once."""
         again, self.pressed = self.pressed, True
-        if again or self._idle:
+        if again:
             raise KeyboardInterrupt
-
-    @contextmanager
-    def idle(self) -> Iterator[None]:
-        """While waiting for input nothing can be half done, so Ctrl-C may break the wait."""
-        self._idle = True
-        try:
-            yield
-        finally:
-            self._idle = False
 
 
 @contextmanager

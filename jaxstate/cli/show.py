@@ -9,9 +9,10 @@ can be piped. With JSON every event is one line with an "event" key.
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
@@ -38,30 +39,51 @@ class Show:
         self.as_json = as_json
         self.out = Console(highlight=False, soft_wrap=True)
         self.err = Console(stderr=True, highlight=False)
-        self._live = False
+        self._live = threading.Event()
+        self._muted = threading.Event()
         self._printing = threading.Lock()
+        self._session: Mapping[str, JsonValue] = {}
+        self._label = ""
+
+    def about(self, session: str, label: str) -> Show:
+        """The same places, for what concerns one session.
+
+        Args:
+            session: named in every JSON line.
+            label: what every line for people begins with.
+        """
+        one = copy.copy(self)
+        one._session, one._label = {"session": session}, label
+        return one
+
+    def mute(self) -> None:
+        """Nothing more is shown: the command was stopped, and its threads come to their ends."""
+        self._muted.set()
 
     def event(self, name: str, **fields: JsonValue) -> None:
         """One JSON line; nothing for people."""
-        if self.as_json:
-            line = json.dumps({"event": name, **fields})
+        if self.as_json and not self._muted.is_set():
+            line = json.dumps({"event": name, **self._session, **fields})
             with self._printing:
                 print(line, flush=True)
 
-    def say(self, text: str) -> None:
-        """A line for people on standard output."""
-        if not self.as_json:
+    def say(self, *lines: str) -> None:
+        """Lines for people on standard output, with none of another thread between them."""
+        if not self.as_json and not self._muted.is_set():
+            text = "\n".join(self._label + line for line in lines)
             self._page().print(escape(text), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """A line about what is going on, for people, on standard error."""
-        if not self.as_json:
-            self.err.print(f"[dim]{escape(text)}[/dim]")
+        if not self.as_json and not self._muted.is_set():
+            self.err.print(f"[dim]{escape(self._label + text)}[/dim]")
 
     def error(self, text: str) -> None:
         """What went wrong, on standard error (and as an event)."""
-        self.event("error", message=text)
-        self.err.print(f"[bold red]error:[/bold red] {escape(text)}", soft_wrap=True)
+        if not self._muted.is_set():
+            self.event("error", message=text)
+            said = escape(self._label + text)
+            self.err.print(f"[bold red]error:[/bold red] {said}", soft_wrap=True)
 
     def reply(self, question: str, answer: Answer) -> None:
         """A question that was asked, with its answer, version and cost."""
@@ -79,11 +101,11 @@ class Show:
             latency_s=answer.latency_s,
             finish_reason=answer.finish_reason,
         )
-        self.say(f"Q: {question}")
-        self.say(f"A: {answer.text or '(nothing)'}")
         self.say(
+            f"Q: {question}",
+            f"A: {answer.text or '(nothing)'}",
             f"   version {answer.version}, {context_tokens:,} tokens of context, "
-            f"{answer_tokens} tokens {_how(answer)}"
+            f"{answer_tokens} tokens {_how(answer)}",
         )
 
     def table(self, table: Table) -> None:
@@ -92,9 +114,14 @@ class Show:
             self._page().print(table)
 
     @property
+    def is_live(self) -> bool:
+        """Whether people have a table before them that is drawn again and again."""
+        return self._live.is_set()
+
+    @property
     def shows_changes(self) -> bool:
-        """Whether people see on their screen, all the time, what changes."""
-        return self._live and self.out.is_terminal
+        """Whether it is on the screen that they read."""
+        return self.is_live and self.out.is_terminal
 
     def _page(self) -> Console:
         """Where people read: above the live table where one is on the same screen."""
@@ -114,10 +141,10 @@ class Show:
             yield advance
 
     @contextmanager
-    def live(self, draw: Callable[[], RenderableType]) -> Iterator[bool]:
-        """Draws again and again, while the block runs; yields whether there is a screen for it."""
+    def live(self, draw: Callable[[], RenderableType]) -> Iterator[None]:
+        """Draws again and again, while the block runs, if there is a screen for it."""
         if self.as_json or not self.err.is_terminal:
-            yield False
+            yield
             return
         with Live(
             get_renderable=draw,
@@ -125,11 +152,11 @@ class Show:
             refresh_per_second=_REFRESH_HZ,
             transient=True,
         ):
-            self._live = True
+            self._live.set()
             try:
-                yield True
+                yield
             finally:
-                self._live = False
+                self._live.clear()
 
 
 def _how(answer: Answer) -> str:

@@ -1,37 +1,43 @@
-"""What people see of a stream: a table that is drawn anew, a line now and then, the last answers.
+"""What people see of streams: tables that are drawn anew, a line now and then, the last answers.
 
-Comes in: an engine with one session and its flash queries. Goes out: tables and lines of text; all
-of it is read off the engine when it is looked at. Does not know: terminals, events.
+Comes in: an engine's sessions and their flash queries. Goes out: tables and lines of text; all of
+it is read off the engine when it is looked at. Does not know: terminals, events.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from jaxstate.cli.inputs import Input
 from jaxstate.engine.engine import Engine
 from jaxstate.engine.hits import FlashQuery
 from jaxstate.engine.metrics import JsonValue
 from jaxstate.engine.session import Session
 from jaxstate.engine.values import Answer
 
+# Texts by the names of their columns; a column without any text is left out.
+Row: TypeAlias = dict[str, str]
+_LEFT = ("session", "question", "answer")
+
 
 class StreamView:
-    """How far a stream has been read, and what its flash queries say.
+    """How far one stream has been read, and what its flash queries say.
 
     Args:
-        source: its name.
-        engine: with this session only.
+        source: what is read.
+        engine: of the session.
         session: that reads it.
         queries: the session's.
     """
 
     def __init__(
-        self, source: str, engine: Engine, session: Session, queries: Sequence[FlashQuery]
+        self, source: Input, engine: Engine, session: Session, queries: Sequence[FlashQuery]
     ) -> None:
         self.queries = tuple(queries)
         self._source = source
@@ -40,15 +46,20 @@ class StreamView:
         # Of each query: the version of its newest answer, and when that was first seen.
         self._seen: dict[str, tuple[int, float]] = {}
 
-    def draw(self) -> Group:
-        """Where everything stands at this moment."""
-        parts = [self._reading()]
-        if self.queries:
-            parts.append(self.answers(with_age=True))
-        return Group(*parts)
+    def reading(self) -> Row:
+        """How far it is."""
+        info = self._session.info()
+        return {
+            "session": self._source.title,
+            "version": str(info.version),
+            "lag": f"{info.pending} lines, {info.lag_s:.1f} s",
+            "cells in use": f"{info.tokens:,} of {info.cells:,}",
+            "residency": info.residency,
+            "dropped": f"{info.dropped} lines" if info.dropped else "",
+        }
 
     def summary(self) -> str:
-        """The same of the reading, as one line."""
+        """The same as one line."""
         info = self._session.info()
         waiting = f", {info.pending} lines wait ({info.lag_s:.1f} s)" if info.pending else ""
         dropped = f", {info.dropped} lines dropped" if info.dropped else ""
@@ -57,24 +68,20 @@ class StreamView:
             f"{tokens_per_s(self._engine):,.0f} tokens/s{waiting}{dropped}"
         )
 
-    def answers(self, *, with_age: bool = False) -> Table:
+    def answers(self, *, with_age: bool) -> Iterator[Row]:
         """The flash queries' newest answers."""
         version = self._session.version
-        names = ("question", "answer", "version", "state", "confidence", "age, s")
-        table = Table(title="flash queries")
-        for name in names if with_age else names[:-1]:
-            table.add_column(name, justify="left" if name in names[:2] else "right")
         for query in self.queries:
             answer = query.answer
-            cells = [
-                escape(query.question),
-                "" if answer is None else escape(_text(answer)),
-                "" if answer is None else str(answer.version),
-                escape(standing(query, version)),
-                "" if answer is None else f"{answer.confidence:.1f}",
-            ]
-            table.add_row(*cells, *([self._age(query.id, answer)] if with_age else []))
-        return table
+            yield {
+                "session": self._source.name or "",
+                "question": query.question,
+                "answer": "" if answer is None else _text(answer),
+                "version": "" if answer is None else str(answer.version),
+                "state": standing(query, version),
+                "confidence": "" if answer is None else f"{answer.confidence:.1f}",
+                "age, s": self._age(query.id, answer) if with_age else "",
+            }
 
     def last_lines(self) -> Iterator[str]:
         """The same as lines."""
@@ -86,22 +93,6 @@ class StreamView:
             else:
                 yield f"at the end, {state}, {flash_line(query.question, answer)}"
 
-    def _reading(self) -> Table:
-        info = self._session.info()
-        columns = {
-            "version": str(info.version),
-            "lag": f"{info.pending} lines, {info.lag_s:.1f} s",
-            "cells in use": f"{info.tokens:,} of {info.cells:,}",
-            "tokens/s": f"{tokens_per_s(self._engine):,.0f}",
-        }
-        if info.dropped:
-            columns["dropped"] = f"{info.dropped} lines"
-        table = Table(title=f"reading {escape(self._source)}")
-        for name in columns:
-            table.add_column(name, justify="right")
-        table.add_row(*columns.values())
-        return table
-
     def _age(self, query_id: str, answer: Answer | None) -> str:
         if answer is None:
             return ""
@@ -111,6 +102,29 @@ class StreamView:
             since_s = now_s
             self._seen[query_id] = (answer.version, since_s)
         return f"{now_s - since_s:.1f}"
+
+
+def draw(engine: Engine, views: Sequence[StreamView]) -> Group:
+    """Where everything stands at this moment."""
+    title = f"reading, {tokens_per_s(engine):,.0f} tokens/s"
+    parts = [_table(title, [view.reading() for view in views])]
+    return Group(*parts, *answers_table(views, with_age=True))
+
+
+def answers_table(views: Sequence[StreamView], *, with_age: bool = False) -> list[Table]:
+    """The flash queries' newest answers, if there are flash queries."""
+    rows = [row for view in views for row in view.answers(with_age=with_age)]
+    return [_table("flash queries", rows)] if rows else []
+
+
+def _table(title: str, rows: Sequence[Row]) -> Table:
+    table = Table(title=title)
+    names = [name for name in rows[0] if any(row[name] for row in rows)]
+    for name in names:
+        table.add_column(name, justify="left" if name in _LEFT else "right")
+    for row in rows:
+        table.add_row(*(escape(row[name]) for name in names))
+    return table
 
 
 def tokens_per_s(engine: Engine) -> float:

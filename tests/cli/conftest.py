@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import rich.console
 
 from jaxstate.cli import app as command_line
-from jaxstate.cli import runtime
+from jaxstate.cli import inputs, runtime, show
 from jaxstate.config import StepConfig
 from tests.tiny_directory import write_directory
 
@@ -59,6 +64,52 @@ def run(
         return Outcome(code, captured.out, captured.err)
 
     return console
+
+
+class Feed(io.BytesIO):
+    """A pipe that does something before it gives its n-th line."""
+
+    def __init__(self, text: str, before: Mapping[int, Callable[[], object]]) -> None:
+        super().__init__(text.encode())
+        self._before = before
+        self._given = 0
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        self._given += 1
+        if act := self._before.get(self._given):
+            act()
+        return super().readline(-1 if size is None else size)
+
+
+def feed(
+    monkeypatch: pytest.MonkeyPatch, text: str, before: Mapping[int, Callable[[], object]]
+) -> None:
+    """Lets standard input be such a pipe."""
+    monkeypatch.setattr(inputs, "standard_input", lambda: Feed(text, before))
+
+
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets standard output and error be a wide screen."""
+
+    class Terminal(rich.console.Console):
+        def __init__(self, **options: object) -> None:
+            options |= {"force_terminal": True, "width": 160}
+            super().__init__(**options)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(show, "Console", Terminal)
+
+
+@pytest.fixture
+def press() -> Iterator[Callable[[], None]]:
+    """Ctrl-C while a line is awaited: the pipe says nothing more until the test is over."""
+    over = threading.Event()
+
+    def pressed() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        over.wait(60)
+
+    yield pressed
+    over.set()
 
 
 def _exit_code() -> int:

@@ -5,22 +5,21 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import rich.console
 
-from jaxstate.cli import show as showing
-from jaxstate.cli import stream as streaming
+from jaxstate.cli import streaming
 from jaxstate.engine.device import DeviceExecutor
+from jaxstate.engine.executor import Chunk
 from jaxstate.persist.files import inspect_snapshot
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, feed, terminal
 from tests.cli.test_stream import QUESTION, TEXT, expected_answer
 
 OTHER = "and?"
@@ -32,29 +31,6 @@ def document(tmp_path: Path) -> Path:
     path = tmp_path / "document.txt"
     path.write_text(TEXT, encoding="utf-8")
     return path
-
-
-class Feed(io.BytesIO):
-    """A pipe that does something before it gives its n-th line."""
-
-    def __init__(self, text: str, before: dict[int, object]) -> None:
-        super().__init__(text.encode())
-        self._before = before
-        self._given = 0
-
-    def readline(self, size: int | None = -1, /) -> bytes:
-        self._given += 1
-        if callable(act := self._before.get(self._given)):
-            act()
-        return super().readline(-1 if size is None else size)
-
-
-def feed(monkeypatch: pytest.MonkeyPatch, text: str, before: dict[int, object]) -> None:
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=Feed(text, before)))
-
-
-def interrupt() -> None:
-    signal.raise_signal(signal.SIGINT)
 
 
 def test_flash_answers_are_fresh_at_the_end(run: Run, tiny: str, document: Path) -> None:
@@ -130,12 +106,7 @@ def test_people_without_a_terminal_get_lines(run: Run, tiny: str, document: Path
 def test_people_with_a_terminal_get_a_table(
     run: Run, tiny: str, document: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Terminal(rich.console.Console):
-        def __init__(self, **options: object) -> None:
-            options |= {"force_terminal": True, "width": 160}
-            super().__init__(**options)  # pyright: ignore[reportArgumentType]
-
-    monkeypatch.setattr(showing, "Console", Terminal)
+    terminal(monkeypatch)
     outcome = run("stream", document, "-m", tiny, "--cells", 256, "--flash", QUESTION)
     assert outcome.code == 0
     for word in ("reading", "lag", "cells in use", "35 of 256", "age, s", QUESTION):
@@ -189,9 +160,9 @@ class TestPolicy:
         go = threading.Event()
         extend = DeviceExecutor.extend
 
-        def waiting(self: DeviceExecutor, session: int, tokens: object) -> object:
+        def waiting(self: DeviceExecutor, chunks: Sequence[Chunk]) -> object:
             go.wait(60)
-            return extend(self, session, tokens)  # pyright: ignore[reportArgumentType]
+            return extend(self, chunks)
 
         monkeypatch.setattr(DeviceExecutor, "extend", waiting)
         return go
@@ -301,10 +272,15 @@ class TestInterrupt:
     """Ctrl-C while flash queries are kept answered."""
 
     def test_while_a_line_is_awaited(
-        self, run: Run, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        run: Run,
+        tiny: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        press: Callable[[], None],
     ) -> None:
         saved = tmp_path / "session"
-        feed(monkeypatch, TEXT, {3: interrupt})
+        feed(monkeypatch, TEXT, {3: press})
         outcome = run(
             "stream", "-", "-m", tiny, "--cells", 256, "--flash", QUESTION, "--ask", OTHER,
             "--save", saved, "--json",
@@ -321,7 +297,9 @@ class TestInterrupt:
         wait = streaming.wait_until_answered
 
         def interrupted(session: streaming.Session, go_on: Callable[[], bool]) -> None:
-            interrupt()
+            os.kill(os.getpid(), signal.SIGINT)
+            while go_on():
+                time.sleep(0.01)
             wait(session, go_on)
 
         def start(*_: object) -> None:

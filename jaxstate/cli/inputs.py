@@ -1,0 +1,216 @@
+"""What `jaxstate stream` reads, and which session each of it belongs to.
+
+Comes in: FILE, or NAME=FILE several times. Goes out: checked inputs, and their lines, read by a
+thread of their own. Does not know: sessions, models.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import stat
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from jaxstate.cli.runtime import LOOK_S, in_thread
+from jaxstate.engine.lines import InvalidBytes, Line, read_lines
+from jaxstate.errors import InvalidInput
+from jaxstate.persist.files import RECORD_NAME, check_snapshot_target
+
+STANDARD_INPUT = "-"
+# A file this large has more tokens than a chunk of the smaller sizes.
+_BULK_BYTES = 512
+# A session's id that is also the name of a directory, and no option.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file or a pipe, and the name of its session: None for the only one, where none is given."""
+
+    name: str | None
+    source: str
+
+    @property
+    def title(self) -> str:
+        """What people know it by."""
+        return self.name or self.source
+
+    @property
+    def label(self) -> str:
+        """What lines about its session begin with."""
+        return f"{self.name}: " if self.name else ""
+
+    @property
+    def is_bulk(self) -> bool:
+        """Whether many lines wait from the start."""
+        return self.source != STANDARD_INPUT and os.stat(self.source).st_size > _BULK_BYTES
+
+    def place(self, directory: Path | None) -> Path | None:
+        """Where its session lies: the directory itself, or one of its name in there."""
+        return directory if directory is None or self.name is None else directory / self.name
+
+    def open(self) -> BinaryIO:
+        """Its bytes; waits for whoever writes a named pipe.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        return standard_input() if self.source == STANDARD_INPUT else open(self.source, "rb")
+
+
+def standard_input() -> BinaryIO:
+    """Not `sys.stdin`: a thread that still waits for a line would keep Python from ending."""
+    return open(0, "rb", closefd=False)
+
+
+def inputs_of(source: str | None, named: Sequence[str]) -> tuple[Input, ...]:
+    """The inputs that a command line means.
+
+    Args:
+        source: FILE, or - for standard input.
+        named: instead of it, NAME=FILE of each session.
+
+    Raises:
+        InvalidInput: both, neither, a bad name, a name or standard input twice, or a file that
+            cannot be read.
+    """
+    if source is not None and named:
+        raise InvalidInput(
+            f"{source!r} and --session: give one FILE, or every one of them as --session NAME=FILE"
+        )
+    if source is None and not named:
+        raise InvalidInput("what is to be read? Give FILE, - for a pipe, or --session NAME=FILE")
+    inputs = tuple(map(_named, named)) or (Input(None, str(source)),)
+    _check_once("session", [one.name for one in inputs])
+    _check_once("input", [one.source for one in inputs if one.source == STANDARD_INPUT])
+    for one in inputs:
+        _check_readable(one)
+    return inputs
+
+
+def check_targets(inputs: Sequence[Input], save: Path | None) -> None:
+    """Refuses a place to save to before anything is read.
+
+    Raises:
+        InvalidInput: something else lies there.
+    """
+    if save is None:
+        return
+    for one in inputs:
+        target = one.place(save)
+        assert target is not None
+        if one.name and ((save / RECORD_NAME).exists() or (save.exists() and not save.is_dir())):
+            raise InvalidInput(
+                f"--save {save}: with --session it is a directory of sessions, but there is "
+                f"{'a saved session' if save.is_dir() else 'a file'} there; choose another"
+            )
+        check_snapshot_target(target)
+
+
+def _named(text: str) -> Input:
+    name, is_there, source = text.partition("=")
+    if not is_there or not source:
+        raise InvalidInput(f"--session {text!r} must be NAME=FILE, or NAME=- for a pipe")
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(
+            f"--session {text!r}: the name {name!r} must be 1 to 128 of A-Z a-z 0-9 _ . - and not "
+            "begin with . or -"
+        )
+    return Input(name, source)
+
+
+def _check_once(what: str, values: Sequence[str | None]) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise InvalidInput(f"the {what} {value!r} is given more than once")
+
+
+def _check_readable(one: Input) -> None:
+    """A pipe is only looked at: opening it would wait for its writer, or take its one reader."""
+    if one.source == STANDARD_INPUT:
+        return
+    try:
+        if not stat.S_ISFIFO(os.stat(one.source).st_mode):
+            open(one.source, "rb").close()
+    except (OSError, ValueError) as error:
+        raise _unreadable(one, error) from error
+
+
+def _unreadable(one: Input, error: Exception) -> InvalidInput:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return InvalidInput(f"{one.source} cannot be read: {reason}")
+
+
+class LineReader:
+    """An input's lines, one whenever it is asked for, and never ahead of that.
+
+    A thread waits for them, so that who asks need not: after the `with` block that thread may still
+    hang in a pipe that says nothing, and is left alone.
+
+    Args:
+        one: what to read.
+        invalid: as for `read_lines`.
+    """
+
+    def __init__(self, one: Input, invalid: InvalidBytes) -> None:
+        self._input = one
+        self._invalid: InvalidBytes = invalid
+        self._wanted = threading.Semaphore(0)
+        self._found: queue.SimpleQueue[Line | Exception | None] = queue.SimpleQueue()
+        self._ended = False
+
+    def __enter__(self) -> LineReader:
+        in_thread(self._run, "jaxstate-lines")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ended = True
+        self._wanted.release()
+
+    def until(self, go_on: Callable[[], bool]) -> Iterator[Line]:
+        """Lines until the input ends, or `go_on`, which is asked again and again, says no.
+
+        Raises:
+            InvalidInput: the input cannot be read, or as `read_lines`.
+        """
+        while go_on() and (line := self._next(go_on)) is not None:
+            yield line
+
+    def _next(self, go_on: Callable[[], bool]) -> Line | None:
+        self._wanted.release()
+        while go_on():
+            try:
+                found = self._found.get(timeout=LOOK_S)
+            except queue.Empty:
+                continue
+            if isinstance(found, Exception):
+                raise found
+            return found
+        return None
+
+    def _run(self) -> None:
+        """In the thread."""
+        try:
+            with self._input.open() as stream:
+                lines = read_lines(stream, invalid=self._invalid)
+                while self._is_wanted():
+                    self._found.put(next(lines, None))
+        except OSError as error:
+            self._found.put(_unreadable(self._input, error))
+        except Exception as error:
+            self._found.put(error)
+
+    def _is_wanted(self) -> bool:
+        self._wanted.acquire()
+        return not self._ended
