@@ -152,7 +152,7 @@ def _engine(model: jaxstate.Model, cells: int, what: str) -> jaxstate.Engine:
     def progress(done: int, total: int) -> None:
         print(f"\r{what}: {done} of {total} steps", end="", file=sys.stderr, flush=True)
 
-    engine = jaxstate.Engine(model, cells=cells, session_cells=cells, progress=progress)
+    engine = jaxstate.Engine(model, cells=cells, session_cells=cells, sessions=1, progress=progress)
     print(file=sys.stderr)
     return engine
 
