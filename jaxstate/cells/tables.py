@@ -165,11 +165,15 @@ class TableBook:
         return tuple(int(entries[logical % len(entries)]) for entries in table.blocks)
 
     def drop(self, table: CellTable) -> None:
-        """Gives all its blocks back; the table is empty."""
+        """Gives all its blocks back; the table is empty.
+
+        Its arrays are new ones: a step that was prepared with the old ones may not have been
+        launched yet, and must not find its blocks gone (it is done before whoever gets them next).
+        """
         for group, entries in enumerate(table.blocks):
             for block in entries.tolist():
                 self._release(group, block)
-            entries[:] = NO_BLOCK
+        table.blocks = tuple(np.full_like(entries, NO_BLOCK) for entries in table.blocks)
         table.cells = 0
 
     def keep(self, blocks: Sequence[int]) -> None:

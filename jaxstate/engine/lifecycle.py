@@ -174,8 +174,11 @@ class Lifecycle:
         self, book: Book, notes: dict[str, str | int]
     ) -> Callable[[str | os.PathLike[str]], None]:
         residence = book.residence
-        count = residence.table.cells
-        cells = self._executor.fetch(residence.seen(book.key, count), count)
+        with self._desk.lock:
+            book.check_open()
+            count = residence.table.cells
+            seen = residence.seen(book.key, count)
+        cells = self._executor.fetch(seen, count)
         if residence.log.complete and cells.cells:
             tokens = residence.log.tokens(0, cells.cells)
             cells = HostCells(cells=cells.cells, arrays={**cells.arrays, TOKENS: tokens})

@@ -83,9 +83,9 @@ class Mover:
             if cells is not None:
                 desk.ledger.tables.grow(residence.table, cells.cells)
             desk.ledger.room.arrive(book, desk.ledger.steps)
-            began_s = desk.clock()
+            seen, began_s = residence.seen(book.key, residence.table.cells), desk.clock()
         if cells is not None:
-            self._executor.place(residence.seen(book.key, cells.cells), cells)
+            self._executor.place(seen, cells)
         with desk.lock:
             if book.closed:
                 return

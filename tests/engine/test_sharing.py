@@ -6,10 +6,12 @@ Blocks have 8 cells; an opening is its own bytes. Up to 8 sessions share a step.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 
 from jaxstate.engine.config import EngineConfig
+from jaxstate.engine.executor import Chunk, Pending
 from jaxstate.engine.session import Session
 from jaxstate.errors import ClosedError, QueueFull, TimedOut
 from jaxstate.testing import SHARED_LIMITS
@@ -311,3 +313,28 @@ def test_a_failing_step_of_many_sessions_is_done_again_for_all() -> None:
     rig.engine.run()
     assert [session.version for session in sessions] == [2] * 3
     assert [rig.cells(session) for session in sessions] == [list(b"abcd\nabc\n")] * 3
+
+
+def test_a_session_closed_before_its_step_is_launched_writes_to_nobodys_cells() -> None:
+    """The loop has let go of the lock when it launches: a client may close the session then."""
+    rig = shared_rig()
+    victim, closing = three(rig)[:2]
+    executor, launch = rig.executor, rig.executor.extend
+
+    blocks: list[int] = []
+
+    def closes_first(chunks: Sequence[Chunk]) -> Pending[None]:
+        closing.close()
+        blocks.append(int(chunks[0].start.tables[0][0]))
+        return launch(chunks)
+
+    closing.push("abc")
+    victim_cells = rig.cells(victim)
+    executor.extend = closes_first  # pyright: ignore[reportAttributeAccessIssue]
+    rig.engine.run()
+    executor.extend = launch  # pyright: ignore[reportAttributeAccessIssue]
+    assert rig.cells(victim) == victim_cells
+    assert len(blocks) == 1 and blocks[0] >= 0, "the step lost sight of its block"
+    later = rig.open("wxyz")
+    assert rig.cells(later) == list(b"wxyz\n")
+    rig.at_rest()
