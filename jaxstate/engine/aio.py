@@ -281,6 +281,7 @@ class AsyncEngine:
         timeout: float | None = None,
     ) -> list[Answer]:
         """As `Engine.ask_many`; cancelling the task ends all the questions."""
+        left_s = countdown(checked_timeout(timeout))
         asked = self.engine.submit_many(
             question,
             None if sessions is None else [one.session for one in sessions],
@@ -291,7 +292,6 @@ class AsyncEngine:
             top_p=top_p,
             seed=seed,
         )
-        left_s = countdown(checked_timeout(timeout))
         try:
             return [await _result(one, left_s(), "a question was not answered") for one in asked]
         finally:

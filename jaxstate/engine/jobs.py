@@ -43,7 +43,8 @@ class Job(Generic[T]):
         border = self.border
         if border is None:
             return True
-        there = border.residence.on_device and not border.residence.missing
+        residence = border.residence
+        there = residence.on_device and not residence.missing and not border.landing
         return there and border.version >= 0 and not border.queue.partly_read
 
     @property

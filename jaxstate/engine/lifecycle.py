@@ -194,10 +194,13 @@ class Lifecycle:
                     'it with residency="evictable"'
                 )
             future: Future[None] = Future()
+            book.residence.coming = False
             if not book.residence.on_device:
+                book.residence.reserve_blocks = 0
+                ledger.room.update(book)
                 future.set_result(None)
                 return future
-            book.residence.leaving, book.residence.coming = True, False
+            book.residence.leaving = True
             book.move_waiters.append(future)
             ledger.room.update(book)
             return future
@@ -207,10 +210,13 @@ class Lifecycle:
         with self._desk.changing() as ledger:
             book.check_open()
             future: Future[None] = Future()
-            if book.residence.on_device and not book.residence.missing:
+            book.residence.leaving = False
+            if book.residence.on_device:
+                ledger.room.update(book)
+                self._desk.outcomes.moved(book)
                 future.set_result(None)
                 return future
-            book.residence.coming = True
+            book.residence.coming, book.residence.used_s = True, self._desk.clock()
             book.move_waiters.append(future)
             ledger.room.update(book)
             return future
@@ -238,7 +244,8 @@ class Lifecycle:
         if name in ledger.by_id:
             raise InvalidInput(f"session {name!r} is open already: engine.session({name!r})")
         _check_name("tenant", tenant)
-        residence = Residence(table=ledger.tables.new(), tenant=tenant, pinned=pinned)
+        table, used_s = ledger.tables.new(), self._desk.clock()
+        residence = Residence(table=table, tenant=tenant, pinned=pinned, used_s=used_s)
         book = Book(ledger.new_key(), name, policy, self._desk.config, residence)
         ledger.books[book.key] = ledger.by_id[name] = book
         return book

@@ -196,6 +196,8 @@ class Loop:
                 job.border.border_jobs -= 1
         while self._in_flight:
             self._fetch_oldest()
+        if self._put_off(job):
+            return True
         try:
             job.check_open()
             result = job.act()
@@ -206,6 +208,15 @@ class Loop:
             job.booked(result)
             desk.outcomes.resolve(job.future, result)
         return True
+
+    def _put_off(self, job: Job[object]) -> bool:
+        """Whether a job has to wait after all: a step that was in flight may have failed."""
+        with self._desk.lock:
+            if job.border is None or job.may_run or job.ended:
+                return False
+            job.border.border_jobs += 1
+            self._desk.jobs.appendleft(job)
+            return True
 
     def _job_failed(self, job: Job[object], cause: Exception) -> None:
         error = cause if isinstance(cause, JaxstateError) else StepFailed(f"it failed: {cause}")

@@ -133,6 +133,7 @@ class Mover:
                 self._desk.outcomes.send_away(book)
             else:
                 book.residence.place = "log"
+            self._desk.outcomes.moved(book)
 
     def _tell(self, book: Book, took_s: float) -> None:
         residence = book.residence

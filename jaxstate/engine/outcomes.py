@@ -175,6 +175,7 @@ class Outcomes:
     def _compute_again(self, book: Book, cause: Exception) -> None:
         self.fail_runs(book, [ask.run for ask in book.asks_begun.values()], cause)
         self.send_away(book)
+        self.moved(book)
 
     def send_away(self, book: Book) -> None:
         """A session gives its room up; nothing holds it any more."""

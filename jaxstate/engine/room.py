@@ -254,7 +254,7 @@ class Room:
         residence.granted_blocks = 0
         if residence.leaving:
             residence.reserve_blocks = 0
-        residence.draining = residence.leaving = False
+        residence.draining = residence.leaving = residence.coming = False
         self.update(book)
 
     def blocks_of(self, cells: int) -> int:

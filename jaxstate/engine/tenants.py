@@ -62,6 +62,7 @@ class TenantShares:
         self._tenants = dict(tenants)
         self._work: dict[str, float] = {}
         self._active: set[str] = set()
+        self._level = 0.0
 
     def of(self, tenant: str) -> Tenant:
         """What that tenant may take."""
@@ -77,10 +78,15 @@ class TenantShares:
         self._work[tenant] = self.work(tenant) + amount
 
     def at_work(self, tenants: Iterable[str]) -> None:
-        """Those that have something to do now: who comes anew starts near the others."""
+        """Those that have something to do now: who comes anew starts near the others, or near where
+        they stopped, if all of them made a pause."""
         now = set(tenants)
         staying = [self.work(one) for one in now & self._active]
-        for one in now - self._active if staying else ():
-            start = min(staying) - START_TOKENS / self.of(one).weight
+        if staying:
+            self._level = max(self._level, min(staying))
+        elif self._active:
+            self._level = max(self._level, *map(self.work, self._active))
+        for one in now - self._active:
+            start = self._level - START_TOKENS / self.of(one).weight
             self._work[one] = max(self.work(one), start)
         self._active = now

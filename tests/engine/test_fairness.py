@@ -34,6 +34,16 @@ def test_a_tenant_that_comes_back_has_a_short_start() -> None:
     assert shares.work("late") == 1300.0 - START_TOKENS, "what it had more stays"
 
 
+def test_a_pause_of_everybody_is_not_made_up_for_either() -> None:
+    shares = TenantShares({})
+    shares.at_work(["busy"])
+    shares.charge("busy", 1_000_000, 0)
+    shares.at_work([])
+    shares.at_work(["late"])
+    shares.at_work(["late", "busy"])
+    assert shares.work("busy") - shares.work("late") == START_TOKENS
+
+
 @pytest.mark.parametrize(
     "wrong", [{"weight": 0}, {"weight": "1"}, {"weight": True}, {"quota_cells": 0}]
 )

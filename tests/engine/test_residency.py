@@ -210,6 +210,44 @@ def test_resuming_brings_the_cells_ahead_of_their_use() -> None:
     assert again.done()
 
 
+def test_suspending_a_session_that_is_away_gives_its_reserve_up_and_stops_its_return() -> None:
+    rig = small_rig(EngineConfig(idle_s=1.0, resume="copy"))
+    session = filled(rig, 16, reserve=64)
+    rig.clock.pass_s(5.0)
+    rig.engine.run()
+    assert session.info().residency == "host"
+    session.resuming()
+    assert session.suspending().done()
+    rig.engine.run()
+    assert session.info().residency == "host"
+    rig.engine.open(reserve=64 - 16)
+
+
+def test_a_session_that_is_to_come_back_does_not_leave() -> None:
+    rig = small_rig()
+    session = filled(rig, 16)
+    left, back = session.suspending(), session.resuming()
+    rig.engine.run()
+    assert left.done() and back.done() and session.info().residency == "device"
+
+
+@pytest.mark.parametrize("call", ["fetch", "place"])
+def test_a_move_that_fails_keeps_nobody_waiting(call: str) -> None:
+    rig = small_rig()
+    session = filled(rig, 16)
+    if call == "place":
+        session.suspending()
+        rig.engine.run()
+    assert call in ("fetch", "place")
+    rig.executor.fail_next(call)  # pyright: ignore[reportArgumentType]
+    waiting = session.suspending() if call == "fetch" else session.resuming()
+    rig.engine.run()
+    assert waiting.done()
+    future = session.submit("abc", max_tokens=1)
+    rig.engine.run()
+    assert said(future) == "1 v1" and rig.cells(session) == list(b"x" * 15 + b"\n")
+
+
 def test_rebuilding_reads_the_log_again() -> None:
     rig = small_rig(EngineConfig(resume="rebuild"))
     session = rig.open("x" * 9)
