@@ -167,7 +167,7 @@ class StepConfig:
         block_cells: C, cells of a block.
         extend_tokens: chunk sizes T of `extend`; a longer input is cut into chunks of the largest.
         step_sessions: sizes B of an engine's step that reads chunks of several sessions at once.
-            With (1,) no step of any kind serves several sessions, and few are compiled.
+            With (1,) no step of any kind serves several sessions, and half as many are compiled.
         session_rows: rows of each session, at most, in a step that answers questions of several.
         question_tokens: chunk sizes T of a question's prefill, cut likewise.
         tail_cells: sizes M of a question with its answer; more than the largest is refused

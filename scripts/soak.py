@@ -1,6 +1,6 @@
 """A full pool under random clients: scripts/soak.py [--seconds 600] [--seed 0].
 
-Threads open sessions of several tenants (with shared prefixes, reserves, pins), push, ask, register
+Threads open sessions of several tenants (with shared prefixes and reserves), push, ask, register
 questions, cancel, fork, suspend and close at random, on a real engine with a tiny model whose pool
 is always too small; freed blocks are full of NaN. Nothing may be lost, mixed up or stuck: answers
 are compared with those of the functional core, every session ends with all of its entries read, and

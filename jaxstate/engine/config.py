@@ -33,13 +33,13 @@ class EngineConfig:
             counted).
         scheduling: patience of each class of work (`Policy`).
         tenants: those with a weight or a quota of their own; all others are as `Tenant()`.
-        idle_s: an idle session leaves the device after so many seconds; None: only when others need
-            its room.
+        idle_s: an idle session leaves the device after so many seconds, once the engine has nothing
+            else to do; None: only when others need its room.
         resume: how a session that left comes back: "copy" (its cells are kept, and are then the
             same bit for bit), "rebuild" (they are computed again from its tokens), or "auto":
             whichever was measured to be cheaper.
-        host_bytes: cells of such sessions in the host's memory, at most; more go to disk or,
-            without one, are computed again.
+        host_bytes: cells of such sessions in the host's memory; more go to disk or, without one
+            (and unless `resume` is "copy"), are computed again.
         disk_path: where they go then; None for no disk.
     """
 

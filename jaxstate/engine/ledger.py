@@ -77,7 +77,6 @@ class Ledger:
             row_sizes=self.limits.row_sizes,
             start_rows=self.limits.start_rows,
             extend_tokens=self.limits.extend_tokens,
-            chunk_rows=self.limits.chunk_rows,
             step_sessions=self.limits.step_sessions,
             session_rows=self.limits.session_rows,
             next_due_s=min((due for due in dues if due is not None), default=None),

@@ -270,9 +270,11 @@ def _count(chunk: Chunk | None) -> int:
 
 
 def _padded(chosen: Sequence[Want], limits: Limits) -> int:
-    """Tokens of a row of the step: chunks that go with questions are cut to theirs."""
+    """Tokens of a row of the step: chunks that go with questions are cut to theirs, but not one
+    that was planned, and with which they ride."""
     questions = [want.tokens for want in chosen if want.kind != "chunk"]
     if questions:
-        longest = max(questions)
+        planned = chosen[0].tokens if chosen[0].kind == "chunk" else 1
+        longest = max(planned, *questions)
         return next(size for size, _ in limits.start_rows if longest <= size)
     return next(size for size, _ in limits.chunk_rows if chosen[0].tokens <= size)

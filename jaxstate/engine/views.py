@@ -116,8 +116,6 @@ class View:
         start_rows: (tokens, rows), ascending: as many questions of so many tokens can begin in one
             step.
         extend_tokens: tokens of an ingest step at most.
-        chunk_rows: (tokens, sizes), ascending: chunks of at most so many tokens are read together
-            in these numbers.
         step_sessions: sessions that one step may serve.
         session_rows: rows of each, where it serves several.
         next_due_s: when a registered question may be computed again that may not be now.
@@ -135,7 +133,6 @@ class View:
     )
     start_rows: tuple[tuple[int, int], ...] = ((1024, 64),)
     extend_tokens: int = 256
-    chunk_rows: tuple[tuple[int, tuple[int, ...]], ...] = ((256, (1,)),)
     step_sessions: int = 1
     session_rows: int = 8
     next_due_s: float | None = None

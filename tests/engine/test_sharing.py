@@ -293,6 +293,18 @@ def test_chunks_and_idle_questions_ride_along_where_that_costs_nothing() -> None
     assert two.version == 2 and rig.cells(two) == list(b"abcd\nabc\n")
 
 
+def test_a_planned_chunk_is_not_cut_for_a_question_that_rides_along() -> None:
+    sizes = dataclasses.replace(SHARED_LIMITS.row_sizes, overhead_tokens=100)
+    starts = ((4, 8), *SHARED_LIMITS.start_rows)
+    limits = dataclasses.replace(SHARED_LIMITS, row_sizes=sizes, start_rows=starts)
+    rig = Rig(limits=limits, template=PLAIN)
+    one, two, _ = three(rig)
+    one.push("x" * 15)
+    two.flash("fl", max_tokens=1)
+    rig.engine.run()
+    assert rig.news() == ["start s2 x1 +s1"] and one.version == 2
+
+
 def test_steps_are_not_shared_where_nobody_compiled_them() -> None:
     rig = Rig(template=PLAIN)
     sessions = three(rig)
