@@ -14,6 +14,7 @@ the operator declared public. Tenants never find each other's blocks, not even b
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,12 +41,17 @@ class Link:
 
 @dataclass(slots=True, eq=False)
 class _Kept:
-    """A block that is kept, one of each group; leaves are given up first, the longest unused."""
+    """A block that is kept, one of each group; leaves are given up first, the longest unused.
+
+    `writer` is the table whose step computes its cells, None once they are there: the step may
+    fail, so nobody finds it before.
+    """
 
     tokens: bytes
     blocks: tuple[int, ...]
     parent: bytes | None
-    used: int
+    writer: CellTable | None
+    used: int = 0
     children: int = 0
 
 
@@ -61,6 +67,8 @@ class PrefixCache:
         self._tables = tables
         self._root = hashlib.sha256(fingerprint.encode()).digest()
         self._kept: dict[bytes, _Kept] = {}
+        # Leaves by their last use; what has changed since is passed over.
+        self._leaves: list[tuple[int, bytes]] = []
         self._public: list[Tokens] = []
         self._uses = 0
         tables.reclaim = self.reclaim
@@ -70,7 +78,8 @@ class PrefixCache:
 
     def publish(self, opening: Tokens) -> None:
         """Declares an opening that all tenants share."""
-        self._public.append(opening)
+        if not any(np.array_equal(opening, one) for one in self._public):
+            self._public.append(opening)
 
     def chain(self, opening: Tokens, tenant: str) -> tuple[Link, ...]:
         """The names of an opening's whole blocks.
@@ -92,9 +101,16 @@ class PrefixCache:
         return tuple(links)
 
     def has(self, link: Link) -> bool:
-        """Whether that block is kept."""
-        found = self._kept.get(link.name)
-        return found is not None and found.tokens == link.tokens
+        """Whether that block is kept, and its cells are there."""
+        return self._find(link) is not None
+
+    def _find(self, link: Link) -> _Kept | None:
+        kept = self._of(link)
+        return kept if kept is not None and kept.writer is None else None
+
+    def _of(self, link: Link) -> _Kept | None:
+        kept = self._kept.get(link.name)
+        return kept if kept is not None and kept.tokens == link.tokens else None
 
     def adopt(self, table: CellTable, chain: Sequence[Link]) -> int:
         """Begins an empty table with the longest beginning of a chain that is kept.
@@ -104,56 +120,88 @@ class PrefixCache:
         """
         found: list[tuple[int, ...]] = []
         for link in chain:
-            kept = self._kept.get(link.name)
-            if kept is None or kept.tokens != link.tokens:
+            kept = self._find(link)
+            if kept is None:
                 break
             found.append(kept.blocks)
-            self._use(kept)
+            self._use(link.name, kept)
         self._tables.adopt(table, found)
         return table.cells
 
     def keep(self, chain: Sequence[Link], index: int, table: CellTable) -> None:
-        """Keeps the block of a link that the table has just completed, unless one is kept."""
+        """Keeps the block of a link that the table has just completed, unless one is kept; `ready`
+        says when its cells are there."""
         link = chain[index]
-        if link.name in self._kept or (index and not self.has(chain[index - 1])):
+        parent = self._of(chain[index - 1]) if index else None
+        if link.name in self._kept or (index and parent is None):
             return
-        parent = chain[index - 1].name if index else None
         blocks = self._tables.block_of(table, index)
         self._tables.keep(blocks)
-        kept = _Kept(tokens=link.tokens, blocks=blocks, parent=parent, used=0)
-        self._kept[link.name] = kept
-        self._use(kept)
+        parent_name = chain[index - 1].name if index else None
+        kept = self._kept[link.name] = _Kept(link.tokens, blocks, parent_name, table)
         if parent is not None:
-            self._kept[parent].children += 1
+            parent.children += 1
+        self._use(link.name, kept)
+
+    def ready(self, link: Link, table: CellTable) -> None:
+        """The cells of a link's block in that table are there; the block may not be kept."""
+        kept = self._kept.get(link.name)
+        if kept is not None and kept.writer is table:
+            kept.writer = None
 
     def reclaim(self) -> bool:
         """Gives up the leaf that was used longest ago, rather one that no session has; False if
         nothing is kept."""
-        leaves = [(name, one) for name, one in self._kept.items() if one.children == 0]
-        if not leaves:
-            return False
-        name, kept = min(
-            leaves, key=lambda leaf: (self._tables.is_held(leaf[1].blocks), leaf[1].used)
-        )
-        del self._kept[name]
-        if kept.parent is not None:
-            self._kept[kept.parent].children -= 1
-        self._tables.unkeep(kept.blocks)
-        return True
+        held: list[tuple[int, bytes]] = []
+        found: tuple[int, bytes] | None = None
+        while self._leaves and found is None:
+            leaf = heapq.heappop(self._leaves)
+            if self._is_leaf(leaf):
+                if self._tables.is_held(self._kept[leaf[1]].blocks):
+                    held.append(leaf)
+                else:
+                    found = leaf
+        if found is None and held:
+            found = held.pop(0)
+        for leaf in held:
+            heapq.heappush(self._leaves, leaf)
+        if found is not None:
+            self._give_up(found[1])
+        return found is not None
 
     def clear(self) -> None:
         """Gives everything up: the cells are gone."""
-        while self.reclaim():
-            pass
+        for kept in self._kept.values():
+            self._tables.unkeep(kept.blocks)
+        self._kept, self._leaves = {}, []
+
+    def _is_leaf(self, leaf: tuple[int, bytes]) -> bool:
+        used, name = leaf
+        kept = self._kept.get(name)
+        return kept is not None and kept.children == 0 and kept.used == used
+
+    def _give_up(self, name: bytes) -> None:
+        kept = self._kept.pop(name)
+        self._tables.unkeep(kept.blocks)
+        if kept.parent is not None:
+            parent = self._kept[kept.parent]
+            parent.children -= 1
+            if parent.children == 0:
+                heapq.heappush(self._leaves, (parent.used, kept.parent))
 
     @property
     def blocks(self) -> list[tuple[int, ...]]:
         """All kept blocks, one of each group."""
         return [one.blocks for one in self._kept.values()]
 
-    def _use(self, kept: _Kept) -> None:
+    def _use(self, name: bytes, kept: _Kept) -> None:
         self._uses += 1
         kept.used = self._uses
+        if kept.children == 0:
+            heapq.heappush(self._leaves, (kept.used, name))
+        if len(self._leaves) > 2 * len(self._kept) + 64:
+            self._leaves = [(one.used, n) for n, one in self._kept.items() if one.children == 0]
+            heapq.heapify(self._leaves)
 
 
 def _common(a: Tokens, b: Tokens) -> int:

@@ -67,6 +67,7 @@ class Book:
         committed_s: when the version was committed.
         landing: entries whose tokens are launched to be read: the cells at their end, and what was
             taken.
+        stranded: the step that should have landed them failed.
         asks: all, in the order of arrival; `asks_begun` are those of them that are under way.
         asks_served, ingest_served: numbers of the steps that last began an ask, and last read.
         move_waiters: those who wait for it to leave the device, or to come there.
@@ -98,6 +99,7 @@ class Book:
         self.border_jobs = 0
         self.closed_because: str | None = None
         self.landing: deque[tuple[int, Taken]] = deque()
+        self.stranded = False
         self.asks: dict[int, Ask] = {}
         self.asks_begun: dict[int, Ask] = {}
         self.asks_served = 0

@@ -29,7 +29,7 @@ from jaxstate.engine.metrics import EngineMetrics, Gauges, MetricsRecorder
 from jaxstate.engine.outcomes import Delivery, Outcomes
 from jaxstate.engine.runs import Asked, Run
 from jaxstate.engine.subscription import FlashMode, Subscription
-from jaxstate.engine.values import Connected, Place, SessionInfo
+from jaxstate.engine.values import Connected, SessionInfo
 from jaxstate.engine.vault import Vault
 from jaxstate.engine.waiting import AskFuture, wait_for
 from jaxstate.errors import CapacityExceeded, ClosedError, InvalidInput, QueueFull
@@ -294,7 +294,11 @@ class Desk:
         if residence.place == "log":
             return self.recorder.read_s(residence.cells)
         size_bytes = self.limits.layout.bytes_of(residence.cells, self.limits.itemsize)
-        return self.recorder.copy_s(size_bytes)
+        copy_s = self.recorder.copy_s(size_bytes)
+        if residence.place == "host" or copy_s is None:
+            return copy_s
+        read_s = self.vault.read_s(size_bytes)
+        return None if read_s is None else read_s + copy_s
 
     def metrics(self) -> EngineMetrics:
         """Everything counted so far."""
@@ -302,16 +306,22 @@ class Desk:
             now_s = self.clock()
             return self.recorder.snapshot(now_s, self._gauges(now_s))
 
-    def _moved(self, session: int, place: Place) -> None:
+    def _moved(self, session: int) -> None:
         """Cells came from the disk, or went there, or were lost; on the vault's thread."""
         with self.lock:
             book = self.ledger.books.get(session)
-            if book is not None and not book.residence.on_device:
-                book.residence.place, book.residence.fetching = place, False
-                if place == "log" and not book.residence.log.complete:
-                    reason = "its cells were lost, and so was what they were made of"
-                    self.outcomes.close(book, reason)
+            if book is not None:
+                self.look_for(book)
             self.tell_loop()
+
+    def look_for(self, book: Book) -> None:
+        """Notes where a session's cells are now, if it is away; the caller holds the lock."""
+        residence = book.residence
+        if residence.on_device:
+            return
+        residence.place, residence.fetching = self.vault.where(book.key), False
+        if residence.place == "log" and not residence.log.complete:
+            self.outcomes.close(book, "its cells were lost, and so was what they were made of")
 
     def _gauges(self, now_s: float) -> Gauges:
         books = tuple(self.ledger.books.values())

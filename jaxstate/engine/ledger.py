@@ -123,6 +123,7 @@ class Ledger:
         cells = self.prefixes.adopt(residence.table, residence.chain)
         if cells > len(residence.log):
             residence.log.append(book.queue.skip(cells - len(residence.log)))
+        residence.landed_cells = max(residence.landed_cells, cells)
         whole = cells // self.limits.layout.block_cells
         self.computing.update({link.name: book.key for link in residence.chain[whole:]})
         self.room.update(book)
@@ -132,12 +133,19 @@ class Ledger:
         return next((link for link in chain if not self.prefixes.has(link)), None)
 
     def keep_prefix(self, book: Book, start: int, end: int) -> None:
-        """Cells start .. end of a session are there: keeps the blocks of its opening among them."""
+        """Cells start .. end of a session are to be computed: keeps the blocks of its opening among
+        them, for nobody to find before `prefix_ready`."""
         size, residence = self.limits.layout.block_cells, book.residence
         for index in range(start // size, min(end // size, len(residence.chain))):
             self.prefixes.keep(residence.chain, index, residence.table)
-            if self.computing.get(residence.chain[index].name) == book.key:
-                del self.computing[residence.chain[index].name]
+
+    def prefix_ready(self, book: Book, start: int, end: int) -> None:
+        """They were computed."""
+        size, chain = self.limits.layout.block_cells, book.residence.chain
+        for link in chain[start // size : end // size]:
+            self.prefixes.ready(link, book.residence.table)
+            if self.computing.get(link.name) == book.key:
+                del self.computing[link.name]
 
     def stop_computing(self, book: Book) -> None:
         """A session does not go on reading its opening: others may."""
@@ -186,7 +194,8 @@ class Ledger:
         stuck = book.queue.partly_read and growth <= 0
         tokens = residence.missing + book.queue.unread_tokens
         readable = min(tokens, self.room.readable_tokens(book))
-        reads = (tokens == 0 or readable > 0) and (residence.missing > 0 or not book.queue.empty)
+        waits = residence.missing > 0 or not book.queue.empty or book.stranded
+        reads = waits and (tokens == 0 or readable > 0)
         return SessionView(
             key=book.key,
             seen_cells=book.seen_cells,

@@ -103,6 +103,7 @@ class Lifecycle:
                 residence.log.append(tokens.astype(np.int32))
             self._admit(book, 0, saved.cells.cells)
             self._desk.vault.put(book.key, saved.cells)
+            residence.landed_cells = saved.cells.cells
             residence.place, residence.coming = "host", True
             book.number_from(version)
             book.commit(version, saved.cells.cells, self._desk.clock())
@@ -135,7 +136,7 @@ class Lifecycle:
             parent.check_open()
             book.check_open()
             residence, source = book.residence, parent.residence
-            residence.log = source.log.copy()
+            residence.log, residence.landed_cells = source.log.copy(), source.landed_cells
             ledger.room.admit(book, 0, len(residence.log))
             if ledger.room.has_room(ledger.tables.fork_blocks(source.table)):
                 residence.table = ledger.tables.fork(source.table)
@@ -214,9 +215,11 @@ class Lifecycle:
             if book.residence.on_device:
                 ledger.room.update(book)
                 self._desk.outcomes.moved(book)
-                future.set_result(None)
-                return future
-            book.residence.coming, book.residence.used_s = True, self._desk.clock()
+                if not book.residence.missing:
+                    future.set_result(None)
+                    return future
+            book.residence.coming = not book.residence.on_device
+            book.residence.used_s = self._desk.clock()
             book.move_waiters.append(future)
             ledger.room.update(book)
             return future

@@ -35,17 +35,28 @@ class Mover:
         self._executor = executor
 
     def make(self, move: Move) -> Exception | None:
-        """Makes a move; what the device said if it failed (then the session is computed again)."""
-        if move.to == "host":
-            self._desk.vault.want(move.book.key)
-            return None
+        """Makes a move; what the device said if it failed.
+
+        Cells that could not be placed are still on the host, and are tried once more; else the
+        session is computed again.
+        """
         try:
-            self._to_device(move.book) if move.to == "device" else self._away(move.book)
+            if move.to == "host":
+                self._from_disk(move.book)
+            elif move.to == "device":
+                self._to_device(move.book)
+            else:
+                self._away(move.book)
         except Exception as error:
             _log.exception("session %r could not be moved", move.book.id)
-            self._give_up(move.book, error)
+            self._failed(move.book, error)
             return error
         return None
+
+    def _from_disk(self, book: Book) -> None:
+        with self._desk.lock:
+            if not self._desk.vault.want(book.key):
+                self._desk.look_for(book)
 
     def _away(self, book: Book) -> None:
         desk, residence = self._desk, book.residence
@@ -67,7 +78,7 @@ class Mover:
             desk.outcomes.send_away(book)
             if cells is not None:
                 desk.vault.put(book.key, cells)
-                residence.place = "host"
+                residence.place, residence.failures = "host", 0
                 desk.recorder.moved(cells.bytes, took_s)
             desk.recorder.count("sessions_suspended")
             self._tell(book, took_s)
@@ -78,7 +89,7 @@ class Mover:
             if book.closed or not desk.ledger.room.has_room_for(book):
                 return
             cells = self._kept(book)
-            if book.closed:
+            if book.closed or (cells is None and residence.place != "log"):
                 return
             if cells is not None:
                 desk.ledger.tables.grow(residence.table, cells.cells)
@@ -92,17 +103,16 @@ class Mover:
             took_s = desk.clock() - began_s
             desk.vault.drop(book.key)
             if cells is not None:
+                residence.failures = 0
                 desk.recorder.moved(cells.bytes, took_s)
             desk.recorder.count("sessions_resumed")
             self._tell(book, took_s)
 
     def _kept(self, book: Book) -> HostCells | None:
-        """Its cells on the host; None if they have to be computed again."""
-        if book.residence.place != "host":
-            return None
+        """Its cells in memory; None if they went to disk meanwhile, or were lost."""
         cells = self._desk.vault.get(book.key)
-        if cells is None and not book.residence.log.complete:
-            self._desk.outcomes.close(book, "its cells were lost, and so were its tokens")
+        if cells is None:
+            self._desk.look_for(book)
         return cells
 
     def _keeps(self, book: Book) -> bool:
@@ -121,22 +131,28 @@ class Mover:
         copy_s, rebuild_s = recorder.copy_s(size_bytes), recorder.read_s(residence.cells)
         return copy_s is None or rebuild_s is None or 2 * copy_s <= rebuild_s
 
-    def _give_up(self, book: Book, error: Exception) -> None:
-        """The device failed: what it has of the session cannot be trusted."""
-        with self._desk.lock:
-            self._desk.vault.drop(book.key)
+    def _failed(self, book: Book, error: Exception) -> None:
+        """The device failed: what it has of the session cannot be trusted. A copy on the host can,
+        unless it was that which failed, twice in a row."""
+        desk, residence = self._desk, book.residence
+        with desk.lock:
             if book.closed:
                 return
-            if not book.residence.log.complete:
-                self._desk.outcomes.break_session(book, error)
-            elif book.residence.on_device:
-                self._desk.outcomes.send_away(book)
-            else:
-                book.residence.place = "log"
-            self._desk.outcomes.moved(book)
+            residence.failures += 1
+            if residence.failures > 1:
+                desk.vault.drop(book.key)
+            if desk.vault.where(book.key) == "log" and not residence.log.complete:
+                if residence.failures > 1:
+                    desk.outcomes.break_session(book, error)
+                return  # nothing else has them, so they stay
+            if residence.on_device:
+                desk.outcomes.send_away(book)
+            desk.look_for(book)
+            desk.outcomes.moved(book)
 
     def _tell(self, book: Book, took_s: float) -> None:
         residence = book.residence
         event = Moved(to=residence.place, cells=residence.cells, took_s=took_s)
         self._desk.outcomes.tell(book, event)
-        self._desk.outcomes.moved(book)
+        if not residence.missing:  # else the reader tells once they are there
+            self._desk.outcomes.moved(book)

@@ -148,11 +148,11 @@ class Outcomes:
             start_cells: that are still there; None if even they may not be.
             cause: what the device said.
         """
+        self._ledger.prefixes.clear()  # what was to be kept of it is not there
         residence = book.residence
         if book.closed or not residence.on_device:
             return
         residence.failures += 1
-        self._ledger.prefixes.clear()  # what was to be kept of it is not there
         if residence.failures > 1 or not residence.log.complete:
             self.break_session(book, cause)
         elif start_cells is None:
@@ -223,7 +223,9 @@ class Outcomes:
             self._drop_flash(book, run)
 
     def moved(self, book: Book) -> None:
-        """A session has moved: tells those that wait for it."""
+        """A session has moved: tells those that wait for it, unless it is to come back for them."""
+        if book.residence.coming:
+            return
         for future in book.move_waiters:
             self.resolve(future, None)
         book.move_waiters = []

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from jaxstate.cells.tables import BlockCopy
 from jaxstate.engine.books import Book
 from jaxstate.engine.executor import (
@@ -38,6 +40,8 @@ from jaxstate.engine.views import Begin, GoOn, Ingest, Step, Work
 from jaxstate.errors import CapacityExceeded
 from jaxstate.text import Tokenizer
 
+_NO_TOKENS = np.zeros(0, np.int32)
+
 
 @dataclass(slots=True, eq=False)
 class _Read:
@@ -46,14 +50,14 @@ class _Read:
     Attributes:
         book: the session.
         chunk: None if it has no tokens.
+        start: cells that it goes on from.
         end: cells once it is there.
-        again: tokens of it that had been read before.
     """
 
     book: Book
     chunk: Chunk | None
+    start: int
     end: int
-    again: int
 
 
 @dataclass(slots=True, eq=False)
@@ -192,8 +196,7 @@ class Reader:
     def _read(self, batch: _Batch, book: Book, tokens: int) -> None:
         """The next tokens of a session: again from its log, or from its queue."""
         residence, start = book.residence, book.residence.table.cells
-        again = min(tokens, residence.missing)
-        fresh = residence.log.tokens(start, again) if again else self._taken(book, tokens)
+        fresh = self._next(book, tokens)
         end, chunk = start + len(fresh), None
         if len(fresh):
             batch.copies += self._ledger.tables.grow(residence.table, end)
@@ -202,7 +205,16 @@ class Reader:
             self._ledger.charge(book, len(fresh), start)
         self._ledger.room.update(book)
         self._outcomes.drop_unreadable(book)
-        batch.reads.append(_Read(book, chunk, end, again))
+        batch.reads.append(_Read(book, chunk, start, end))
+
+    def _next(self, book: Book, tokens: int) -> Tokens:
+        residence = book.residence
+        if again := min(tokens, residence.missing):
+            return residence.log.tokens(residence.table.cells, again)
+        if book.queue.empty:
+            assert book.stranded, "the scheduler saw something to read"
+            return _NO_TOKENS
+        return self._taken(book, tokens)
 
     def _taken(self, book: Book, tokens: int) -> Tokens:
         """From the queue; what it completes lands when its cells are there."""
@@ -231,9 +243,7 @@ class Reader:
             for book, run in batch.runs:
                 self._outcomes.fail_runs(book, [run], error)
             for read in batch.reads:
-                # A copy that failed leaves a block that is nobody's; otherwise all before is there.
-                start = None if batch.copies else read.end - _count(read.chunk)
-                self._outcomes.reading_failed(read.book, start, error)
+                self._failed(read, error, copied=bool(batch.copies))
 
         runs = [run for _, run in batch.runs]
         # What is read for an ask counts as the ask's: ingest keeps the share of its own.
@@ -253,20 +263,29 @@ class Reader:
         # Without tokens there is nothing to launch, but steps before it are still under way.
         return self._executor.extend(chunks) if chunks else NOTHING
 
+    def _failed(self, read: _Read, error: Exception, *, copied: bool) -> None:
+        """Its tokens are read again; entries without tokens had nothing to do with the device."""
+        read.book.stranded = bool(read.book.landing)
+        if read.chunk is not None:
+            # A copy that failed leaves a block that is nobody's; otherwise all before is there.
+            start = None if copied else read.start
+            self._outcomes.reading_failed(read.book, start, error)
+
     def _land(self, read: _Read, now_s: float) -> None:
         """Cells are there; entries that end within them are committed."""
-        book, recorder = read.book, self._outcomes.recorder
-        recorder.count("tokens_rebuilt", read.again)
-        recorder.count("tokens_ingested", _count(read.chunk) - read.again)
+        book, residence = read.book, read.book.residence
+        self._ledger.prefix_ready(book, read.start, read.end)
+        new = max(0, read.end - max(read.start, residence.landed_cells))
+        residence.landed_cells = max(residence.landed_cells, read.end)
+        self._outcomes.recorder.count("tokens_ingested", new)
+        self._outcomes.recorder.count("tokens_rebuilt", read.end - read.start - new)
         self._outcomes.room_made(book)
-        book.residence.failures = 0
+        residence.failures, book.stranded = 0, False
         while book.landing and book.landing[0][0] <= read.end:
             border_cells, taken = book.landing.popleft()
             self._outcomes.landed(book, taken, border_cells, now_s)
-
-
-def _count(chunk: Chunk | None) -> int:
-    return 0 if chunk is None else len(chunk.tokens)
+        if read.end >= book.seen_cells and not residence.leaving:
+            self._outcomes.moved(book)
 
 
 def _padded(chosen: Sequence[Want], limits: Limits) -> int:

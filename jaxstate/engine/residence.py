@@ -99,7 +99,8 @@ class Residence:
         leaving: its user wants it to leave.
         coming: its user wants it on the device, though it has nothing to do there.
         fetching: it is on its way from the disk to the host.
-        failures: steps that failed while reading for it, in a row.
+        failures: steps and moves that failed for it, in a row.
+        landed_cells: the most that were ever there: beyond them tokens are read for the first time.
     """
 
     table: CellTable
@@ -121,6 +122,7 @@ class Residence:
     coming: bool = False
     fetching: bool = False
     failures: int = 0
+    landed_cells: int = 0
 
     @property
     def on_device(self) -> bool:

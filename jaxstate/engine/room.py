@@ -254,7 +254,9 @@ class Room:
         residence.granted_blocks = 0
         if residence.leaving:
             residence.reserve_blocks = 0
-        residence.draining = residence.leaving = residence.coming = False
+        # Who waits for it to be on the device still does.
+        residence.coming = bool(book.move_waiters) and not residence.leaving
+        residence.draining = residence.leaving = False
         self.update(book)
 
     def blocks_of(self, cells: int) -> int:

@@ -61,6 +61,7 @@ class Pool:
             assert self.tables.grow(table, end) == []
             if end % self.size == 0 and end // self.size <= len(chain):
                 self.cache.keep(chain, end // self.size - 1, table)
+                self.cache.ready(chain[end // self.size - 1], table)
         return table
 
     def found(self, text: Sequence[int], tenant: str = "ann") -> int:
@@ -207,6 +208,7 @@ def test_what_is_read_at_the_same_time_is_kept_once() -> None:
         pool.tables.grow(table, 9)
         for index in range(2):
             pool.cache.keep(chain, index, table)
+        pool.cache.ready(chain[index], table)
     assert pool.cache.blocks == [pool.tables.block_of(tables[0], index) for index in range(2)]
     pool.check(*tables)
 

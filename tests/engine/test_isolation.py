@@ -50,7 +50,7 @@ def settled(engine: SteppedEngine) -> None:
     """Turns until neither the loop nor the disk has anything to do."""
     for _ in range(3):
         engine.run()
-        engine._desk.vault._thread.submit(lambda: None).result(timeout=30)
+        engine._desk.vault.rest()
     engine.run()
 
 

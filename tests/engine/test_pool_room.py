@@ -305,6 +305,7 @@ class Pool:
         whole = min((start + count) // BLOCK, len(residence.chain))
         for index in range(start // BLOCK, whole):
             self.prefixes.keep(residence.chain, index, residence.table)
+            self.prefixes.ready(residence.chain[index], residence.table)
         book.ingest_served, residence.used_s = self.step, self.time_s
         self.room.update(book)
         self.check()

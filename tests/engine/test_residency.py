@@ -383,5 +383,5 @@ def test_a_closed_session_leaves_nothing_anywhere(tmp_path: Path) -> None:
 
 
 def settle_disk(rig: Rig) -> None:
-    """Waits for the vault's thread."""
-    rig.desk.vault._thread.submit(lambda: None).result(timeout=30)
+    """Waits for the vault's threads."""
+    rig.desk.vault.rest()
