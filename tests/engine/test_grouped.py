@@ -5,18 +5,27 @@ Freed blocks are full of NaN, so whoever reads one shows it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import jaxstate
 from jaxstate.engine.device import DeviceExecutor
-from jaxstate.engine.executor import Candidate
+from jaxstate.engine.executor import Candidate, RowTokens
 from jaxstate.testing import TINY_CONFIG, tiny_model
 from tests.engine.device_sessions import DeviceSessions, next_step
 
 BLOCK = 4
+# Around whole blocks, the window of 7 cells, and its ring of 28, which 57 cells turn twice.
+BORDERS: tuple[int, ...] = (1, 3, 4, 5, 6, 7, 8, 9, 12, 27, 28, 29, 32, 55, 56, 57)
+CHUNKS: tuple[int, ...] = (1, 3, 4, 7)
+DECODES = 3
 
 
 @functools.cache
@@ -202,3 +211,171 @@ def test_cells_come_back_bit_for_bit_into_other_blocks(length: int) -> None:
     if length:
         sessions.extend({0: tokens(4, 3), 1: tokens(4, 3)})
         sessions.check_cells(model(), 1)
+
+
+# --- mixtures drawn at random -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """What is mixed.
+
+    Attributes:
+        lengths: of the sessions, whose names are 0, 1, ...
+        questions: (session, tokens), one or two for each session, in the order in which they begin.
+        chunks: tokens that each session reads beside questions, as long as steps have room.
+        orders: of the questions: in each round of decodes, and where they are scored.
+        sizes: rows of one step after the other, again and again.
+    """
+
+    lengths: list[int]
+    questions: list[tuple[int, int]]
+    chunks: list[int]
+    orders: list[list[int]]
+    sizes: list[int]
+
+    def chunk(self, name: int) -> list[int]:
+        """As long as it fits into the session, and a question behind it."""
+        return tokens(50 + name, min(self.chunks[name], 60 - self.lengths[name]))
+
+    def steps(self, numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+        """The numbers, cut into steps."""
+        start = step = 0
+        while start < len(numbers):
+            size = self.sizes[step % len(self.sizes)]
+            yield numbers[start : start + size]
+            start, step = start + size, step + 1
+
+
+@st.composite
+def mixtures(draw: st.DrawFn) -> Mixture:
+    lengths = draw(st.lists(st.sampled_from(BORDERS), min_size=1, max_size=5))
+    asked = [name for name in range(len(lengths)) for _ in range(draw(st.integers(1, 2)))]
+    order = st.permutations(range(len(asked)))
+    return Mixture(
+        lengths=lengths,
+        questions=[(name, draw(st.integers(1, BLOCK))) for name in draw(st.permutations(asked))],
+        chunks=[draw(st.sampled_from(CHUNKS)) for _ in lengths],
+        orders=[draw(order) for _ in range(DECODES + 1)],
+        sizes=draw(st.lists(st.integers(1, 4), min_size=1, max_size=4)),
+    )
+
+
+@dataclass(kw_only=True)
+class Asked:
+    """One question, what its session had read when it began, and what was chosen so far."""
+
+    row: RowTokens
+    read: tuple[int, ...]
+    question: list[int]
+    chosen: list[tuple[int, float]] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Greedy tokens and their log-probabilities are those of `query`."""
+        alone = jaxstate.query(model(), core(self.read), self.question, DECODES + 1)
+        chosen = self.chosen[: len(alone.tokens)]  # what comes after an end does not count
+        assert [token for token, _ in chosen] == alone.tokens.tolist()
+        np.testing.assert_allclose([one for _, one in chosen], alone.logprobs, atol=1e-4)
+
+    def logprob_of(self, choice: Sequence[int]) -> float:
+        """Of a choice behind the question, one `query` for each token of it."""
+        total = 0.0
+        for number, token in enumerate(choice):
+            asked = [*self.question, *choice[:number]]
+            total += log_softmax(jaxstate.query(model(), core(self.read), asked, 1).logits)[token]
+        return total
+
+
+@functools.lru_cache(maxsize=256)
+def core(read: tuple[int, ...]) -> jaxstate.SessionState:
+    """The functional core's session; questions leave it as it is."""
+    return jaxstate.extend(model(), jaxstate.init_state(model(), 64), read)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    return logits - np.log(np.exp(logits).sum())
+
+
+def begin(sessions: DeviceSessions, mixture: Mixture) -> list[Asked]:
+    """Starts all questions; chunks ride where a step has less than four rows."""
+    asked: list[Asked] = []
+    grows = list(range(len(mixture.lengths)))
+    for numbers in mixture.steps(range(len(mixture.questions))):
+        for number in numbers:
+            name, count = mixture.questions[number]
+            question = tokens(100 + number, count)
+            row = sessions.row(name, 3 * number, question)
+            asked.append(Asked(row=row, read=tuple(sessions.read[name]), question=question))
+        riding = [grows.pop(0) for _ in range(min(4 - len(numbers), len(grows)))]
+        chunks = [sessions.chunk(name, mixture.chunk(name)) for name in riding]
+        begun = [asked[number] for number in numbers]
+        chosen = executor().start([one.row for one in begun], chunks).get()
+        note(begun, chosen.tokens, chosen.logprobs)
+    return asked
+
+
+def go_on(mixture: Mixture, asked: list[Asked], round: int) -> None:
+    """One decode of every question."""
+    for numbers in mixture.steps(mixture.orders[round]):
+        going = [asked[number] for number in numbers]
+        steps = [next_step(one.row, len(one.question) + round) for one in going]
+        chosen = executor().decode(steps).get()
+        note(going, chosen.tokens, chosen.logprobs)
+
+
+def note(asked: list[Asked], chosen: np.ndarray, logprobs: np.ndarray) -> None:
+    for one, token, logprob in zip(asked, chosen.tolist(), logprobs.tolist(), strict=True):
+        one.chosen.append((token, logprob))
+
+
+def check_warm(sessions: DeviceSessions, mixture: Mixture) -> None:
+    """Rows without blocks, at the newest version of every session."""
+    for names in mixture.steps(range(len(mixture.lengths))):
+        warm = {name: tokens(200 + name, 1 + name % 3) for name in names}
+        rows = [
+            dataclasses.replace(sessions.row(name, 0, question), blocks=())
+            for name, question in warm.items()
+        ]
+        logprobs = executor().logits(rows).get()
+        for line, (name, question) in zip(logprobs, warm.items(), strict=True):
+            state = core((*sessions.read[name], *question))
+            alone = log_softmax(jaxstate.ready_logits(model(), state))
+            np.testing.assert_allclose(line, alone, atol=1e-4)
+
+
+def check_scores(mixture: Mixture, asked: list[Asked]) -> None:
+    """A choice of one or two tokens for every question, at the version that it saw."""
+    for numbers in mixture.steps(mixture.orders[-1]):
+        choices = [tokens(300 + number, 1 + number % 2) for number in numbers]
+        scored = [asked[number] for number in numbers]
+        candidates = [
+            Candidate(
+                seen=one.row.seen,
+                blocks=one.row.blocks,
+                used_cells=len(one.question) - 1,
+                last_token=one.question[-1],
+                tokens=np.array(choice, np.int32),
+            )
+            for one, choice in zip(scored, choices, strict=True)
+        ]
+        alone = [one.logprob_of(choice) for one, choice in zip(scored, choices, strict=True)]
+        np.testing.assert_allclose(executor().score(candidates).get(), alone, atol=1e-4)
+
+
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(mixture=mixtures())
+def test_whatever_is_mixed_is_as_each_alone(mixture: Mixture) -> None:
+    """Questions start beside chunks, go on in any order while other rows are warmed, are scored;
+    then the next mixture gets the blocks, full of NaN."""
+    sessions = device()
+    read_together(sessions, mixture.lengths)
+    asked = begin(sessions, mixture)
+    check_warm(sessions, mixture)
+    for round in range(DECODES):
+        go_on(mixture, asked, round)
+    check_scores(mixture, asked)
+    for one in asked:
+        one.check()
+    for name in list(sessions.of):
+        sessions.check_cells(model(), name)
+        sessions.close(name)
