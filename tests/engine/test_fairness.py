@@ -7,11 +7,16 @@ import dataclasses
 import pytest
 
 from jaxstate.engine.config import EngineConfig
+from jaxstate.engine.executor import Limits
 from jaxstate.engine.session import Session
 from jaxstate.engine.tenants import CELLS_PER_TOKEN, START_TOKENS, Tenant, TenantShares
 from jaxstate.errors import BudgetExceeded, InvalidInput
 from jaxstate.testing import FAKE_LIMITS, SHARED_LIMITS
 from tests.engine.rig import Rig, said
+
+alone_and_shared = pytest.mark.parametrize(
+    "limits", [FAKE_LIMITS, SHARED_LIMITS], ids=["alone", "shared"]
+)
 
 
 def test_work_is_tokens_and_cells_by_weight() -> None:
@@ -54,6 +59,11 @@ def test_shares_of_nothing_are_refused(wrong: dict[str, float]) -> None:
         EngineConfig(tenants={"a": 3})  # pyright: ignore
 
 
+def one_chunk_a_step(limits: Limits) -> Limits:
+    """Whoever is read for is read for alone, so that it shows whose turn it is."""
+    return dataclasses.replace(limits, chunk_rows=((16, (1,)),))
+
+
 def served(rig: Rig, sessions: dict[str, list[Session]], turns: int) -> dict[str, int]:
     """Tokens that were read for each tenant within so many turns."""
     before = {t: sum(s.book.residence.cells for s in group) for t, group in sessions.items()}
@@ -64,12 +74,10 @@ def served(rig: Rig, sessions: dict[str, list[Session]], turns: int) -> dict[str
     }
 
 
-@pytest.mark.parametrize("limits", [FAKE_LIMITS, SHARED_LIMITS], ids=["alone", "shared"])
-def test_a_flood_of_sessions_gets_no_more_than_its_share(limits: object) -> None:
+@alone_and_shared
+def test_a_flood_of_sessions_gets_no_more_than_its_share(limits: Limits) -> None:
     """Nine sessions of one tenant and one of another: both get half of the tokens."""
-    assert limits in (FAKE_LIMITS, SHARED_LIMITS)
-    one_a_step = dataclasses.replace(FAKE_LIMITS if limits is FAKE_LIMITS else SHARED_LIMITS)
-    rig = Rig(limits=dataclasses.replace(one_a_step, chunk_rows=((16, (1,)),)))
+    rig = Rig(limits=one_chunk_a_step(limits))
     sessions = {
         "flood": [rig.open(tenant="flood") for _ in range(9)],
         "quiet": [rig.open(tenant="quiet")],
@@ -82,6 +90,40 @@ def test_a_flood_of_sessions_gets_no_more_than_its_share(limits: object) -> None
     assert abs(tokens["flood"] - tokens["quiet"]) <= 16
 
 
+@alone_and_shared
+@pytest.mark.parametrize("last", ["busy", "both"])
+@pytest.mark.parametrize("first", ["busy", "idle"])
+def test_a_pause_of_both_is_neither_punished_nor_rewarded(
+    limits: Limits, last: str, first: str
+) -> None:
+    """One tenant had eight times its start, the other next to nothing. Whoever was at work last and
+    whoever comes back first: the other has its start once more, and from then on half."""
+    rig = Rig(limits=one_chunk_a_step(limits))
+    little = rig.open("x" * 15, tenant="idle")
+    flooded(rig, "busy")
+    if last == "both":
+        little.push(["x" * 15] * 2)
+    rig.engine.run()
+    rig.clock.pass_s(60)
+    assert not rig.engine.turn()
+    sessions: dict[str, list[Session]] = {}
+    for name in (first, "idle" if first == "busy" else "busy"):
+        sessions[name] = flooded(rig, name)
+        rig.turns(1)
+    start, after = served(rig, sessions, 60), served(rig, sessions, 60)
+    assert start["idle"] - start["busy"] == pytest.approx(START_TOKENS, abs=3 * 16)
+    assert abs(after["idle"] - after["busy"]) <= 16
+    assert sum(after.values()) == 60 * 16, "both had something to read all the time"
+
+
+def flooded(rig: Rig, tenant: str) -> list[Session]:
+    """Two sessions with 1,920 tokens to read."""
+    sessions = [rig.engine.open(tenant=tenant) for _ in range(2)]
+    for session in sessions:
+        session.push(["x" * 15] * 60)
+    return sessions
+
+
 def test_weights_share_the_work() -> None:
     config = EngineConfig(tenants={"big": Tenant(weight=3.0)})
     rig = Rig(config=config)
@@ -92,12 +134,11 @@ def test_weights_share_the_work() -> None:
     assert tokens["big"] == pytest.approx(3 * tokens["small"], rel=0.15)
 
 
-@pytest.mark.parametrize("limits", [FAKE_LIMITS, SHARED_LIMITS], ids=["alone", "shared"])
-def test_a_noisy_tenant_leaves_anothers_latency_within_a_factor_of_three(limits: object) -> None:
+@alone_and_shared
+def test_a_noisy_tenant_leaves_anothers_latency_within_a_factor_of_three(limits: Limits) -> None:
     """An ask takes 0.8 s on an idle device; behind another's 200 asks and 200 entries no more than
     three times that."""
-    shared = limits is SHARED_LIMITS
-    rig = Rig(limits=SHARED_LIMITS if shared else FAKE_LIMITS)
+    rig = Rig(limits=limits)
     noisy = [rig.open("abcd", tenant="noisy") for _ in range(10)]
     quiet = rig.open("abcd", tenant="quiet")
     for session in noisy:
