@@ -42,12 +42,14 @@ class Launch:
         call: launches it (outside the lock) and returns how to wait for it; what that returns
             books the result (under the lock, at the time given).
         fail: books that it raised.
+        read_tokens: that it reads for sessions, if it does nothing else.
     """
 
     work: Work
     works: frozenset[Work]
     call: Call
     fail: Callable[[Exception], None]
+    read_tokens: int = 0
 
 
 def choosing(

@@ -59,7 +59,7 @@ class Ledger:
     def view(self, now_s: float) -> View:
         """What the scheduler is to see."""
         on_device = [book for book in self.books.values() if book.residence.on_device and book.busy]
-        self.shares.at_work(book.residence.tenant for book in on_device)
+        self.shares.at_work(book.residence.tenant for book in on_device if book.has_work(now_s))
         leaves = self._leaves_blocks()
         active = [
             self._session_view(book, now_s, leaves.get(book.residence.tenant, 0))

@@ -163,7 +163,9 @@ class Loop:
         with desk.lock:
             now_s = desk.clock()
             began_s = max(flight.started_s, self._device_free_s)
-            desk.recorder.step_done(flight.launch.work, now_s - began_s)
+            desk.recorder.step_done(
+                flight.launch.work, now_s - began_s, read_tokens=flight.launch.read_tokens
+            )
             self._device_free_s = now_s
             commit(now_s)
         self._deliver()

@@ -304,14 +304,19 @@ class MetricsRecorder:
         self._flash_behind_s = Histogram()
         self._flash_refresh_s = Histogram()
         self._moved_bytes, self._moved_s = 0, 0.0
+        self._read_tokens, self._read_s = 0, 0.0
 
     def count(self, name: CountName, by: int = 1) -> None:
         """Adds to one of `Counts`; those that the methods below keep are left to them."""
         self._counts[name] += by
 
-    def step_done(self, work: Work, device_s: float) -> None:
-        """A step of this class took so many seconds of the device."""
+    def step_done(self, work: Work, device_s: float, read_tokens: int = 0) -> None:
+        """A step of this class took so many seconds of the device; it did nothing but read, if
+        there are `read_tokens`."""
         self._step_s[work].record(device_s)
+        if read_tokens:
+            self._read_tokens += read_tokens
+            self._read_s += device_s
 
     def moved(self, size_bytes: int, took_s: float) -> None:
         """So many bytes of cells were copied between device and host."""
@@ -324,9 +329,7 @@ class MetricsRecorder:
 
     def read_s(self, tokens: int) -> float | None:
         """How long reading so many tokens would take, by what was measured; None if nothing was."""
-        read = self._counts["tokens_ingested"] + self._counts["tokens_rebuilt"]
-        total_s = self._step_s["ingest"].snapshot().total
-        return total_s / read * tokens if read else None
+        return self._read_s / self._read_tokens * tokens if self._read_tokens else None
 
     def ask_answered(self, source: Source, latency_s: float) -> None:
         """An ask got its answer, so many seconds after the call."""

@@ -94,7 +94,10 @@ class Reader:
         planned = self._wants(step, asked, now_s)
         if not planned:
             return None
-        joining = [want for part in joined for want in self._wants(part, asked, now_s)]
+        if self._failed_before(step):
+            joined = ()
+        parts = [part for part in joined if not self._failed_before(part)]
+        joining = [want for part in parts for want in self._wants(part, asked, now_s)]
         chosen = go_together(planned, joining, self._limits, len(self._ledger.blocks))
         batch, widest = _Batch(), _padded(chosen, self._limits)
         for want in chosen:
@@ -106,6 +109,12 @@ class Reader:
             else:
                 self._begin(batch, book, one, now_s)
         return self._launch(batch, step.work)
+
+    def _failed_before(self, step: Step) -> bool:
+        """Whether a step that reads for it would be the second in a row to fail: it is made alone,
+        so that no other session fails with it."""
+        book = self._ledger.books[step.session]
+        return isinstance(step, Ingest) and book.residence.failures > 0
 
     def _evict(self, step: Begin) -> None:
         book = self._ledger.books[step.session]
@@ -250,6 +259,7 @@ class Reader:
         reads: set[Work] = {"ingest"} if batch.reads and batch.rows else set()
         return Launch(
             work="ingest" if not batch.rows else work,
+            read_tokens=0 if batch.rows else sum(len(chunk.tokens) for chunk in chunks),
             works=works_of(work, runs) | reads,
             call=joined_call(lambda: self._call(batch, chunks), commit),
             fail=fail,

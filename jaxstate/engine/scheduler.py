@@ -168,7 +168,7 @@ def _rows_beside(step: GoOn, others: list[GoOn], view: View, policy: Policy) -> 
     joined: list[GoOn] = []
     for one, bound in (
         *((one, most) for one in alike),
-        *((one, policy.ride_rows) for one in riders),
+        *((one, min(policy.ride_rows, view.rows)) for one in riders),
     ):
         room = min(bound - rows, view.session_rows)
         if room > 0 and len(joined) + 1 < view.step_sessions:

@@ -163,6 +163,9 @@ class Vault:
                 self._writer.submit(self._write, session, stored)
 
     def _write(self, session: int, stored: _Stored) -> None:
+        with self._lock:
+            if self._stored.get(session) is not stored:
+                return  # it was dropped while others were written
         cells, place = stored.cells, None
         assert cells is not None, "what is written is in memory until it is"
         try:

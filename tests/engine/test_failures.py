@@ -10,7 +10,7 @@ import pytest
 from jaxstate.engine.executor import Limits, Lost
 from jaxstate.engine.values import Closed
 from jaxstate.errors import ClosedError, StepFailed, UnknownSession
-from jaxstate.testing import FAKE_LIMITS
+from jaxstate.testing import FAKE_LIMITS, SHARED_LIMITS
 from tests.engine.rig import AHEAD, Rig, read, said, short
 
 
@@ -241,7 +241,7 @@ def test_an_extend_that_takes_all_cells_with_it(limits: Limits) -> None:
         *["extend s1 16", "extend s1 16", "extend s1 5", "extend s1 9"],
     ]
     assert [step for step in steps if step.startswith("extend s2")] == ["extend s2 5"]
-    assert rig.engine.metrics().counts.tokens_rebuilt == 42
+    assert rig.engine.metrics().counts.tokens_rebuilt == 5 + 16 + 5
     assert rig.cells(session) == list(b"abcd\n" + b"e" * 40 + b"\n")
     rig.at_rest()
 
@@ -295,3 +295,43 @@ def test_a_session_that_closes_needs_nothing_of_the_device() -> None:
     future = other.submit("xyz")
     rig.engine.run()
     assert said(future) == "5:3 v1"
+
+
+@pytest.mark.parametrize("cells", [False, True], ids=["cells stay", "cells lost"])
+def test_an_entry_without_tokens_lands_though_its_step_failed(cells: bool) -> None:
+    """An empty opening, in one step with another session's chunk that fails, twice at most."""
+    rig = Rig(limits=SHARED_LIMITS)
+    session = rig.open("abcd")
+    session.push("efg")
+    empty = rig.engine.open(prefix="")
+    rig.executor.loses = Lost(rows=cells, cells=cells)
+    rig.executor.fail_next("extend")
+    opened, ask = empty.waiting(0), empty.submit("xyz")
+    rig.engine.run()
+    assert opened.done() and opened.exception() is None
+    assert said(ask) == "0:3 v0"
+    assert session.version == 2 and rig.cells(session) == list(b"abcd\nefg\n")
+    rig.at_rest()
+
+
+def test_sessions_whose_step_failed_are_read_one_by_one() -> None:
+    """So the one that cannot be read takes no other with it."""
+    rig = Rig(limits=SHARED_LIMITS)
+    sessions = [rig.open("abcd") for _ in range(3)]
+    rig.news()
+    for session in sessions:
+        session.push("efg")
+    for _ in range(2):
+        rig.executor.fail_next("extend")
+    rig.engine.run()
+    assert [step for step in rig.news() if step.startswith("extend")] == [
+        "extend s2 4",
+        "extend s3 4",
+    ]
+    assert [session.book.closed for session in sessions] == [True, False, False]
+    assert [session.version for session in sessions[1:]] == [2, 2]
+    sessions[1].push("hi")
+    sessions[2].push("hi")
+    rig.engine.run()
+    assert rig.news() == ["extend s2 s3 6"], "and together again once that went well"
+    rig.at_rest()

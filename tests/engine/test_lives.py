@@ -176,6 +176,7 @@ def test_a_restore_that_fails_leaves_nothing(tmp_path: object) -> None:
         rig.engine.restore(f"{tmp_path}/nothing")
     assert rig.engine.sessions() == []
     rig.executor.fail_next("place")
+    rig.executor.fail_next("place")
     rig.lives.restore("back", saved_cells(with_tokens=False), 2, "block", tenant="default")
     ask = rig.engine.session("back").submit("xyz")
     rig.engine.run()
@@ -186,14 +187,17 @@ def test_a_restore_that_fails_leaves_nothing(tmp_path: object) -> None:
     rig.engine.open("back", reserve=FAKE_LIMITS.session_cells)
 
 
-def test_a_restore_that_fails_is_made_up_for_by_reading() -> None:
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_restore_that_fails_is_tried_again_then_made_up_for_by_reading(failures: int) -> None:
     rig = Rig(cells=FAKE_LIMITS.session_cells)
-    rig.executor.fail_next("place")
+    for _ in range(failures):
+        rig.executor.fail_next("place")
     rig.lives.restore("back", saved_cells(with_tokens=True), 2, "block", tenant="default")
     back = rig.engine.session("back")
     ask = back.submit("xyz")
     rig.engine.run()
-    assert rig.news()[:2] == ["extend back 5", "start back x1"]
+    again = "extend back 5" if failures == 2 else "place back"
+    assert rig.news()[:2] == [again, "start back x1"]
     assert said(ask) == "5:3 v2" and rig.cells(back) == list(b"abcd\n")
     assert rig.engine.metrics().gauges.host_bytes == 0
     rig.at_rest()
