@@ -90,19 +90,25 @@ class Heard:
     missing: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rig:
+    """A device whose steps are compiled, and the model that they are of."""
+
+    device: DeviceExecutor
+    model: jaxstate.Model
+
+    def engine(self) -> jaxstate.Engine:
+        """A new engine on that device."""
+        return jaxstate.Engine(self.model, executor=self.device)
+
+
 def main() -> int:
     """Measures, prints the table, the gain, and JSON."""
     options = _options()
     use_compilation_cache()
-    counts = [int(one) for one in options.sessions.split(",")]
     console, rows = Console(), list[Row]()
     for way in WAYS:
-        device = _device(options, way, max(counts), console)
-        for count in counts:
-            if way == "one by one" and count > options.most_alone:
-                continue
-            rows.append(_measure(options, device, way, count))
-            console.print(_line(rows[-1]), highlight=False)
+        rows += _runs(options, way, console)
     console.print(_table(rows))
     gains = _gains(rows)
     for count, gain in gains.items():
@@ -116,13 +122,33 @@ def main() -> int:
     return 0
 
 
+def _runs(options: argparse.Namespace, way: str, console: Console) -> list[Row]:
+    """All numbers of sessions, one way; its pool is gone afterwards."""
+    most = options.most_alone if way == "one by one" else max(options.sessions)
+    counts = [count for count in options.sessions if count <= most]
+    rows = list[Row]()
+    if not counts:
+        return rows
+    rig = _rig(options, way, console)
+    for count in counts:
+        rows.append(_measure(options, rig, way, count))
+        console.print(_line(rows[-1]), highlight=False)
+    return rows
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sessions", default="1,4,16,64,256")
+    parser.add_argument(
+        "--sessions", type=_counts, default=(1, 4, 16, 64, 256), metavar="N,N...", help="how many"
+    )
     parser.add_argument("--shape", choices=tuple(SHAPES), help="random weights instead of tiny")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=None)
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the weights; float32 for the tiny model, bfloat16 for others",
+    )
     parser.add_argument("--session-cells", type=int, default=512)
     parser.add_argument("--rounds-s", type=float, default=5.0, help="of throughput, at least")
     parser.add_argument("--seconds", type=float, default=20.0, help="of latency")
@@ -134,15 +160,20 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _device(options: argparse.Namespace, way: str, most: int, console: Console) -> DeviceExecutor:
+def _counts(text: str) -> tuple[int, ...]:
+    """Numbers of sessions, each once, in the order given."""
+    try:
+        counts = tuple(dict.fromkeys(int(one) for one in text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 1,4,16") from None
+    if min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: each number must be at least 1")
+    return counts
+
+
+def _rig(options: argparse.Namespace, way: str, console: Console) -> Rig:
     """One pool for all runs of one way, with every step compiled."""
-    alone = way == "one by one"
-    steps = dataclasses.replace(STEPS, step_sessions=(1,)) if alone else STEPS
-    if options.shape is None:
-        model = tiny_model(tiny_config(max_context=8192), steps=steps)
-    else:
-        model = random_model(options.shape, options.dtype or "bfloat16")
-        model = dataclasses.replace(model, steps=steps)
+    model, most = _model(options, way), max(options.sessions)
     device = DeviceExecutor(
         model,
         session_cells=options.session_cells,
@@ -152,21 +183,25 @@ def _device(options: argparse.Namespace, way: str, most: int, console: Console) 
     began_s = time.perf_counter()
     device.warm_up()
     console.print(f"{way}: {len(device.specs())} steps in {time.perf_counter() - began_s:.0f} s")
-    device.model = model  # pyright: ignore[reportAttributeAccessIssue]
-    return device
+    return Rig(device=device, model=model)
 
 
-def _engine(device: DeviceExecutor) -> jaxstate.Engine:
-    return jaxstate.Engine(device.model, executor=device)  # pyright: ignore
+def _model(options: argparse.Namespace, way: str) -> jaxstate.Model:
+    steps = STEPS if way == "grouped" else dataclasses.replace(STEPS, step_sessions=(1,))
+    if options.shape is None:
+        config = tiny_config(max_context=8192)
+        return tiny_model(config, steps=steps, dtype=options.dtype or "float32")
+    model = random_model(options.shape, options.dtype or "bfloat16")
+    return dataclasses.replace(model, steps=steps)
 
 
-def _measure(options: argparse.Namespace, device: DeviceExecutor, way: str, count: int) -> Row:
-    with _engine(device) as engine:
+def _measure(options: argparse.Namespace, rig: Rig, way: str, count: int) -> Row:
+    with rig.engine() as engine:
         sessions = _opened(engine, count)
         began = engine.metrics()
         ticks, took_s = _rounds(engine, sessions, options.rounds_s)
         ended = engine.metrics()
-    with _engine(device) as engine:
+    with rig.engine() as engine:
         sessions = _opened(engine, count)
         heard = _paced(options, sessions)
         paced = engine.metrics()
@@ -317,11 +352,16 @@ def _report(
     options: argparse.Namespace, rows: Sequence[Row], gains: dict[int, float]
 ) -> dict[str, JsonValue]:
     shown = {name: str(value) for name, value in sorted(vars(options).items())}
+    shown["sessions"] = ",".join(map(str, options.sessions))
+    memory = jax.devices()[0].memory_stats() or {}  # a CPU has none
     return {
         "bench": "sessions",
         "device": str(jax.devices()[0]),
         "machine": platform.processor() or platform.machine(),
         "jax": jax.__version__,
+        "peak_bytes": memory.get("peak_bytes_in_use"),
+        "limit_bytes": memory.get("bytes_limit"),
+        "pool_cells": max(options.sessions) * options.session_cells,
         "options": shown,
         "rows": [dataclasses.asdict(row) for row in rows],
         "gain_ticks_per_s": {str(count): gain for count, gain in gains.items()},
@@ -339,22 +379,26 @@ def _plot(rows: Sequence[Row], path: Path) -> None:
     for plot, (name, title) in zip(axes, titles, strict=True):
         for way, style in zip(WAYS, ("o-", "s--"), strict=True):
             for index, what in enumerate(("p50", "p99")):
-                points = [
-                    (row.sessions, value)
-                    for row in rows
-                    if row.way == way and (value := getattr(row, name)[index]) is not None
-                ]
-                shade = 1.0 if index == 0 else 0.45
-                plot.plot(*zip(*points, strict=True), style, alpha=shade, label=f"{way}, {what}")
-        counts = sorted({row.sessions for row in rows})
+                counts, values_ms = _series(rows, way, name, index)
+                if counts:  # p99 of few values is not known
+                    shade = 1.0 if index == 0 else 0.45
+                    plot.plot(counts, values_ms, style, alpha=shade, label=f"{way}, {what}")
+        ticks = sorted({row.sessions for row in rows})
         plot.set(xscale="log", yscale="log", xlabel="sessions", title=title)
-        plot.set_xticks(counts, [str(count) for count in counts])
+        plot.set_xticks(ticks, [str(count) for count in ticks])
         plot.minorticks_off()
         plot.grid(alpha=0.3)
     axes[0].set_ylabel("milliseconds")
     axes[0].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=150)
+
+
+def _series(rows: Sequence[Row], way: str, name: str, index: int) -> tuple[list[int], list[float]]:
+    """Numbers of sessions for which a percentile is known, and what it is."""
+    known = [(row.sessions, getattr(row, name)[index]) for row in rows if row.way == way]
+    known = [(count, value_ms) for count, value_ms in known if value_ms is not None]
+    return [count for count, _ in known], [value_ms for _, value_ms in known]
 
 
 if __name__ == "__main__":
