@@ -1,38 +1,51 @@
 """Random clients, each on a thread of its own, on a real engine whose pool is always too small.
 
 Comes in: a seed and a time. Goes out: a `SoakReport`: what was done, and whatever was broken. Every
-answer is what `query` gives on a state built from the same entries; no wait takes for ever; at the
-end everything pushed is read and every block is free. Threads make the order, so a seed does not
-replay a soak (`Simulation` does that). Does not know: processes, crashes.
+answer is what `query` gives on a state built from the same entries (in float32; `Witness` says what
+is checked otherwise); no wait takes for ever; at the end everything pushed is read and every block
+is free. Two engines have half of the time each, so that sessions come back both ways: by copies of
+their cells, which soon fill the host's memory and go to disk, and by whatever is cheaper, which on
+a tiny model is reading them again. Threads make the order, so a seed does not replay a soak
+(`Simulation` does that). Does not know: processes, crashes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
 import tempfile
 import threading
 import time
-from collections import Counter
+import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
 
-from jaxstate.engine.asking import Asker, Settings
-from jaxstate.engine.config import EngineConfig
+from jaxstate.engine.asking import Settings
+from jaxstate.engine.config import EngineConfig, Resume
 from jaxstate.engine.device import DeviceExecutor
 from jaxstate.engine.engine import Engine
-from jaxstate.engine.metrics import EngineMetrics
+from jaxstate.engine.residence import Residency
 from jaxstate.engine.scheduler import Policy
+from jaxstate.engine.session import Session
 from jaxstate.engine.tenants import Tenant
-from jaxstate.engine.values import Answer
-from jaxstate.errors import BudgetExceeded, CapacityExceeded, QueueFull
+from jaxstate.engine.values import Place
+from jaxstate.errors import BudgetExceeded, CapacityExceeded, InvalidInput, QueueFull
 from jaxstate.model.bundle import Model
 from jaxstate.testing.lives import Life
-from jaxstate.testing.reference import Reference
 from jaxstate.testing.simulation import PREFIXES, QUESTIONS, SESSION_CELLS, TEMPLATE
 from jaxstate.testing.tiny import TINY_STEPS, tiny_model
+from jaxstate.testing.witness import SoakReport, Witness
 
 _STUCK_S = 60.0
+# In so long every place must have been seen.
+_LONG_S = 60.0
+_WAYS: tuple[Resume, ...] = ("copy", "auto")
+# Less than most sessions have: those that stay away go on to the disk.
+_HOST_BYTES = 2 << 10
+_MOST_LIVES = 3
+_PAUSE_S = 0.5
 # Few shapes, so that the soak soon begins.
 _STEPS = dataclasses.replace(
     TINY_STEPS,
@@ -41,59 +54,34 @@ _STEPS = dataclasses.replace(
     tail_cells=(32,),
     choice_tokens=(8,),
 )
+# The last is longer than a warm question may be.
+_WARM = QUESTIONS[:-1]
 _CHOICES = (None, ("y", "n"), ("a", "ab", "bcd"))
 _REFUSALS = (BudgetExceeded, CapacityExceeded, QueueFull)
 
 
-@dataclass
-class SoakReport:
-    """What a soak did.
-
-    Attributes:
-        operations: by name, refusals among them.
-        checked: answers that were compared.
-        broken: what must not happen, in words.
-        metrics: of the engine at the end.
-    """
-
-    operations: Counter[str] = field(default_factory=Counter[str])
-    checked: int = 0
-    broken: list[str] = field(default_factory=list)
-    metrics: EngineMetrics | None = None
-
-    def lines(self) -> list[str]:
-        """The report as text."""
-        told = [", ".join(f"{name}: {n:,}" for name, n in sorted(self.operations.items()))]
-        if self.metrics is not None:
-            counts = self.metrics.counts
-            told.append(
-                f"{counts.entries_committed:,} entries read, {counts.flash_answers:,} flash "
-                f"answers, {counts.sessions_suspended:,} moves off the device, "
-                f"{counts.sessions_resumed:,} back, {counts.tokens_rebuilt:,} tokens rebuilt, "
-                f"{counts.prefix_tokens_shared:,} of prefixes shared"
-            )
-        told.append(f"{self.checked:,} answers compared with the functional core")
-        told += [f"BROKEN: {one}" for one in self.broken] or ["nothing broken"]
-        return told
-
-
 class Soak:
-    """Clients on one engine.
+    """Clients on one engine, and then on another.
 
     Args:
         seed: decides what clients want to do.
         clients: threads.
         model: with a byte tokenizer and small steps; None for the tiny one.
+        dtype: of the tiny one's weights; answers are compared with the functional core in float32.
     """
 
-    def __init__(self, *, seed: int = 0, clients: int = 8, model: Model | None = None) -> None:
-        self._model = dataclasses.replace(model or tiny_model(steps=_STEPS), template=TEMPLATE)
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        clients: int = 8,
+        model: Model | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        model = model or tiny_model(steps=_STEPS, dtype=dtype)
+        self._model = dataclasses.replace(model, template=TEMPLATE)
         self._seed = seed
         self._clients = clients
-        self._reference = Reference(self._model, SESSION_CELLS)
-        self._lock = threading.Lock()
-        self._asker: Asker | None = None
-        self.report = SoakReport()
 
     def run(self, seconds: float, progress: Callable[[float], None] | None = None) -> SoakReport:
         """Soaks for that long, then lets everything end."""
@@ -104,90 +92,103 @@ class Soak:
             sessions=self._clients,
             poison=True,
         )
-        self._asker = Asker(tokenizer=self._model.text, template=TEMPLATE, limits=device.limits)
         device.warm_up()
+        witness, began_s = Witness(self._model, device.limits), time.monotonic()
+
+        def tell() -> None:
+            if progress is not None:
+                progress(min(seconds, time.monotonic() - began_s))
+
+        for resume in _WAYS:
+            self._soak(device, resume, witness, seconds / len(_WAYS), tell)
+        if seconds >= _LONG_S:
+            _check_tiers(witness)
+        return witness.report
+
+    def _soak(
+        self,
+        device: DeviceExecutor,
+        resume: Resume,
+        witness: Witness,
+        seconds: float,
+        tell: Callable[[], None],
+    ) -> None:
+        """One engine's time."""
         with tempfile.TemporaryDirectory() as folder:
             config = EngineConfig(
                 scheduling=Policy(room_patience=4),
-                host_bytes=64 << 10,
+                resume=resume,
+                host_bytes=_HOST_BYTES,
                 disk_path=folder,
                 tenants={"t1": Tenant(weight=2.0)},
             )
             with Engine(self._model, executor=device, config=config) as engine:
-                self._soak(engine, time.monotonic() + seconds, progress, seconds)
-        return self.report
+                self._live(engine, f"{self._seed} {resume}", witness, seconds, tell)
+                for session in engine.sessions():
+                    session.close()
+                _check_rest(engine, witness)
+                witness.ended(engine.metrics())
+            if left := sorted(path.name for path in Path(folder).iterdir()):
+                witness.broke(f"{left} are left on disk after the engine was closed")
 
-    def _soak(
+    def _live(
         self,
         engine: Engine,
-        ends_s: float,
-        progress: Callable[[float], None] | None,
+        seed: str,
+        witness: Witness,
         seconds: float,
+        tell: Callable[[], None],
     ) -> None:
-        threads = [
-            threading.Thread(target=self._client, args=(engine, number, ends_s))
+        """Clients come, and go when the time is over."""
+        ends_s = time.monotonic() + seconds
+        clients = [
+            _Client(witness, engine, random.Random(f"{seed} {number}"), number)
             for number in range(self._clients)
         ]
+        threads = [threading.Thread(target=_act_until, args=(client, ends_s)) for client in clients]
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
             time.sleep(0.5)
-            if progress is not None:
-                progress(min(seconds, seconds - (ends_s - time.monotonic())))
-        for session in engine.sessions():
-            session.close()
-        self.report.metrics = self._at_rest(engine)
+            tell()
 
-    def _at_rest(self, engine: Engine) -> EngineMetrics:
-        """Nothing is held once everything is closed."""
-        gauges = engine.metrics().gauges
-        for name in ("sessions", "cells_held", "asks_running", "asks_waiting", "host_bytes"):
-            if getattr(gauges, name) != 0:
-                self._broken(f"{name} is {getattr(gauges, name)} after everything was closed")
-        if gauges.cells_free != gauges.cells:
-            self._broken(f"{gauges.cells - gauges.cells_free} cells are not free at the end")
-        return engine.metrics()
 
-    def _client(self, engine: Engine, number: int, ends_s: float) -> None:
-        client = _Client(self, engine, random.Random(self._seed * 1000 + number), number)
-        try:
-            while time.monotonic() < ends_s:
-                client.act()
-            client.end()
-        except Exception as error:  # the soak goes on without this client, and says so
-            self._broken(f"client {number}: {error!r}")
+def _check_tiers(witness: Witness) -> None:
+    """Sessions were moved, and seen in every place."""
+    if not witness.report.counts["sessions_suspended"]:
+        witness.broke("no session left the device")
+    for place in get_args(Place):
+        if not witness.report.tiers[place]:
+            witness.broke(f"no session was ever seen in its place {place!r}")
 
-    def _broken(self, what: str) -> None:
-        with self._lock:
-            self.report.broken.append(what)
 
-    def count(self, name: str) -> None:
-        """One operation more."""
-        with self._lock:
-            self.report.operations[name] += 1
+def _check_rest(engine: Engine, witness: Witness) -> None:
+    """Nothing is held once everything is closed."""
+    gauges = engine.metrics().gauges
+    for name in ("sessions", "cells_held", "asks_running", "asks_waiting", "host_bytes"):
+        if getattr(gauges, name) != 0:
+            witness.broke(f"{name} is {getattr(gauges, name)} after everything was closed")
+    if gauges.cells_free != gauges.cells:
+        witness.broke(f"{gauges.cells - gauges.cells_free} cells are not free at the end")
 
-    def check(self, life: Life, answer: Answer, question: str, settings: Settings) -> None:
-        """Compares an answer with the functional core."""
-        assert self._asker is not None
-        asked = self._asker.ask(question, settings)
-        with self._lock:
-            self.report.checked += 1
-            self._reference.check(answer, life.read(answer.version), asked)
 
-    def tokens(self, text: str) -> tuple[int, ...]:
-        """One entry's."""
-        return tuple(TEMPLATE.entry_tokens(self._model.text, text))
-
-    def opening(self, prefix: str) -> tuple[int, ...]:
-        """A session's."""
-        return tuple(TEMPLATE.open_tokens(self._model.text, prefix))
+def _act_until(client: _Client, ends_s: float) -> None:
+    """One thread; the soak goes on without a client that finds something broken, and says so."""
+    try:
+        while time.monotonic() < ends_s:
+            client.act()
+        client.end()
+    except Exception as error:
+        told = "".join(traceback.format_exception(error))
+        client.witness.broke(f"client {client.number}: {error!r}\n{told}")
 
 
 class _Client:
     """One thread's sessions."""
 
-    def __init__(self, soak: Soak, engine: Engine, rng: random.Random, number: int) -> None:
-        self._soak = soak
+    def __init__(self, witness: Witness, engine: Engine, rng: random.Random, number: int) -> None:
+        self.witness = witness
+        self.number = number
         self._engine = engine
         self._random = rng
         self._tenant = f"t{number % 3}"
@@ -196,48 +197,67 @@ class _Client:
     def act(self) -> None:
         """One random thing; refusals are fine."""
         acts: list[tuple[Callable[[], None], int]] = [
-            (self._open, 2),
             (self._push, 10),
             (self._ask, 6),
             (self._ask_many, 1),
             (self._flash, 2),
+            (self._warm, 1),
             (self._cancel, 2),
-            (self._fork, 1),
-            (self._suspend, 1),
+            (self._suspend, 2),
+            (self._resume, 1),
+            (self._pause, 1),
+            (self._publish, 1),
             (self._wait, 2),
             (self._close, 1),
         ]
+        if len(self._lives) < _MOST_LIVES:
+            acts += [(self._open, 4), (self._fork, 2), (self._restore, 2)]
         (act,) = self._random.choices([one for one, _ in acts], [weight for _, weight in acts])
-        self._soak.count(act.__name__.removeprefix("_"))
+        self.witness.did(act.__name__.removeprefix("_"))
         try:
             act()
         except _REFUSALS as refusal:
-            self._soak.count(type(refusal).__name__)
+            self.witness.did(type(refusal).__name__)
+        for life in self._lives:
+            self.witness.saw(life)
 
     def end(self) -> None:
         """Everything that was accepted is read, and answered."""
         for life in self._lives:
             life.session.wait_fresh(timeout=_STUCK_S)
-            assert life.session.version == len(life.entries), "not everything was read"
-            self._check_flashes(life)
-            life.session.close()
+            info = life.session.info()
+            assert info.version == len(life.entries), "not everything was read"
+            assert info.tokens == len(life.read(info.version)), "not as many cells as tokens"
+            self._leave(life)
 
     def _life(self) -> Life:
         if not self._lives:
             self._open()
         return self._random.choice(self._lives)
 
+    def _leave(self, life: Life) -> None:
+        self._check_flashes(life)
+        life.session.close()
+
     def _open(self) -> None:
-        if len(self._lives) >= 3:
-            return
         prefix = self._random.choice(("", *PREFIXES))
         session = self._engine.open(
             prefix=prefix,
             tenant=self._tenant,
             policy="reject",
             reserve=self._random.choice((None, None, None, 16)),
+            residency=self._residency(),
         )
-        self._lives.append(Life(session=session, opening=self._soak.opening(prefix)))
+        self._lives.append(Life(session=session, opening=self.witness.opening(prefix)))
+
+    def _residency(self) -> Residency:
+        """Seldom pinned: a few full ones, and nobody else could read anything."""
+        if self.number % 4 or self._random.random() > 0.2:
+            return "evictable"
+        if any(life.session.info().pinned for life in self._lives):
+            return "evictable"
+        self.witness.did("open pinned")
+        return "pinned"
 
     def _push(self) -> None:
         life = self._life()
@@ -245,29 +265,32 @@ class _Client:
         try:
             receipt = life.session.push(texts * self._random.choice((1, 1, 3)))
         except CapacityExceeded:
-            self._check_flashes(life)
-            life.session.close()
+            self._leave(life)
             self._lives.remove(life)
             raise
         for number in range(receipt.first, receipt.last + 1):
-            life.entries[number] = self._soak.tokens(texts[0])
+            life.entries[number] = self.witness.tokens(texts[0])
 
     def _ask(self) -> None:
-        life = self._life()
+        self._ask_about(self._life())
+
+    def _ask_about(self, life: Life) -> None:
+        """A question that may be registered or warm: that makes no difference to the answer."""
         question, choices = self._random.choice(QUESTIONS), self._random.choice(_CHOICES)
-        known = {query.question for query in life.flashes.values()}
-        if question in known:
-            return
+        version = life.session.version
         answer = life.session.ask(question, choices=choices, max_tokens=3, timeout=_STUCK_S)
-        self._soak.check(life, answer, question, Settings(max_tokens=3, choices=choices))
+        self.witness.did(f"answer, {answer.source}")
+        settings = Settings(max_tokens=3, choices=choices)
+        self.witness.check(life, answer, question, settings, version)
 
     def _ask_many(self) -> None:
         question = "to all"
         lives = list(self._lives)
+        versions = [life.session.version for life in lives]
         sessions = [life.session for life in lives]
         answers = self._engine.ask_many(question, sessions, max_tokens=3, timeout=_STUCK_S)
-        for life, answer in zip(lives, answers, strict=True):
-            self._soak.check(life, answer, question, Settings(max_tokens=3))
+        for life, version, answer in zip(lives, versions, answers, strict=True):
+            self.witness.check(life, answer, question, Settings(max_tokens=3), version)
 
     def _flash(self) -> None:
         life = self._life()
@@ -282,24 +305,68 @@ class _Client:
         for query in life.flashes.values():
             answer = query.answer
             if answer is not None:
-                self._soak.check(life, answer, query.question, Settings(max_tokens=3))
+                self.witness.check(life, answer, query.question, Settings(max_tokens=3))
+
+    def _warm(self) -> None:
+        self._life().session.warm(self._random.choice(_WARM))
 
     def _cancel(self) -> None:
         self._life().session.submit("never mind", max_tokens=8).cancel()
 
     def _fork(self) -> None:
         parent = self._life()
-        if len(self._lives) >= 3:
-            return
-        session = parent.session.fork()
+        self._follow(parent, parent.session.fork())
+
+    def _restore(self) -> None:
+        """A session that goes on where a file ends, whatever became of the saved one since."""
+        parent = self._life()
+        with tempfile.TemporaryDirectory() as folder:
+            parent.session.save(Path(folder) / "saved")
+            session = self._engine.restore(
+                Path(folder) / "saved", tenant=self._tenant, policy="reject"
+            )
+        self._ask_about(self._follow(parent, session))
+
+    def _follow(self, parent: Life, session: Session) -> Life:
+        """The life of a session that has read what its parent had at that version."""
         version = session.version
-        read = tuple(parent.read(version))
-        self._lives.append(Life(session=session, opening=parent.opening, base=(version, read)))
-        # Its own entries go on from there.
-        self._lives[-1].entries.update({n: () for n in range(1, version + 1)})
+        life = Life(
+            session=session,
+            opening=parent.opening,
+            # Its own entries go on from there.
+            entries={number: () for number in range(1, version + 1)},
+            base=(version, parent.read(version)),
+        )
+        self._lives.append(life)
+        return life
 
     def _suspend(self) -> None:
-        self._life().session.suspend(timeout=_STUCK_S)
+        session = self._life().session
+        if not session.info().pinned:
+            session.suspend(timeout=_STUCK_S)
+            return
+        with contextlib.suppress(InvalidInput):
+            session.suspend(timeout=_STUCK_S)
+            raise AssertionError("a pinned session was sent away")
+
+    def _resume(self) -> None:
+        """One that is away, before anything needs it."""
+        places = [(life, life.session.info().residency) for life in self._lives]
+        if away := [(life, place) for life, place in places if place != "device"]:
+            life, place = self._random.choice(away)
+            life.session.resume(timeout=_STUCK_S)
+            self.witness.did(f"resume from {place}")
+
+    def _pause(self) -> None:
+        """Nobody uses its sessions for a while, so that their cells get as far as the disk."""
+        for life in self._lives:
+            if not life.session.info().pinned:
+                life.session.suspend(timeout=_STUCK_S)
+        time.sleep(self._random.random() * _PAUSE_S)
+
+    def _publish(self) -> None:
+        """The other prefix stays each tenant's own."""
+        self._engine.publish_prefix(PREFIXES[0])
 
     def _wait(self) -> None:
         life = self._life()
@@ -308,4 +375,4 @@ class _Client:
     def _close(self) -> None:
         life = self._life()
         self._lives.remove(life)
-        life.session.close()
+        self._leave(life)
