@@ -17,6 +17,7 @@ from jaxstate.engine.executor import Executor
 from jaxstate.engine.moves import Now
 from jaxstate.engine.room import Room
 from jaxstate.engine.runs import Run
+from jaxstate.engine.swapping import Swapper
 from jaxstate.engine.tenants import TenantShares
 from jaxstate.engine.views import RunView, SessionView, View, Work
 
@@ -44,8 +45,12 @@ class Ledger:
         self.room = Room(
             self.tables,
             sessions=self.limits.sessions,
-            patience=config.scheduling.room_patience,
             quota_cells=lambda tenant: self.shares.of(tenant).quota_cells,
+        )
+        self.swapper = Swapper(
+            self.room,
+            patience=config.scheduling.room_patience,
+            weight=lambda tenant: self.shares.of(tenant).weight,
         )
         # Which session computes a block of a prefix now, so that the others wait for it.
         self.computing: dict[bytes, int] = {}

@@ -236,7 +236,7 @@ class Loop:
         with desk.lock:
             ledger = desk.ledger
             now = ledger.now(desk.clock())
-            move = ledger.room.settle(ledger.books.values(), now, idle=idle)
+            move = ledger.swapper.settle(ledger.books.values(), now, idle=idle)
             if move is None and idle:
                 move = self._rests_too_long(now.time_s)
         if move is None:

@@ -1,8 +1,8 @@
-"""Which sessions may hold how many blocks of the pool, and which have to leave it for others.
+"""Which sessions may hold how many blocks of the pool.
 
 Comes in: sessions with what they have read, what waits, what was reserved for them. Goes out:
-grants of blocks, refusals, and at most one `Move` at a time: a session that is to leave the device
-or to come back. Plain integers; does not know: devices, tokens, threads.
+grants of blocks, and refusals. Plain integers; does not know: devices, tokens, threads, which
+session comes first.
 
 All counts are blocks of the primary group. A session on the device is *granted* blocks, at least
 its reserve, and its table never holds more. What is granted and not held yet is *promised*, and so
@@ -16,28 +16,17 @@ there it may be more than all, until sessions that got the blocks before make wa
 What cannot be taken from a session is *firm*: its reserve, and all that a pinned session was
 ordered to hold. A request is accepted only if what it orders fits beside what is firm of the
 others; so whoever was accepted can always be given room, by sending away sessions that are not
-firm. That is why nothing deadlocks, however the pool was filled:
-
-- Sessions that want room stand in a line, the first come first. Only the first is given blocks, so
-  no two of them wait for what the other holds.
-- For the first in line sessions leave: idle ones, the longest unused first. Where none is idle,
-  one that was served in `room_patience` steps since it came leaves in the midst of its work, and
-  stands in line itself. (Steps that only compute its cells again do not count: sessions that are
-  sent away as soon as they are back would keep the device busy and get nothing done.)
+firm. That is why nothing deadlocks, however the pool was filled (`swapping` says who leaves).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jaxstate.cells.tables import TableBook
 from jaxstate.engine.books import Book
-from jaxstate.engine.moves import Move, Now
 from jaxstate.errors import BudgetExceeded
-
-# A session that is never served has had its turn after so many times the patience.
-PASSED_OVER = 8
 
 
 @dataclass(slots=True)
@@ -61,7 +50,6 @@ class Room:
     Args:
         tables: its blocks.
         sessions: how many may be on the device at once.
-        patience: steps that serve a session which works before it may have to leave for others.
         quota_cells: of a tenant, None for no bound.
     """
 
@@ -70,19 +58,16 @@ class Room:
         tables: TableBook,
         *,
         sessions: int,
-        patience: int,
         quota_cells: Callable[[str], int | None],
     ) -> None:
         self._tables = tables
         self._layout = tables.layout
         self._sessions = sessions
-        self._patience = patience
         self._quota_cells = quota_cells
         self._counted: dict[int, _Counted] = {}
         self._promised = self._firm = self._on_device = 0
         # Sessions that are not on the device, or lack blocks there, or are to leave it.
         self._short: dict[int, Book] = {}
-        self._draining: Book | None = None
 
     @property
     def blocks(self) -> int:
@@ -106,6 +91,11 @@ class Room:
     def on_device(self) -> int:
         """Sessions whose cells are there."""
         return self._on_device
+
+    @property
+    def short(self) -> Sequence[Book]:
+        """Sessions that are not on the device, or lack blocks there, or are to leave it."""
+        return tuple(self._short.values())
 
     @property
     def has_line(self) -> bool:
@@ -182,7 +172,7 @@ class Room:
         counted.promised, counted.firm = promised, firm
         counted.ordered = self._wanted(book)
         residence = book.residence
-        if residence.on_device and not residence.leaving and not self._lacks(book):
+        if residence.on_device and not residence.leaving and not self.lacks(book):
             self._short.pop(book.key, None)
         else:
             self._short[book.key] = book
@@ -205,36 +195,6 @@ class Room:
         if residence.granted_blocks >= self._layout.groups[self._layout.primary].table_width:
             return self._layout.cells - residence.table.cells
         return residence.granted_blocks * self._layout.block_cells - residence.table.cells
-
-    def settle(self, books: Iterable[Book], now: Now, *, idle: bool) -> Move | None:
-        """Grants what there is to those in line; the move that the first of them needs.
-
-        Args:
-            books: all sessions.
-            now: the step and the time.
-            idle: no step could be done: patience would be in vain.
-        """
-        if self._draining is not None:
-            self._draining.residence.draining, self._draining = False, None
-        if not self._short:
-            return None
-        # Who reads nothing more, since it is to leave, would keep others waiting.
-        if leaving := next((one for one in self._short.values() if self._wants_out(one)), None):
-            return Move(leaving, "away")
-        line = [book for book in self._short.values() if self._stands_in_line(book, now)]
-        # What is on disk is fetched first, and keeps nobody waiting meanwhile.
-        on_disk = [book for book in line if book.residence.place == "disk"]
-        if asleep := next((book for book in on_disk if not book.residence.fetching), None):
-            asleep.residence.fetching = True
-            return Move(asleep, "host")
-        line = [book for book in line if book.residence.place != "disk"]
-        for book in sorted(line, key=lambda one: (one.residence.wants_since or 0, one.key)):
-            if not self._grant(book):
-                return self._make_room(book, books, now, idle=idle)
-            if not book.residence.on_device:
-                return Move(book, "device")
-            book.residence.wants_since = None
-        return None
 
     def arrive(self, book: Book, now_step: int) -> None:
         """A session comes to the device, and is granted all that it wants."""
@@ -274,20 +234,7 @@ class Room:
         own = 0 if counted is None else counted.promised
         return self._on_device < self._sessions and self._wanted(book) <= self.free + own
 
-    def _stands_in_line(self, book: Book, now: Now) -> bool:
-        residence = book.residence
-        wants = (
-            (residence.coming or book.border_jobs > 0 or book.has_work(now.time_s))
-            and not residence.leaving
-            and (not residence.on_device or self._lacks(book))
-        )
-        if not wants:
-            residence.wants_since = None
-        elif residence.wants_since is None:
-            residence.wants_since = now.step
-        return wants
-
-    def _grant(self, book: Book) -> bool:
+    def grant(self, book: Book) -> bool:
         """Gives what there is; whether that is all that it wants."""
         residence = book.residence
         if not residence.on_device:
@@ -295,57 +242,24 @@ class Room:
         missing = self._wanted(book) - residence.granted_blocks
         residence.granted_blocks += max(0, min(missing, self.free))
         self.update(book)
-        return not self._lacks(book)
+        return not self.lacks(book)
 
-    def _make_room(self, head: Book, books: Iterable[Book], now: Now, *, idle: bool) -> Move | None:
-        """Who leaves for the first in line."""
-        everyone = list(books)
-        for book in everyone:
-            self.update(book)  # who shared blocks with others that are gone is promised less now
-            if book.residence.missing:
-                book.residence.placed_at = now.step  # its time begins when it is all there
-        could = [book for book in everyone if book is not head and self._may_leave(book)]
-        resting = [book for book in could if not book.has_work(now.time_s)]
-        if resting:
-            return Move(min(resting, key=lambda book: book.residence.used_s), "away")
-        since = head.residence.wants_since or 0
-        if not idle and now.step - since < self._patience:
-            return None
-        for book in sorted(could, key=lambda one: (one.residence.placed_at, one.key)):
-            if not idle and not self._had_its_turn(book, now):
-                continue
-            if not any(book.holding()):
-                return Move(book, "away")
-            book.residence.draining, self._draining = True, book
-            return None
-        return None
+    def lacks(self, book: Book) -> bool:
+        """Whether it was granted less than it wants."""
+        return book.residence.granted_blocks < self._wanted(book)
 
-    def _had_its_turn(self, book: Book, now: Now) -> bool:
-        """Whether it was served for long enough, or others are served before it all the time."""
+    def keeps_to_its_reserve(self, book: Book) -> bool:
+        """Whether it wants nothing that is not promised to it."""
+        return self._wanted(book) <= book.residence.reserve_blocks
+
+    def gains_by(self, book: Book) -> bool:
+        """Whether there is more room for others once a session has left the device."""
         residence = book.residence
-        stayed = now.step - residence.placed_at
-        return residence.served >= self._patience or stayed >= PASSED_OVER * self._patience
-
-    def _may_leave(self, book: Book) -> bool:
-        """Whether its leaving would make room, and nothing forbids it."""
-        residence = book.residence
-        if not residence.on_device or residence.pinned:
-            return False
-        # Who lacks blocks gets to no border, and may stand behind the one that waits for its own.
-        if book.border_jobs and not self._lacks(book):
-            return False
         takes = residence.granted_blocks + self._copies(book)
         return takes > residence.reserve_blocks or self._on_device >= self._sessions
 
-    def _wants_out(self, book: Book) -> bool:
-        residence = book.residence
-        return residence.on_device and residence.leaving and not any(book.holding())
-
     def _wanted(self, book: Book) -> int:
         return max(book.residence.ordered_blocks, book.residence.reserve_blocks)
-
-    def _lacks(self, book: Book) -> bool:
-        return book.residence.granted_blocks < self._wanted(book)
 
     def _promise_of(self, book: Book) -> int:
         residence = book.residence
@@ -371,15 +285,20 @@ class Room:
         """What is left beside the others' firm blocks, and within the tenant's quota."""
         own = self._counted.get(book.key, _counted(book))
         most = self.blocks - (self._firm - own.firm)
+        left = self._quota_left(book)
+        return most if left is None else min(most, left)
+
+    def _quota_left(self, book: Book) -> int | None:
+        """What the tenant's other sessions leave of its quota; None without one."""
         quota_cells = self._quota_cells(book.residence.tenant)
         if quota_cells is None:
-            return most
+            return None
         others = (
             one.ordered
             for key, one in self._counted.items()
             if key != book.key and one.tenant == book.residence.tenant
         )
-        return min(most, quota_cells // self._layout.block_cells - sum(others))
+        return quota_cells // self._layout.block_cells - sum(others)
 
     def _most_firm(self, book: Book) -> int:
         """What may become firm so that every other session can still come back."""
@@ -391,12 +310,19 @@ class Room:
     def _refusal(self, book: Book, blocks: int, most: int) -> str:
         """What was wanted, what is there, what would help."""
         size, tenant = self._layout.block_cells, book.residence.tenant
-        quota = self._quota_cells(tenant)
-        of_quota = f"; tenant {tenant!r} may have {quota}" if quota is not None else ""
-        return (
+        left = self._quota_left(book)
+        needs = (
             f"session {book.id!r} needs {blocks * size} cells and could have "
-            f"{max(0, most) * size}: of {self.blocks * size} cells {self._firm * size} are "
-            f"reserved or pinned and {max(0, self.free) * size} are free, in blocks of "
-            f"{size}{of_quota}. Close or suspend a session that has a reserve or is pinned, "
-            "reserve less, or start the engine with more cells="
+            f"{max(0, most) * size}, in blocks of {size}: "
+        )
+        if left is not None and left <= most:
+            return (
+                f"{needs}tenant {tenant!r} may have {self._quota_cells(tenant)} in all its "
+                "sessions together. Close one of them, or give the tenant a larger quota_cells"
+            )
+        return (
+            f"{needs}of {self.blocks * size} cells {self._firm * size} are reserved or pinned and "
+            f"{max(0, self.free) * size} are free. Close a session that has a reserve or is "
+            "pinned, suspend one that has a reserve, reserve less, or start the engine with more "
+            "cells="
         )

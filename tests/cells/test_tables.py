@@ -160,6 +160,7 @@ class World:
             start // self.device.size, min(end // self.device.size, len(session.chain))
         ):
             self.prefixes.keep(session.chain, index, table)
+            self.prefixes.ready(session.chain[index], table)
         self.device.copy(copies)
         self._write(session, start, end)
         session.longest = max(session.longest, end)

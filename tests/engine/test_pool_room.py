@@ -24,8 +24,9 @@ from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.ingest import QueuePolicy
 from jaxstate.engine.moves import Move, Now
 from jaxstate.engine.residence import Residence
-from jaxstate.engine.room import PASSED_OVER, Room
+from jaxstate.engine.room import Room
 from jaxstate.engine.runs import Asked, Run
+from jaxstate.engine.swapping import PASSED_OVER, Swapper
 from jaxstate.errors import BudgetExceeded, CapacityExceeded
 from jaxstate.records import Sampling
 
@@ -54,7 +55,7 @@ class Pool:
 
     Args:
         blocks, sessions, patience: of the room.
-        quotas: cells of tenants.
+        quotas, weights: of tenants; cells, and 1 where nothing is said.
         layout: if not that of `blocks` blocks.
         keeps: sessions that leave are copied, else they are read again.
         one_text: all open with the beginning of one text, else with one of their own.
@@ -67,6 +68,7 @@ class Pool:
         sessions: int = 8,
         patience: int = PATIENCE,
         quotas: dict[str, int] | None = None,
+        weights: dict[str, float] | None = None,
         layout: PoolLayout | None = None,
         keeps: bool = True,
         one_text: bool = False,
@@ -74,7 +76,11 @@ class Pool:
         self.tables = TableBook(layout or layout_of(blocks))
         quota_cells = (quotas or {}).get
         self.prefixes = PrefixCache(self.tables, "a model")
-        self.room = Room(self.tables, sessions=sessions, patience=patience, quota_cells=quota_cells)
+        self.room = Room(self.tables, sessions=sessions, quota_cells=quota_cells)
+        weight = (weights or {}).get
+        self.swapper = Swapper(
+            self.room, patience=patience, weight=lambda tenant: weight(tenant, 1.0)
+        )
         self.books: dict[int, Book] = {}
         self.keeps, self.one_text = keeps, one_text
         self.step = self.keys = 0
@@ -202,7 +208,7 @@ class Pool:
 
     def settle(self, *, idle: bool = False) -> tuple[str, str] | None:
         """The move that the room wants, not made."""
-        move = self.room.settle(self.books.values(), self.now, idle=idle)
+        move = self.swapper.settle(self.books.values(), self.now, idle=idle)
         self.check()
         return None if move is None else (move.book.id, move.to)
 
@@ -210,11 +216,11 @@ class Pool:
         """A move, or a step, or a move since no step could be done."""
         if self._do_job():
             return True
-        move = self.room.settle(self.books.values(), self.now, idle=False)
+        move = self.swapper.settle(self.books.values(), self.now, idle=False)
         self.check()
         did = self._make(move) or self._begin_openings() or self._read() or self._answer()
         if not did:
-            did = self._make(self.room.settle(self.books.values(), self.now, idle=True))
+            did = self._make(self.swapper.settle(self.books.values(), self.now, idle=True))
         self.check()
         return did
 
@@ -446,8 +452,9 @@ def test_a_refusal_says_what_is_there_and_what_would_help() -> None:
         pool.open("more", cells=24)
     text = str(refused.value)
     assert "'more' needs 24 cells and could have 20" in text
-    assert "of 32 cells 12 are reserved or pinned and 12 are free, in blocks of 4" in text
-    assert "Close or suspend" in text and "reserve less" in text and "cells=" in text
+    assert "in blocks of 4: of 32 cells 12 are reserved or pinned and 12 are free" in text
+    assert "Close a session" in text and "reserve less" in text and "cells=" in text
+    assert "tenant" not in text
     with pytest.raises(BudgetExceeded, match="'mine' needs 24 cells and could have 20"):
         pool.push(mine, 13)  # 21 cells
 
@@ -498,7 +505,8 @@ def test_a_tenant_has_its_quota_over_all_its_sessions() -> None:
     with pytest.raises(BudgetExceeded) as refused:
         pool.push(second, 5)
     assert "could have 12" in str(refused.value)
-    assert "; tenant 'ann' may have 16." in str(refused.value)
+    assert "tenant 'ann' may have 16 in all its sessions" in str(refused.value)
+    assert "quota_cells" in str(refused.value) and "reserved" not in str(refused.value)
     with pytest.raises(BudgetExceeded):
         pool.open(cells=8)
     bob = pool.open(cells=32, tenant="bob")  # none of his
@@ -510,6 +518,14 @@ def test_a_tenant_has_its_quota_over_all_its_sessions() -> None:
     pool.close(bob)
     with pytest.raises(BudgetExceeded):
         pool.push(first, 1)
+
+
+def test_a_quota_that_is_not_the_bound_is_not_blamed() -> None:
+    pool = Pool(quotas={"ann": 32})
+    pool.open(reserve=6, tenant="bob")
+    with pytest.raises(BudgetExceeded, match="24 are reserved or pinned") as refused:
+        pool.open(cells=12)
+    assert "quota" not in str(refused.value)
 
 
 def test_a_quota_counts_reserves_and_what_waits_to_be_read() -> None:
@@ -603,6 +619,97 @@ def test_who_has_nothing_to_do_does_not_stand_in_line() -> None:
     assert pool.settle() == ("s1", "away")
     pool.run()
     assert pool.places() == {"s1": "host", "s2": "device"}
+
+
+# --- tenants' turns -----------------------------------------------------------------------------
+
+
+def came(pool: Pool) -> list[str]:
+    """Which sessions came to the device, in order, until all is done."""
+    pool.moves.clear()
+    pool.run()
+    return [name for name, to in pool.moves if to == "device"]
+
+
+def test_tenants_take_turns_at_the_front_of_the_line() -> None:
+    """Ann's four came first; bob's one is not behind all of them."""
+    pool = Pool(patience=200)
+    pool.open("there", cells=32, tenant="cy")
+    pool.run()
+    for number in range(4):
+        pool.open(f"ann{number}", cells=32)
+    pool.open("bob", cells=32, tenant="bob")
+    assert came(pool) == ["ann0", "bob", "ann1", "ann2", "ann3"]
+
+
+def test_a_tenant_of_twice_the_weight_has_twice_the_turns() -> None:
+    pool = Pool(patience=200, weights={"ann": 2.0})
+    pool.open("there", cells=32, tenant="cy")
+    pool.run()
+    for number in range(4):
+        pool.open(f"ann{number}", cells=32)
+    for number in range(2):
+        pool.open(f"bob{number}", cells=32, tenant="bob")
+    assert came(pool) == ["ann0", "bob0", "ann1", "ann2", "bob1", "ann3"]
+
+
+def test_a_pause_gives_a_tenant_no_turns_to_make_up_for() -> None:
+    pool = Pool(patience=200)
+    pool.open("there", cells=32, tenant="cy")
+    pool.run()
+    for number in range(6):
+        pool.open(f"ann{number}", cells=32)
+    came(pool)
+    pool.open("late0", cells=32, tenant="bob")
+    came(pool)
+    pool.open("busy", cells=32, tenant="cy")
+    for number in range(1, 4):
+        pool.open(f"late{number}", cells=32, tenant="bob")
+        pool.open(f"again{number}", cells=32)
+    order = [name[:-1] for name in came(pool) if name != "busy"]
+    assert max(abs(order[:n].count("late") - order[:n].count("again")) for n in range(1, 7)) <= 1
+
+
+def test_who_keeps_to_its_reserve_passes_those_that_wait() -> None:
+    """Three of eight blocks are promised to it; the first in line waits for six of the others."""
+    pool = Pool(patience=50)
+    own = pool.open("own", reserve=3)
+    pool.run()
+    pool._make(Move(own, "away"))
+    there = pool.open("there", cells=20)
+    big = pool.open("big", cells=20)
+    pool.settle()
+    pool.push(own, 8)
+    assert pool.settle() == ("own", "device")
+    assert not big.residence.on_device and there.residence.on_device
+    pool.run()
+    pool.check_done()
+
+
+def test_sessions_of_the_tenant_that_has_most_leave_first() -> None:
+    """Though bob's was not used for longest."""
+    pool = Pool()
+    bob = pool.open("bob", cells=8, tenant="bob")
+    pool.run()
+    anns = [pool.open(f"ann{number}", cells=8) for number in range(3)]
+    pool.run()
+    pool.open("more", cells=8, tenant="cy")
+    pool.run()
+    assert bob.residence.on_device
+    assert [one.residence.on_device for one in anns] == [False, True, True]
+
+
+def test_one_at_work_of_the_tenant_that_has_most_leaves_first() -> None:
+    pool = Pool(patience=1)
+    bob = pool.open("bob", cells=8, tenant="bob")
+    anns = [pool.open(f"ann{number}", cells=8) for number in range(3)]
+    for book in (bob, *anns):
+        book.residence.served, book.residence.placed_at = 9, book.key
+    pool.step += 99
+    pool.open("more", cells=8, tenant="cy")
+    pool.settle()
+    pool.step += 99
+    assert pool.settle() == ("ann0", "away")
 
 
 def test_tokens_are_read_as_far_as_blocks_were_granted() -> None:
