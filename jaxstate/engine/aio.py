@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_EXCEPTION, Future
 from types import TracebackType
 from typing import TypeVar
 
@@ -25,7 +25,7 @@ from jaxstate.engine.residence import Residency
 from jaxstate.engine.session import Session
 from jaxstate.engine.subscription import FlashMode, Subscription, checked_timeout
 from jaxstate.engine.values import Answer, Event, Receipt, SessionInfo
-from jaxstate.engine.waiting import countdown, mark_timed_out
+from jaxstate.engine.waiting import countdown, mark_timed_out, results_of
 from jaxstate.errors import ClosedError, TimedOut
 from jaxstate.model.bundle import Model
 
@@ -281,7 +281,7 @@ class AsyncEngine:
         timeout: float | None = None,
     ) -> list[Answer]:
         """As `Engine.ask_many`; cancelling the task ends all the questions."""
-        left_s = countdown(checked_timeout(timeout))
+        checked_timeout(timeout)
         asked = self.engine.submit_many(
             question,
             None if sessions is None else [one.session for one in sessions],
@@ -292,11 +292,16 @@ class AsyncEngine:
             top_p=top_p,
             seed=seed,
         )
+        wrapped = [asyncio.wrap_future(one) for one in asked]
         try:
-            return [await _result(one, left_s(), "a question was not answered") for one in asked]
+            if wrapped:
+                await asyncio.wait(wrapped, timeout=timeout, return_when=FIRST_EXCEPTION)
+            return results_of(asked, f"not every session answered within {timeout} s")
         finally:
-            for one in asked:
+            for one, seen in zip(asked, wrapped, strict=True):
                 one.cancel()
+                if seen.done() and not seen.cancelled():
+                    seen.exception()  # else asyncio tells of it as never retrieved
 
     def session(self, id: str) -> AsyncSession:
         """As `Engine.session`."""

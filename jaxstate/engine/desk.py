@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ from jaxstate.engine.runs import Asked, Run
 from jaxstate.engine.subscription import FlashMode, Subscription
 from jaxstate.engine.values import Connected, SessionInfo
 from jaxstate.engine.vault import Vault
-from jaxstate.engine.waiting import AskFuture, wait_for
+from jaxstate.engine.waiting import AskFuture, wait_for, wait_for_all
 from jaxstate.errors import CapacityExceeded, ClosedError, InvalidInput, QueueFull
 
 T = TypeVar("T")
@@ -119,6 +119,23 @@ class Desk:
                 future.cancel()
                 raise
         return wait_for(future, timeout, what)
+
+    def outcomes_of(
+        self, futures: Sequence[Future[T]], timeout: float | None, what: str
+    ) -> list[T]:
+        """The results of all, or the first error; what is not there then is cancelled.
+
+        Raises:
+            InvalidInput: on the engine's own thread.
+            TimedOut: `what`, within the timeout.
+        """
+        try:
+            if not all(future.done() for future in futures):
+                self.check_may_wait()
+            return wait_for_all(futures, timeout, what)
+        finally:
+            for future in futures:
+                future.cancel()
 
     def tell_loop(self) -> None:
         """There is something to look at; the caller holds the lock."""
@@ -213,9 +230,9 @@ class Desk:
         return futures
 
     def _check_asks(self, books: Sequence[Book]) -> None:
-        for book in books:
+        for book, more in Counter(books).items():
             book.check_open()
-            if len(book.asks) + books.count(book) > self.config.waiting_asks:
+            if len(book.asks) + more > self.config.waiting_asks:
                 raise QueueFull(
                     f"session {book.id!r} has {len(book.asks)} asks waiting; it may have "
                     f"{self.config.waiting_asks}; wait for some, or raise waiting_asks in "

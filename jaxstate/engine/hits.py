@@ -7,7 +7,8 @@ tokens for a flash hit. Does not know: how those answers were made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 from jaxstate.engine.asking import Asker, Settings
 from jaxstate.engine.books import Book
@@ -98,23 +99,34 @@ def ready_hit(desk: Desk, book: Book, asked: Asked, least: int, started_s: float
 
 
 def given_or_asked(
-    desk: Desk, asker: Asker, book: Book, question: str, settings: Settings, least: int
+    desk: Desk,
+    book: Book,
+    question: str,
+    settings: Settings,
+    least: int,
+    make: Callable[[], Asked],
 ) -> Answer | Asked:
-    """The answer if it is there already, or the question as it is to be computed."""
+    """The answer if it is there already, or the question as it is to be computed.
+
+    Args:
+        desk, book, question, settings, least: as for `flash_hit`.
+        make: tokenises the question, if that is needed.
+    """
     started_s = desk.clock()
     given, registered = flash_hit(desk, book, question, settings, least, started_s)
     if given is not None:
         return given
-    asked = registered or asker.ask(question, settings)
+    asked = registered or make()
     return ready_hit(desk, book, asked, least, started_s) or asked
 
 
 def submit(
     desk: Desk, asker: Asker, books: Sequence[Book], question: str, settings: Settings
 ) -> list[AskFuture]:
-    """One question to many sessions, noted at once."""
+    """One question to many sessions, tokenised once and noted at once."""
     started_s = desk.clock()
-    found = [given_or_asked(desk, asker, book, question, settings, 0) for book in books]
+    make = functools.cache(lambda: asker.ask(question, settings))
+    found = [given_or_asked(desk, book, question, settings, 0, make) for book in books]
     pairs = zip(books, found, strict=True)
     asks = [(book, one, 0) for book, one in pairs if isinstance(one, Asked)]
     computed = iter(desk.ask(asks, started_s))

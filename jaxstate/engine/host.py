@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from jaxstate.engine.asking import Asker, checked_settings, sampling_of
+from jaxstate.engine.asking import Asker, Settings, checked_settings, sampling_of
 from jaxstate.engine.desk import Desk
 from jaxstate.engine.hits import submit
 from jaxstate.engine.ingest import QueuePolicy, checked_policy
@@ -19,8 +19,8 @@ from jaxstate.engine.residence import Residency, checked_residency
 from jaxstate.engine.session import Session
 from jaxstate.engine.subscription import checked_timeout
 from jaxstate.engine.values import Answer
-from jaxstate.engine.waiting import AskFuture, countdown
-from jaxstate.errors import SnapshotDamaged, UnknownSession
+from jaxstate.engine.waiting import AskFuture
+from jaxstate.errors import ClosedError, InvalidInput, SnapshotDamaged, UnknownSession
 
 
 class SessionHost:
@@ -146,9 +146,11 @@ class SessionHost:
             Answers in the order of the sessions, each with its session's version.
 
         Raises:
-            The first error of any of them, as `Session.ask`; the others are cancelled then.
+            InvalidInput: a session of another engine, or the question cannot be asked.
+            JaxstateError: the first error of any of them, as `Session.ask`; the others are
+                cancelled then.
         """
-        left_s = countdown(checked_timeout(timeout))
+        checked_timeout(timeout)
         asked = self.submit_many(
             question,
             sessions,
@@ -159,13 +161,7 @@ class SessionHost:
             top_p=top_p,
             seed=seed,
         )
-        try:
-            return [
-                self._desk.outcome(one, left_s(), "a question was not answered") for one in asked
-            ]
-        finally:
-            for one in asked:
-                one.cancel()
+        return self._desk.outcomes_of(asked, timeout, "not every session answered")
 
     def submit_many(
         self,
@@ -184,8 +180,24 @@ class SessionHost:
         settings = checked_settings(
             max_tokens=max_tokens, choices=choices, stop=stop, sampling=sampling
         )
-        chosen = self.sessions() if sessions is None else list(sessions)
-        return submit(self._desk, self._asker, [one.book for one in chosen], question, settings)
+        if sessions is not None:
+            return self._submitted(sessions, question, settings)
+        while True:
+            try:
+                return self._submitted(self.sessions(), question, settings)
+            except ClosedError:  # one of them was closed while we looked
+                if self._desk.ended is not None:
+                    raise
+
+    def _submitted(
+        self, sessions: Sequence[Session], question: str, settings: Settings
+    ) -> list[AskFuture]:
+        books = [one.book for one in sessions]
+        with self._desk.lock:
+            for book in books:
+                if not book.closed and self._desk.ledger.books.get(book.key) is not book:
+                    raise InvalidInput(f"session {book.id!r} is not of this engine; ask its own")
+        return submit(self._desk, self._asker, books, question, settings)
 
     def session(self, id: str) -> Session:
         """The open session of that name.

@@ -6,10 +6,10 @@ that say that they wait. Safe to use from any thread. Does not know: devices, th
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future
-from types import TracebackType
 
 from jaxstate.engine.asking import Asker, Settings, checked_settings, sampling_of
 from jaxstate.engine.books import Book
@@ -183,7 +183,8 @@ class Session:
             max_tokens=max_tokens, choices=choices, stop=stop, sampling=sampling
         )
         least = 0 if min_version is None else checked_int("min_version", min_version)
-        found = given_or_asked(self._desk, self._asker, self._book, question, settings, least)
+        make = functools.partial(self._asker.ask, question, settings)
+        found = given_or_asked(self._desk, self._book, question, settings, least, make)
         if isinstance(found, Answer):
             return found
         return self._desk.ask([(self._book, found, least)], started_s)[0]
@@ -352,12 +353,7 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

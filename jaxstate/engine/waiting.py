@@ -7,8 +7,8 @@ know: what the futures are for, but that a question which timed out is counted a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from typing import TypeVar
 
 from jaxstate.engine.subscription import checked_timeout
@@ -52,6 +52,34 @@ def wait_for(future: Future[T], timeout: float | None, what: str) -> T:
         if future.cancel():
             raise TimedOut(f"{what} within {timeout} s; it was cancelled")
     return future.result()
+
+
+def wait_for_all(futures: Sequence[Future[T]], timeout: float | None, what: str) -> list[T]:
+    """The results of all; the first error of any, as soon as it is there.
+
+    Raises:
+        TimedOut: `what`, within the timeout; those that are not there are cancelled.
+    """
+    wait(futures, checked_timeout(timeout), FIRST_EXCEPTION)
+    return results_of(futures, f"{what} within {timeout} s")
+
+
+def results_of(futures: Sequence[Future[T]], late: str) -> list[T]:
+    """The results of all, or the first error; those that are not there are cancelled.
+
+    Raises:
+        TimedOut: `late`, if some were not there and none had failed.
+    """
+    missing = [future for future in futures if not future.done()]
+    for future in futures:
+        if future not in missing:
+            future.result()  # raises its error
+    for future in missing:
+        mark_timed_out(future)
+    # One that has come in this moment cannot be cancelled, and is a result like the others.
+    if any([future.cancel() for future in missing]):
+        raise TimedOut(f"{late}; what was not answered was cancelled")
+    return [future.result() for future in futures]
 
 
 def countdown(timeout: float | None) -> Callable[[], float | None]:

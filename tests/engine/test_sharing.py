@@ -13,7 +13,8 @@ import pytest
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.executor import Chunk, Pending
 from jaxstate.engine.session import Session
-from jaxstate.errors import ClosedError, QueueFull, TimedOut
+from jaxstate.engine.waiting import AskFuture
+from jaxstate.errors import ClosedError, InvalidInput, QueueFull, TimedOut
 from jaxstate.testing import SHARED_LIMITS
 from jaxstate.text import Template
 from tests.engine.rig import Rig, said
@@ -229,6 +230,62 @@ def test_a_timeout_takes_all_questions_back() -> None:
     rig.engine.run()
     assert rig.news() == []
     rig.at_rest()
+
+
+def test_the_first_error_ends_the_others() -> None:
+    """Though the first of them would have been answered in the end."""
+    rig = shared_rig()
+    sessions = three(rig)
+    asked: list[AskFuture] = []
+    submit = rig.engine.submit_many
+
+    def submit_then_close(*args: object, **settings: object) -> list[AskFuture]:
+        asked.extend(submit("xyz", sessions))
+        sessions[2].close()
+        rig.engine.turn()
+        return asked
+
+    rig.engine.submit_many = submit_then_close  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ClosedError):
+        rig.engine.ask_many("xyz", sessions, timeout=10)
+    assert [one.cancelled() for one in asked] == [True, True, False]
+    rig.engine.run()
+    rig.at_rest()
+
+
+def test_sessions_of_another_engine_are_refused() -> None:
+    rig, other = shared_rig(), shared_rig()
+    mine, foreign = three(rig), three(other)
+    with pytest.raises(InvalidInput, match="'s1' is not of this engine"):
+        rig.engine.submit_many("xyz", [mine[0], foreign[0]])
+    assert rig.engine.metrics().gauges.asks_waiting == 0
+
+
+def test_a_session_that_closes_while_all_are_asked_is_left_out() -> None:
+    rig = shared_rig()
+    sessions = three(rig)
+    listed = rig.engine.sessions
+
+    def listed_then_closed() -> list[Session]:
+        found = listed()
+        sessions[1].close()
+        return found
+
+    rig.engine.sessions = listed_then_closed  # pyright: ignore[reportAttributeAccessIssue]
+    futures = rig.engine.submit_many("xyz")
+    rig.engine.run()
+    assert [said(one) for one in futures] == ["5:3 v1"] * 2
+    rig.engine.close()
+    with pytest.raises(ClosedError):
+        rig.engine.submit_many("xyz")
+
+
+def test_a_question_to_many_is_tokenised_once() -> None:
+    rig = shared_rig()
+    sessions = three(rig)
+    rig.engine.submit_many("xyz")
+    asked = [ask.run.asked for one in sessions for ask in one.book.asks.values()]
+    assert len(asked) == 3 and all(one is asked[0] for one in asked)
 
 
 def test_a_session_whose_answer_is_there_needs_no_row() -> None:

@@ -1,4 +1,4 @@
-"""Cells that are away: what memory holds, what the disk holds, and what is told when they differ."""
+"""Cells that are away: what is in memory, what is on disk, and what is told when that changes."""
 
 from __future__ import annotations
 
