@@ -9,6 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jaxstate.engine.scheduler import Policy, plan, start_size
+from jaxstate.engine.sizes import RowSizes
 from jaxstate.engine.views import (
     WORKS,
     Begin,
@@ -398,6 +399,28 @@ def test_how_many_ride_along(rows: int, ride_rows: int, asks: int, riders: int) 
     runs = [ask(n, "decoding") for n in range(asks)] + [flash(10 + n) for n in range(5)]
     planned = plan(view(session(1, *runs), rows=rows), Policy(ride_rows=ride_rows))
     assert planned.step == go_on(1, *range(asks), *range(10, 10 + riders))
+
+
+@pytest.mark.parametrize(
+    ("rows", "ride_rows", "planned_rows"), [(4, 8, 4), (4, 99, 4), (4, 3, 3), (8, 8, 5), (8, 0, 1)]
+)
+def test_how_many_ride_along_from_other_sessions(
+    rows: int, ride_rows: int, planned_rows: int
+) -> None:
+    """Two of each, and never more than a step has rows."""
+    seen = view(
+        session(1, ask(1, "decoding")),
+        session(2, flash(10), flash(11)),
+        session(3, flash(20), flash(21)),
+        rows=rows,
+        row_sizes=RowSizes(sizes=(1, 4), overhead_tokens=32),
+        step_sessions=4,
+        session_rows=2,
+    )
+    planned = plan(seen, Policy(ride_rows=ride_rows))
+    assert planned.step == go_on(1, 1)
+    riding = [run for one in planned.joined if isinstance(one, GoOn) for run in one.runs]
+    assert riding == [10, 11, 20, 21][: planned_rows - 1]
 
 
 def test_runnable_is_what_could_have_run() -> None:
