@@ -116,6 +116,32 @@ def test_a_pause_of_both_is_neither_punished_nor_rewarded(
     assert sum(after.values()) == 60 * 16, "both had something to read all the time"
 
 
+@alone_and_shared
+@pytest.mark.parametrize("waits_for", ["a version", "its interval"])
+def test_who_only_waits_is_not_at_work(limits: Limits, waits_for: str) -> None:
+    """Nothing can be done for it while the other has eight times its start: it comes back as after
+    a pause."""
+    rig = Rig(limits=one_chunk_a_step(limits))
+    little = rig.open("x" * 15, tenant="idle")
+    if waits_for == "a version":
+        little.submit("q", min_version=5)
+    else:
+        query = little.flash("q", min_interval_s=1e6)
+        rig.engine.run()
+        little.push("x" * 15)
+        rig.engine.run()
+        assert query.answer is not None and not query.fresh
+    flooded(rig, "busy")
+    rig.turns(125)
+    more = flooded(rig, "busy")
+    rig.turns(5)
+    sessions = {"busy": more, "idle": flooded(rig, "idle")}
+    start, after = served(rig, sessions, 40), served(rig, sessions, 100)
+    assert 0 <= start["idle"] - start["busy"] <= START_TOKENS + 16
+    assert abs(after["idle"] - after["busy"]) <= 16
+    assert sum(after.values()) == 100 * 16, "both had something to read all the time"
+
+
 def flooded(rig: Rig, tenant: str) -> list[Session]:
     """Two sessions with 1,920 tokens to read."""
     sessions = [rig.engine.open(tenant=tenant) for _ in range(2)]
