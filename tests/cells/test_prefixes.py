@@ -7,6 +7,7 @@ of it, as the engine does.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,14 +56,24 @@ class Pool:
 
     def read(self, text: Sequence[int], tenant: str = "ann") -> CellTable:
         """A session that has read all of a text, and keeps what it can of it."""
+        table = self.begin(text, tenant)
+        self.end(text, table, tenant)
+        return table
+
+    def begin(self, text: Sequence[int], tenant: str = "ann") -> CellTable:
+        """A session that reads a text in a step that is not done yet."""
         table, chain = self.tables.new(), self.chain(text, tenant)
         start = self.cache.adopt(table, chain)
         for end in range(start + 1, len(text) + 1):
             assert self.tables.grow(table, end) == []
             if end % self.size == 0 and end // self.size <= len(chain):
                 self.cache.keep(chain, end // self.size - 1, table)
-                self.cache.ready(chain[end // self.size - 1], table)
         return table
+
+    def end(self, text: Sequence[int], table: CellTable, tenant: str = "ann") -> None:
+        """The step is done."""
+        for link in self.chain(text, tenant):
+            self.cache.ready(link, table)
 
     def found(self, text: Sequence[int], tenant: str = "ann") -> int:
         """Cells that a session which opens with a text need not read."""
@@ -208,9 +219,38 @@ def test_what_is_read_at_the_same_time_is_kept_once() -> None:
         pool.tables.grow(table, 9)
         for index in range(2):
             pool.cache.keep(chain, index, table)
-        pool.cache.ready(chain[index], table)
+            pool.cache.ready(chain[index], table)
     assert pool.cache.blocks == [pool.tables.block_of(tables[0], index) for index in range(2)]
     pool.check(*tables)
+
+
+def test_nobody_finds_a_block_before_its_cells_are_there() -> None:
+    pool = Pool()
+    chain, table = pool.chain(text(13)), pool.begin(text(13))
+    assert len(pool.cache) == 3
+    found = []
+    for index in (1, 0, 2):
+        found.append((kept_of(pool, text(13)), pool.found(text(13))))
+        pool.cache.ready(chain[index], table)
+    assert found == [([0], 0), ([1], 0), ([2], 8)]
+    assert pool.found(text(13)) == 12
+    pool.check(table)
+
+
+def test_only_who_computes_a_block_says_that_it_is_there() -> None:
+    """Not who computes the same for itself, nor who did before it was given up."""
+    pool = Pool()
+    first, second = pool.begin(text(9)), pool.begin(text(9))
+    pool.end(text(9), second)
+    assert pool.found(text(9)) == 0
+    pool.cache.clear()
+    third = pool.begin(text(9))
+    pool.end(text(9), first)
+    assert pool.found(text(9)) == 0
+    pool.end(text(9), third)
+    assert pool.found(text(9)) == 8
+    assert pool.cache.blocks == [pool.tables.block_of(third, index) for index in range(2)]
+    pool.check(first, second, third)
 
 
 def test_nothing_is_kept_behind_what_is_not() -> None:
@@ -321,6 +361,13 @@ def test_of_several_public_texts_the_one_with_most_in_common_counts() -> None:
     pool.read(text(13, 700), "ann")
     assert pool.found(text(13), "bob") == 8
     assert pool.found(text(13, 700), "bob") == 12
+
+
+def test_a_text_that_is_declared_public_again_is_kept_once() -> None:
+    pool = Pool()
+    for opening in (text(9), text(9), text(8), text(9)):
+        pool.publish(opening)
+    assert [one.tolist() for one in pool.cache._public] == [text(9), text(8)]
 
 
 def test_what_was_read_before_it_became_public_stays_private() -> None:
@@ -455,6 +502,108 @@ def test_all_is_given_up_at_once_while_sessions_keep_what_they_hold() -> None:
     for table in tables:
         pool.tables.drop(table)
     assert all(group.free == group.count for group in pool.tables.groups)
+
+
+def test_what_nobody_has_is_free_as_soon_as_all_is_given_up() -> None:
+    """And what was under way then is not found later, nor is what was kept before given up."""
+    pool = Pool(window=6)
+    for one in (text(13), text(9, 500)):
+        pool.tables.drop(pool.read(one))
+    table = pool.begin(text(9, 700))
+    pool.tables.take_freed()
+    pool.cache.clear()
+    assert [group.count - group.free for group in pool.tables.groups] == [3, 3]
+    assert len(pool.tables.take_freed()) == 2 * 5
+    pool.end(text(9, 700), table)
+    assert pool.found(text(9, 700)) == 0
+    assert not pool.cache.reclaim()
+    pool.tables.drop(pool.read(text(9)))
+    assert [pool.cache.reclaim() for _ in range(3)] == [True, True, False]
+    pool.check(table)
+
+
+def test_the_order_lasts_through_hundreds_of_uses() -> None:
+    """Eight texts of a block each, used in an order that is not that of reading, and looked at
+    after any number of uses around the one at which what is out of date is thrown away."""
+    texts = [text(5, 100 * number) for number in range(8)]
+    for uses in (*range(64, 96), 500):
+        pool = Pool()
+        for one in texts:
+            pool.tables.drop(pool.read(one))
+        turns = [-5 * use % 8 for use in range(uses)]
+        for turn in turns:
+            assert pool.found(texts[turn]) == BLOCK
+            assert len(pool.cache._leaves) <= 2 * 8 + 64
+        left = []
+        while pool.cache.reclaim():
+            left.append(kept_of(pool, *texts))
+        last = turns[-8:]
+        expected = [[int(n in last[gone:]) for n in range(8)] for gone in range(1, 9)]
+        assert left == expected
+
+
+class SimplyKept:
+    """What is kept, as simple as can be: numbers of blocks by the text that ends with each, the
+    longest unused first."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[int, ...], int] = {}
+        self.sessions: list[set[int]] = []
+        self._numbers = itertools.count()
+
+    def find(self, tokens: list[int], *, keep: bool = False) -> set[int]:
+        """Uses what is kept of a text; keeps the rest too, if it is read."""
+        mine: set[int] = set()
+        for end in range(1, len(tokens)):
+            path = tuple(tokens[:end])
+            if path in self.kept or keep:
+                self.kept[path] = self.kept.pop(path, next(self._numbers))
+                mine.add(self.kept[path])
+        return mine
+
+    def reclaim(self) -> None:
+        held = set[int]().union(*self.sessions)
+        leaves = [one for one in self.kept if not any(more[:-1] == one for more in self.kept)]
+        if leaves:
+            del self.kept[min(leaves, key=lambda one: self.kept[one] in held)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["read", "read and close", "find", "use a lot", "close", "reclaim"]),
+            st.lists(st.integers(0, 1), max_size=5),
+        ),
+        max_size=30,
+    )
+)
+def test_the_longest_unused_end_that_nobody_has_goes_first(
+    actions: list[tuple[str, list[int]]],
+) -> None:
+    """Also when texts were used so often that most of what is noted of it is out of date."""
+    pool, model = Pool(block_cells=1, blocks=200), SimplyKept()
+    tables: list[CellTable] = []
+    for do, tokens in (*actions, *[("reclaim", [])] * 40):
+        if do == "reclaim":
+            assert pool.cache.reclaim() == bool(model.kept)
+            model.reclaim()
+        elif do == "close" and tables:
+            pool.tables.drop(tables.pop(0))
+            model.sessions.pop(0)
+        elif do in ("find", "use a lot"):
+            for _ in range(1 if do == "find" else 70):
+                pool.found(tokens)
+            model.find(tokens)
+        elif do.startswith("read"):
+            tables.append(pool.read(tokens))
+            model.sessions.append(model.find(tokens, keep=True))
+            if do == "read and close":
+                pool.tables.drop(tables.pop())
+                model.sessions.pop()
+        names = {pool.chain([*path, 0])[-1].name for path in model.kept}
+        assert set(pool.cache._kept) == names
+        pool.check(*tables)
 
 
 @settings(deadline=None, max_examples=60)
