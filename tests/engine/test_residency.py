@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jaxstate.engine.config import EngineConfig
+from jaxstate.engine.executor import Lost
 from jaxstate.engine.scheduler import Policy
 from jaxstate.engine.session import Session
 from jaxstate.engine.values import Moved
@@ -20,6 +21,7 @@ from jaxstate.testing import SHARED_LIMITS, fake_layout
 from tests.engine.rig import Rig, read, said
 
 COPY = EngineConfig(resume="copy", scheduling=Policy(room_patience=4))
+REBUILD = EngineConfig(resume="rebuild")
 SMALL = dataclasses.replace(SHARED_LIMITS, layout=fake_layout(64, 64))
 
 
@@ -265,6 +267,79 @@ def test_rebuilding_reads_the_log_again() -> None:
     assert rig.engine.metrics().counts.tokens_rebuilt == 20
 
 
+def is_back(session: Session) -> bool:
+    """On the device, and all of its cells with it."""
+    return session.info().residency == "device" and not session.book.residence.missing
+
+
+@pytest.mark.parametrize("called", ["away", "half there"])
+def test_resuming_a_session_that_is_rebuilt_ends_when_its_cells_are_there(called: str) -> None:
+    """16, 16 and 8 are read after it has arrived."""
+    rig = small_rig(REBUILD)
+    session = filled(rig, 40)
+    session.suspending()
+    rig.engine.run()
+    assert residencies(session) == ["log"]
+    if called == "half there":
+        session.submit("abc")
+        rig.turns(2)
+        assert session.book.residence.missing == 24
+    back, steps = session.resuming(), 0
+    while not is_back(session):
+        assert not back.done()
+        rig.turns(1)
+        steps += 1
+    assert back.done() and steps == (4 if called == "away" else 2)
+    assert rig.cells(session) == list(b"x" * 39 + b"\n")
+    assert session.resuming().done()
+
+
+def test_a_session_that_is_sent_away_on_its_way_back_still_comes() -> None:
+    """The device loses all cells after 16 of 40: it arrives twice, and is waited for once."""
+    rig = small_rig(REBUILD)
+    session = filled(rig, 40)
+    session.suspending()
+    rig.engine.run()
+    rig.news()
+    back = session.resuming()
+    rig.turns(2)
+    rig.executor.loses = Lost(rows=True, cells=True)
+    rig.executor.fail_next("extend")
+    rig.turns(1)
+    assert residencies(session) == ["log"] and not back.done()
+    while not is_back(session):
+        assert not back.done()
+        assert rig.engine.turn()
+    assert back.done()
+    assert rig.news() == ["extend s1 16", "extend s1 16", "extend s1 16", "extend s1 8"]
+    assert rig.engine.metrics().counts.sessions_resumed == 2
+    rig.at_rest()
+
+
+@pytest.mark.parametrize(("lost", "read_before"), [(False, 0), (True, 16)])
+def test_what_is_read_again_after_a_failure_is_counted_once(lost: bool, read_before: int) -> None:
+    """The second of three chunks fails, when they are read and when they are rebuilt; what was
+    there before it is rebuilt if it was lost."""
+    rig = small_rig(REBUILD)
+    rig.executor.loses = Lost(rows=lost, cells=lost)
+    session = rig.open()
+    session.push("x" * 39)
+    rig.turns(1)
+    rig.executor.fail_next("extend")
+    rig.engine.run()
+    counts = rig.engine.metrics().counts
+    assert (counts.tokens_ingested, counts.tokens_rebuilt) == (40, read_before)
+    session.suspending()
+    rig.engine.run()
+    session.resuming()
+    rig.turns(2)
+    rig.executor.fail_next("extend")
+    rig.engine.run()
+    assert is_back(session)
+    counts = rig.engine.metrics().counts
+    assert (counts.tokens_ingested, counts.tokens_rebuilt) == (40, 2 * read_before + 40)
+
+
 def test_what_was_half_read_is_read_on_after_a_move() -> None:
     """16 of 33 tokens are read when the session is sent away."""
     for resume in ("copy", "rebuild"):
@@ -336,6 +411,32 @@ def test_memory_past_its_bound_goes_to_disk_and_comes_back(tmp_path: Path) -> No
     rig.engine.close()
     rig.desk.vault.close()
     assert not list(tmp_path.iterdir()), "files stay behind"
+
+
+def test_how_long_a_return_from_disk_takes_is_known_once_one_was_read(tmp_path: Path) -> None:
+    """Both sessions have 16 cells, and one of them fits into memory."""
+    config = EngineConfig(resume="copy", host_bytes=64, disk_path=str(tmp_path))
+    rig = small_rig(config)
+    first, second = filled(rig, 16), filled(rig, 16)
+    for session in (first, second):
+        session.suspending()
+        rig.engine.run()
+    settle_disk(rig)
+    assert residencies(first, second) == ["disk", "host"]
+    assert first.info().resume_s is None
+    assert second.info().resume_s == pytest.approx(2.0)
+    first.resuming()
+    for _ in range(3):
+        rig.engine.run()
+        settle_disk(rig)
+    assert first.info().resume_s == 0.0
+    first.suspending()
+    rig.engine.run()
+    settle_disk(rig)
+    assert residencies(first, second) == ["host", "disk"]
+    in_memory_s, on_disk_s = first.info().resume_s, second.info().resume_s
+    assert in_memory_s is not None and on_disk_s is not None
+    assert on_disk_s > in_memory_s > 0
 
 
 @pytest.mark.parametrize("damage", ["gone", "garbage"])
