@@ -70,7 +70,8 @@ class Book:
         stranded: the step that should have landed them failed.
         asks: all, in the order of arrival; `asks_begun` are those of them that are under way.
         asks_served, ingest_served: numbers of the steps that last began an ask, and last read.
-        move_waiters: those who wait for it to leave the device, or to come there.
+        leave_waiters, come_waiters: those who wait for it to leave the device, or for all its cells
+            to be there.
         border_jobs: forks and saves that wait for the end of the entry that is half read.
         opens: whether it begins with an opening, and is not made from another or a saved one.
     """
@@ -104,7 +105,8 @@ class Book:
         self.asks_begun: dict[int, Ask] = {}
         self.asks_served = 0
         self.flash_runs: dict[int, tuple[Run, Registered]] = {}
-        self.move_waiters: list[Future[None]] = []
+        self.leave_waiters: list[Future[None]] = []
+        self.come_waiters: list[Future[None]] = []
         self.waiters: list[tuple[int, Future[None]]] = []
         self.room_waiters: list[Future[None]] = []
         self.subscriptions: list[Subscription] = []

@@ -33,8 +33,8 @@ class EngineConfig:
             counted).
         scheduling: patience of each class of work (`Policy`).
         tenants: those with a weight or a quota of their own; all others are as `Tenant()`.
-        idle_s: an idle session leaves the device after so many seconds, once the engine has nothing
-            else to do; None: only when others need its room.
+        idle_s: an idle session leaves the device after so many seconds; None: only when others need
+            its room.
         resume: how a session that left comes back: "copy" (its cells are kept, and are then the
             same bit for bit), "rebuild" (they are computed again from its tokens), or "auto":
             whichever was measured to be cheaper.
@@ -70,7 +70,8 @@ class EngineConfig:
         if self.resume not in get_args(Resume):
             raise InvalidInput(f"resume={self.resume!r} is none of {get_args(Resume)}")
         idle_s = self.idle_s
-        if idle_s is not None and (isinstance(idle_s, bool) or not idle_s >= 0):
+        number = isinstance(idle_s, int | float) and not isinstance(idle_s, bool)
+        if idle_s is not None and not (number and idle_s >= 0):
             raise InvalidInput(f"idle_s={idle_s!r} must be seconds, 0 or more, or None")
 
 

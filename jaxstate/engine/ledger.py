@@ -128,6 +128,7 @@ class Ledger:
         cells = self.prefixes.adopt(residence.table, residence.chain)
         if cells > len(residence.log):
             residence.log.append(book.queue.skip(cells - len(residence.log)))
+        residence.there_cells = cells
         residence.landed_cells = max(residence.landed_cells, cells)
         whole = cells // self.limits.layout.block_cells
         self.computing.update({link.name: book.key for link in residence.chain[whole:]})

@@ -194,15 +194,15 @@ class Lifecycle:
                     f"session {book.id!r} is pinned, so it stays on the device; close it, or open "
                     'it with residency="evictable"'
                 )
-            future: Future[None] = Future()
             book.residence.coming = False
-            if not book.residence.on_device:
+            future: Future[None] = Future()
+            if book.residence.on_device:
+                book.residence.leaving = True
+                book.leave_waiters.append(future)
+            else:
                 book.residence.reserve_blocks = 0
-                ledger.room.update(book)
                 future.set_result(None)
-                return future
-            book.residence.leaving = True
-            book.move_waiters.append(future)
+                self._desk.outcomes.moved(book)
             ledger.room.update(book)
             return future
 
@@ -210,17 +210,14 @@ class Lifecycle:
         """Its cells come to the device as soon as there is room, before anybody needs them."""
         with self._desk.changing() as ledger:
             book.check_open()
-            future: Future[None] = Future()
-            book.residence.leaving = False
-            if book.residence.on_device:
-                ledger.room.update(book)
-                self._desk.outcomes.moved(book)
-                if not book.residence.missing:
-                    future.set_result(None)
-                    return future
-            book.residence.coming = not book.residence.on_device
-            book.residence.used_s = self._desk.clock()
-            book.move_waiters.append(future)
+            residence, future = book.residence, Future[None]()
+            residence.leaving, residence.used_s = False, self._desk.clock()
+            if residence.whole:
+                future.set_result(None)
+            else:
+                residence.coming = not residence.on_device
+                book.come_waiters.append(future)
+            self._desk.outcomes.moved(book)
             ledger.room.update(book)
             return future
 

@@ -61,6 +61,8 @@ class Loop:
         self._in_flight: deque[_InFlight] = deque()
         self._until_s: float | None = None
         self._device_free_s = desk.clock()
+        # When sessions that have rested for too long are looked for again.
+        self._look_s = 0.0
 
     def run(self) -> None:
         """Turns until the desk is closed; an error of the loop's own closes it."""
@@ -125,9 +127,10 @@ class Loop:
             now_s = desk.clock()
             desk.recorder.count("prefix_tokens_shared", desk.ledger.begin_openings())
             planned = plan(desk.ledger.view(now_s), desk.config.scheduling)
-            self._until_s = _earliest(planned.until_s, self._next_idle_s())
             if planned.step is None:
+                self._until_s = _earliest(planned.until_s, self._next_idle_s())
                 return False
+            self._until_s = None
             desk.ledger.steps += 1
             launch = self._launcher.prepare(planned, now_s)
             works = frozenset[Work]({planned.step.work}) if launch is None else launch.works
@@ -237,24 +240,28 @@ class Loop:
             ledger = desk.ledger
             now = ledger.now(desk.clock())
             move = ledger.swapper.settle(ledger.books.values(), now, idle=idle)
-            if move is None and idle:
+            if move is None and now.time_s >= self._look_s:
                 move = self._rests_too_long(now.time_s)
         if move is None:
             return False
-        while self._in_flight:
+        while self._in_flight and move.to != "host":  # the disk needs no device
             self._fetch_oldest()
         if (error := self._mover.make(move)) is not None:
             self._recover(error)
         return True
 
     def _rests_too_long(self, now_s: float) -> Move | None:
-        """The first session that has been idle for as long as one may be."""
+        """The first session that has been idle for as long as one may be; where there is none, it
+        need not be looked for before the next could be."""
         idle_s = self._desk.config.idle_s
-        resting = self._resting(now_s) if idle_s is not None else ()
-        return next(
-            (Move(one, "away") for one in resting if one.residence.used_s + (idle_s or 0) <= now_s),
-            None,
-        )
+        if idle_s is None:
+            return None
+        resting = list(self._resting(now_s))
+        if late := next((one for one in resting if one.residence.used_s + idle_s <= now_s), None):
+            return Move(late, "away")
+        ends_s = min((one.residence.used_s + idle_s for one in resting), default=now_s + idle_s)
+        self._look_s = min(ends_s, now_s + idle_s)
+        return None
 
     def _resting(self, now_s: float) -> Iterator[Book]:
         """Sessions that could leave the device, since they have nothing to do."""

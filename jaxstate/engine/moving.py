@@ -154,5 +154,4 @@ class Mover:
         residence = book.residence
         event = Moved(to=residence.place, cells=residence.cells, took_s=took_s)
         self._desk.outcomes.tell(book, event)
-        if not residence.missing:  # else the reader tells once they are there
-            self._desk.outcomes.moved(book)
+        self._desk.outcomes.moved(book)

@@ -197,12 +197,14 @@ class Outcomes:
             self.fail_ask(book, key, error)
         self._drop_all_flash(book)
         for_fresh = [future for one, future in self._ledger.fresh_waiters if one is book]
-        waiting = (*(future for _, future in book.waiters), *book.room_waiters, *book.move_waiters)
-        for future in (*waiting, *for_fresh):
+        for_version = [future for _, future in book.waiters]
+        for_move = [*book.leave_waiters, *book.come_waiters]
+        for future in (*for_version, *book.room_waiters, *for_move, *for_fresh):
             self.reject(future, error)
         for subscription in book.subscriptions:
             self._outbox.append(functools.partial(subscription.close, reason))
-        book.waiters, book.room_waiters, book.move_waiters = [], [], []
+        book.waiters, book.room_waiters = [], []
+        book.leave_waiters, book.come_waiters = [], []
         book.subscriptions = []
         self._ledger.fresh_waiters = [
             (one, future) for one, future in self._ledger.fresh_waiters if one is not book
@@ -223,12 +225,17 @@ class Outcomes:
             self._drop_flash(book, run)
 
     def moved(self, book: Book) -> None:
-        """A session has moved: tells those that wait for it, unless it is to come back for them."""
-        if book.residence.coming:
-            return
-        for future in book.move_waiters:
+        """A session has moved, or is not to move any more: tells those that wait for that."""
+        residence = book.residence
+        if not residence.leaving:
+            self._resolve_all(book.leave_waiters)
+        if residence.whole or not (residence.on_device or residence.coming):
+            self._resolve_all(book.come_waiters)
+
+    def _resolve_all(self, waiters: list[Future[None]]) -> None:
+        for future in waiters:
             self.resolve(future, None)
-        book.move_waiters = []
+        waiters.clear()
 
     def drop_unreadable(self, book: Book) -> None:
         """Registered questions under way that would lose cells to what is read now begin again."""

@@ -286,6 +286,7 @@ class Reader:
         book, residence = read.book, read.book.residence
         self._ledger.prefix_ready(book, read.start, read.end)
         new = max(0, read.end - max(read.start, residence.landed_cells))
+        residence.there_cells = read.end
         residence.landed_cells = max(residence.landed_cells, read.end)
         self._outcomes.recorder.count("tokens_ingested", new)
         self._outcomes.recorder.count("tokens_rebuilt", read.end - read.start - new)
@@ -294,8 +295,7 @@ class Reader:
         while book.landing and book.landing[0][0] <= read.end:
             border_cells, taken = book.landing.popleft()
             self._outcomes.landed(book, taken, border_cells, now_s)
-        if read.end >= book.seen_cells and not residence.leaving:
-            self._outcomes.moved(book)
+        self._outcomes.moved(book)
 
 
 def _padded(chosen: Sequence[Want], limits: Limits) -> int:

@@ -101,6 +101,7 @@ class Residence:
         fetching: it is on its way from the disk to the host.
         failures: steps and moves that failed for it, in a row.
         landed_cells: the most that were ever there: beyond them tokens are read for the first time.
+        there_cells: that are there now, those of steps under way not counted.
     """
 
     table: CellTable
@@ -123,6 +124,7 @@ class Residence:
     fetching: bool = False
     failures: int = 0
     landed_cells: int = 0
+    there_cells: int = 0
 
     @property
     def on_device(self) -> bool:
@@ -138,6 +140,11 @@ class Residence:
     def missing(self) -> int:
         """Cells that are to be computed again."""
         return len(self.log) - self.table.cells if self.on_device else 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether all cells that it ever had are on the device."""
+        return self.on_device and self.there_cells >= self.landed_cells
 
     def seen(self, session: int, cells: int) -> Seen:
         """What a row or a chunk looks at; valid as long as the session stays on the device."""

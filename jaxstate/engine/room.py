@@ -202,6 +202,7 @@ class Room:
         residence.place, residence.placed_at = "device", now_step
         residence.wants_since, residence.coming = None, False
         residence.granted_blocks, residence.served = self._wanted(book), 0
+        residence.there_cells = residence.table.cells
         self._on_device += 1
         self.update(book)
 
@@ -215,7 +216,7 @@ class Room:
         if residence.leaving:
             residence.reserve_blocks = 0
         # Who waits for it to be on the device still does.
-        residence.coming = bool(book.move_waiters) and not residence.leaving
+        residence.coming = bool(book.come_waiters) and not residence.leaving
         residence.draining = residence.leaving = False
         self.update(book)
 
@@ -246,7 +247,11 @@ class Room:
 
     def lacks(self, book: Book) -> bool:
         """Whether it was granted less than it wants."""
-        return book.residence.granted_blocks < self._wanted(book)
+        return self.lacking(book) > 0
+
+    def lacking(self, book: Book) -> int:
+        """Blocks that it wants beyond those that it was granted."""
+        return max(0, self._wanted(book) - book.residence.granted_blocks)
 
     def keeps_to_its_reserve(self, book: Book) -> bool:
         """Whether it wants nothing that is not promised to it."""

@@ -8,10 +8,11 @@ not know: devices, tokens, threads, how much there is to share out (`room`).
   one tenant come in the order in which they began to want room. Who wants no more than its reserve,
   and finds it, passes.
 - For the first in line sessions leave, rather those of the tenant that has most (by its weight):
-  idle ones, the longest unused first. Where none is idle, one that was served in `room_patience`
-  steps since it came leaves in the midst of its work, and stands in line itself. (Steps that only
-  compute its cells again do not count: sessions that are sent away as soon as they are back would
-  keep the device busy and get nothing done.)
+  idle ones, the longest unused first. Where none is idle, one leaves in the midst of its work, and
+  stands in line itself, after the first in line has waited for `room_patience` steps and it was
+  served in as many since it came; in a quarter of them, and without a wait, if its tenant has more
+  than the other will have. (Steps that only compute its cells again do not count: sessions that are
+  sent away as soon as they are back would keep the device busy and get nothing done.)
 - One session at a time is fetched from disk, and keeps nobody waiting meanwhile.
 """
 
@@ -26,6 +27,8 @@ from jaxstate.engine.room import Room
 
 # A session that is never served has had its turn after so many times the patience.
 PASSED_OVER = 8
+# One of a tenant that has more than its share has a patience so many times smaller.
+LESS_PATIENCE = 4
 
 
 class Swapper:
@@ -138,26 +141,36 @@ class Swapper:
                 min(resting, key=lambda one: (most[one.residence.tenant], one.residence.used_s)),
                 "away",
             )
-        since = head.residence.wants_since or 0
-        if not idle and now.step - since < self._patience:
-            return None
-        served = [book for book in could if idle or self._had_its_time(book, now)]
+        served = [book for book in could if idle or self._had_its_time(book, head, most, now)]
         if not served:
             return None
         book = min(
             served,
-            key=lambda one: (most[one.residence.tenant], one.residence.placed_at, one.key),
+            key=lambda one: (
+                most[one.residence.tenant],
+                one.residence.missing > 0,
+                any(one.holding()),
+                one.residence.placed_at,
+                one.key,
+            ),
         )
         if not any(book.holding()):
             return Move(book, "away")
         book.residence.draining, self._draining = True, book
         return None
 
-    def _had_its_time(self, book: Book, now: Now) -> bool:
-        """Whether it was served for long enough, or others are served before it all the time."""
-        residence = book.residence
+    def _had_its_time(self, book: Book, head: Book, most: dict[str, float], now: Now) -> bool:
+        """Whether it was served for long enough, or others are served before it all the time, and
+        the first in line has waited for long enough. A tenant that has more than the other will
+        have gets less patience."""
+        residence, tenant = book.residence, head.residence.tenant
+        will_have = -most[tenant] + self._room.lacking(head) / self._weight(tenant)
+        if -most[residence.tenant] > will_have:
+            return residence.served >= max(1, self._patience // LESS_PATIENCE)
+        waited = now.step - (head.residence.wants_since or 0)
         stayed = now.step - residence.placed_at
-        return residence.served >= self._patience or stayed >= PASSED_OVER * self._patience
+        served = residence.served >= self._patience or stayed >= PASSED_OVER * self._patience
+        return waited >= self._patience and served
 
     def _may_leave(self, book: Book) -> bool:
         """Whether its leaving would make room, and nothing forbids it."""

@@ -160,6 +160,32 @@ def test_timeouts_and_cancelled_tasks_leave_nothing() -> None:
     assert (metrics.gauges.asks_waiting, metrics.gauges.asks_running) == (0, 0)
 
 
+def test_one_question_to_many_and_whatever_ends_it() -> None:
+    async def ask() -> jaxstate.EngineMetrics:
+        with faked() as made:
+            engine = jaxstate.AsyncEngine(model())
+            engine._engine = made
+            assert await engine.ask_many("xyz") == []
+            sessions = [engine.open() for _ in range(3)]
+            answers = await engine.ask_many("xyz", sessions, max_tokens=1, timeout=30)
+            assert [one.version for one in answers] == [0, 0, 0]
+            with pytest.raises(TimedOut, match=r"not every session answered within 0 s"):
+                await engine.ask_many("xyz", timeout=0)
+            waiting = asyncio.create_task(engine.ask_many("xyz", max_tokens=40))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            sessions[0].close()
+            with pytest.raises(ClosedError):
+                await engine.ask_many("xyz", sessions)
+            return made.metrics()
+
+    metrics = run(ask())
+    assert (metrics.gauges.asks_waiting, metrics.gauges.asks_running) == (0, 0)
+    assert metrics.counts.asks_timed_out == 3
+
+
 class Held(FakeExecutor):
     """A device that reads only while it may go on."""
 

@@ -383,6 +383,22 @@ def test_an_idle_session_leaves_after_its_time() -> None:
     assert rig.engine.until_s is None
 
 
+def test_an_idle_session_leaves_on_time_though_others_work() -> None:
+    """The fake device takes 1 s for each of the other's entries."""
+    rig = small_rig(EngineConfig(idle_s=5.0, resume="copy"))
+    idle, busy = filled(rig, 16), rig.open("x")
+    used_s = idle.book.residence.used_s
+    for _ in range(20):
+        busy.push("x")
+        while busy.info().pending:
+            rig.engine.turn()
+        if rig.clock() < used_s + 5.0:
+            assert idle.info().residency == "device"
+        if rig.clock() > used_s + 6.1:
+            break
+    assert idle.info().residency == "host" and busy.info().residency == "device"
+
+
 def test_no_more_sessions_are_on_the_device_than_may_be() -> None:
     limits = dataclasses.replace(SHARED_LIMITS, sessions=2)
     rig = Rig(limits=limits, config=COPY)
