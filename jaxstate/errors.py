@@ -44,7 +44,7 @@ class CapacityExceeded(JaxstateError):
 
 
 class BudgetExceeded(JaxstateError):
-    """The engine's cells are spoken for; nothing was opened."""
+    """The engine's cells, or the tenant's, are spoken for; nothing was opened or added."""
 
 
 class QueueFull(JaxstateError):

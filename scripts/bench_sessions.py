@@ -106,7 +106,7 @@ def main() -> int:
     """Measures, prints the table, the gain, and JSON."""
     options = _options()
     use_compilation_cache()
-    console, rows = Console(), list[Row]()
+    console, rows = Console(width=None if sys.stdout.isatty() else 150), list[Row]()
     for way in WAYS:
         rows += _runs(options, way, console)
     console.print(_table(rows))

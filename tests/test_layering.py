@@ -39,7 +39,9 @@ RANKS = {
 }
 SIBLINGS = {"text", "weights", "cells"}
 NO_JAX_PARTS = ("records", "errors", "config", "text")
-NO_JAX_MODULES = (f"{PACKAGE}.cells.layout",)
+NO_JAX_MODULES = tuple(
+    f"{PACKAGE}.cells.{name}" for name in ("blocks", "layout", "prefixes", "tables")
+)
 # Libraries that import jax themselves.
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 COMPILERS = {"jit", "pjit", "pmap", "xla_computation", "make_jaxpr"}

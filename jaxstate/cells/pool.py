@@ -7,7 +7,6 @@ session owns which block.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
@@ -141,8 +140,3 @@ def write_blocks(
 ) -> LayerCells:
     """One layer with some blocks replaced; block numbers past the end are dropped."""
     return cells.at[blocks].set(content, mode="drop")
-
-
-def pool_shapes(layout: PoolLayout, dtype: jnp.dtype) -> KVPool:
-    """The shapes and dtypes of `empty_pool`, without memory."""
-    return jax.eval_shape(lambda: empty_pool(layout, dtype))

@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from jaxstate.cells.layout import plan_layout
-from jaxstate.cells.pool import Context, KVPool, NewCells, pool_shapes
+from jaxstate.cells.pool import Context, KVPool, NewCells, empty_pool
 from jaxstate.config import LayerAttention, ModelConfig, Rope, StepConfig, llama3_rope_factors
 from jaxstate.model.bundle import Model
 from jaxstate.model.decoder import Decoder, Tail, append_tail
@@ -141,7 +141,7 @@ def test_real_families_have_their_published_shapes(family: str) -> None:
     batch, questions, tokens, cells = 2, 3, 5, 8
     layout = plan_layout(config, cells=4096, block_cells=64)
     context = Context(
-        pool=pool_shapes(layout, dtype),
+        pool=jax.eval_shape(lambda: empty_pool(layout, dtype)),
         tables=tuple(int32(batch, group.table_width) for group in layout.groups),
         lengths=int32(batch),
     )
