@@ -5,6 +5,7 @@ Comes in: numbers. Goes out: a frozen `EngineConfig`, checked. Does not know: mo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal, TypeAlias, get_args
@@ -71,7 +72,7 @@ class EngineConfig:
             raise InvalidInput(f"resume={self.resume!r} is none of {get_args(Resume)}")
         idle_s = self.idle_s
         number = isinstance(idle_s, int | float) and not isinstance(idle_s, bool)
-        if idle_s is not None and not (number and idle_s >= 0):
+        if idle_s is not None and not (number and 0 <= idle_s < math.inf):
             raise InvalidInput(f"idle_s={idle_s!r} must be seconds, 0 or more, or None")
 
 

@@ -56,7 +56,7 @@ class Launcher:
         if isinstance(step, GoOn):
             return self._go_on([step, *plan.joined], now_s)
         if step.work == "warm":
-            return self._begin_warm([step, *plan.joined])
+            return self._begin_warm([step, *plan.joined], now_s)
         return self._reader.prepare(step, plan.joined, now_s)
 
     def _is_flash(self, step: Step) -> bool:
@@ -65,7 +65,7 @@ class Launcher:
             return False
         return not step.runs or step.runs[0] in self._ledger.books[step.session].flash_runs
 
-    def _begin_warm(self, steps: Sequence[Step]) -> Launch | None:
+    def _begin_warm(self, steps: Sequence[Step], now_s: float) -> Launch | None:
         due: list[tuple[Book, Warm]] = []
         wants: list[list[Want]] = []
         for step in steps:
@@ -84,7 +84,7 @@ class Launcher:
             return None
         joining = [want for one in wants for want in one if want.session != planned[0].session]
         chosen = go_together(planned, joining, self._ledger.limits, free_blocks=0)
-        return self._warm([due[want.number] for want in chosen])
+        return self._warm([due[want.number] for want in chosen], now_s)
 
     def _reaches(self, book: Book, warm: Warm) -> bool:
         try:
@@ -94,14 +94,15 @@ class Launcher:
             return False
         return True
 
-    def _warm(self, due: Sequence[tuple[Book, Warm]]) -> Launch:
+    def _warm(self, due: Sequence[tuple[Book, Warm]], now_s: float) -> Launch:
         rows = [_warm_row(book, one) for book, one in due]
         versions = [(book.version, book.seen_cells) for book, _ in due]
         for book, one in due:
             book.warm.running = True
+            book.residence.used_s = now_s
             self._ledger.charge(book, len(one.asked.tokens), book.seen_cells)
 
-        def commit(logprobs: NDArray[np.float32], now_s: float) -> None:
+        def commit(logprobs: NDArray[np.float32], _: float) -> None:
             for n, (book, one) in enumerate(due):
                 book.warm.running = False
                 book.warm.keep([one], logprobs[n : n + 1], *versions[n])

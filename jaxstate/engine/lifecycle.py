@@ -141,6 +141,7 @@ class Lifecycle:
             if ledger.room.has_room(ledger.tables.fork_blocks(source.table)):
                 residence.table = ledger.tables.fork(source.table)
                 ledger.room.arrive(book, ledger.steps)
+                residence.there_cells = residence.table.cells
                 ledger.room.update(parent)
             elif not residence.log.complete:
                 raise BudgetExceeded(
@@ -198,7 +199,7 @@ class Lifecycle:
             future: Future[None] = Future()
             if book.residence.on_device:
                 book.residence.leaving = True
-                book.leave_waiters.append(future)
+                book.leave_waiters = _wanted(book.leave_waiters, future)
             else:
                 book.residence.reserve_blocks = 0
                 future.set_result(None)
@@ -216,7 +217,7 @@ class Lifecycle:
                 future.set_result(None)
             else:
                 residence.coming = not residence.on_device
-                book.come_waiters.append(future)
+                book.come_waiters = _wanted(book.come_waiters, future)
             self._desk.outcomes.moved(book)
             ledger.room.update(book)
             return future
@@ -259,8 +260,14 @@ class Lifecycle:
         self._desk.jobs.append(cast("Job[object]", job))
         assert job.border is not None
         job.border.border_jobs += 1
+        job.border.residence.used_s = self._desk.clock()
         job.border.residence.coming = not job.border.residence.on_device
         self._desk.ledger.room.update(job.border)
+
+
+def _wanted(waiters: list[Future[None]], future: Future[None]) -> list[Future[None]]:
+    """One more; those that were given up would otherwise stay until the next move."""
+    return [*(one for one in waiters if not one.cancelled()), future]
 
 
 def _checked_cells(opening: Tokens, reserve: int | None, session_cells: int) -> int:

@@ -277,7 +277,8 @@ class Loop:
         if idle_s is None:
             return None
         resting = self._resting(self._desk.clock())
-        return min((book.residence.used_s + idle_s for book in resting), default=None)
+        ends_s = min((book.residence.used_s + idle_s for book in resting), default=None)
+        return None if ends_s is None else max(ends_s, self._look_s)
 
     def _tell_freed(self) -> None:
         """The executor may do what it likes with blocks that nobody has any more."""

@@ -68,7 +68,7 @@ class Mover:
             # An entry may be half read: questions go on looking at the version before it.
             sees_back = desk.ledger.readable(book.seen_cells, count)
             readable_cells = book.seen_cells if sees_back else count
-            seen = residence.seen(book.key, count)
+            seen, residence.there_cells = residence.seen(book.key, count), 0
             began_s = desk.clock()
         cells = self._executor.fetch(seen, readable_cells) if keeps else None
         with desk.lock:
@@ -86,7 +86,7 @@ class Mover:
     def _to_device(self, book: Book) -> None:
         desk, residence = self._desk, book.residence
         with desk.lock:
-            if book.closed or not desk.ledger.room.has_room_for(book):
+            if not (self._is_wanted(book) and desk.ledger.room.has_room_for(book)):
                 return
             cells = self._kept(book)
             if book.closed or (cells is None and residence.place != "log"):
@@ -102,11 +102,17 @@ class Mover:
                 return
             took_s = desk.clock() - began_s
             desk.vault.drop(book.key)
+            residence.used_s = desk.clock()
             if cells is not None:
-                residence.failures = 0
+                residence.failures, residence.there_cells = 0, cells.cells
                 desk.recorder.moved(cells.bytes, took_s)
             desk.recorder.count("sessions_resumed")
             self._tell(book, took_s)
+
+    def _is_wanted(self, book: Book) -> bool:
+        """Whether it is still to come: it may have been suspended, or closed, meanwhile."""
+        wants = book.residence.coming or book.border_jobs > 0
+        return not book.closed and (wants or book.has_work(self._desk.clock()))
 
     def _kept(self, book: Book) -> HostCells | None:
         """Its cells in memory; None if they went to disk meanwhile, or were lost."""
@@ -144,10 +150,13 @@ class Mover:
             if desk.vault.where(book.key) == "log" and not residence.log.complete:
                 if residence.failures > 1:
                     desk.outcomes.break_session(book, error)
+                residence.there_cells = residence.table.cells
                 return  # nothing else has them, so they stay
             if residence.on_device:
                 desk.outcomes.send_away(book)
             desk.look_for(book)
+            if residence.place == "log":
+                residence.failures = 0  # reading it again is another thing
             desk.outcomes.moved(book)
 
     def _tell(self, book: Book, took_s: float) -> None:

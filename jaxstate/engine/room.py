@@ -174,6 +174,7 @@ class Room:
         residence = book.residence
         if residence.on_device and not residence.leaving and not self.lacks(book):
             self._short.pop(book.key, None)
+            residence.wants_since = None
         else:
             self._short[book.key] = book
 
@@ -202,7 +203,7 @@ class Room:
         residence.place, residence.placed_at = "device", now_step
         residence.wants_since, residence.coming = None, False
         residence.granted_blocks, residence.served = self._wanted(book), 0
-        residence.there_cells = residence.table.cells
+        residence.there_cells = 0  # until they are placed, or computed
         self._on_device += 1
         self.update(book)
 

@@ -65,17 +65,21 @@ class Swapper:
         if leaving := next((one for one in short if _wants_out(one)), None):
             return Move(leaving, "away")
         line = [book for book in short if self._stands_in_line(book, now)]
+        if self._head not in line:
+            self._head = None
         fetching = any(book.residence.fetching for book in line)
         line = [book for book in line if not book.residence.fetching]
         while line:
             head = self._first(line)
             if head.residence.place == "disk":
                 if not fetching:
-                    head.residence.fetching = True
-                    return Move(head, "host")
+                    self._head = head
+                    return _fetched(head)
             elif not self._room.grant(head):
-                self._head = head
-                return self._passing(line) or self._make_room(head, books, now, idle=idle)
+                # One that comes from disk stays the first: others would push it back there.
+                self._head = self._head or head
+                passing = self._passing(line, fetching=fetching)
+                return passing or self._make_room(head, books, now, idle=idle)
             else:
                 self._had_turn(head)
                 if not head.residence.on_device:
@@ -102,7 +106,10 @@ class Swapper:
         tenant = head.residence.tenant
         self._level = max(self._level, self._turns.get(tenant, 0.0))
         self._turns[tenant] = self._level + 1.0 / self._weight(tenant)
-        self._head = None
+        # Who had none for long has nothing to make up for.
+        self._turns = {one: turn for one, turn in self._turns.items() if turn > self._level}
+        if head is self._head:
+            self._head = None
 
     def _stands_in_line(self, book: Book, now: Now) -> bool:
         residence = book.residence
@@ -117,12 +124,14 @@ class Swapper:
             residence.wants_since = now.step
         return wants
 
-    def _passing(self, line: Sequence[Book]) -> Move | None:
+    def _passing(self, line: Sequence[Book], *, fetching: bool) -> Move | None:
         """One that takes nothing from the first in line: what it wants is promised to it."""
         for book in line:
-            there = book.residence.place in ("device", "disk")
-            if not there and self._room.keeps_to_its_reserve(book) and self._room.grant(book):
-                return Move(book, "device")
+            place = book.residence.place
+            if place == "device" or (place == "disk" and fetching):
+                continue
+            if self._room.keeps_to_its_reserve(book) and self._room.grant(book):
+                return _fetched(book) if place == "disk" else Move(book, "device")
         return None
 
     def _make_room(self, head: Book, books: Iterable[Book], now: Now, *, idle: bool) -> Move | None:
@@ -181,6 +190,11 @@ class Swapper:
         if book.border_jobs and not self._room.lacks(book):
             return False
         return self._room.gains_by(book)
+
+
+def _fetched(book: Book) -> Move:
+    book.residence.fetching = True
+    return Move(book, "host")
 
 
 def _wants_out(book: Book) -> bool:

@@ -128,6 +128,10 @@ class Vault:
         """Forgets cells, their files too."""
         with self._lock:
             stored = self._stored.pop(session, None)
+            if self._fetched == session:
+                self._fetched = None
+            if stored is not None:
+                stored.cells = None  # it may stand in line to be written
             # Files that are being written or read go when that is done.
             if stored is not None and stored.path is not None and not stored.moving:
                 self._writer.submit(_remove, stored.path)
@@ -166,7 +170,7 @@ class Vault:
         with self._lock:
             if self._stored.get(session) is not stored:
                 return  # it was dropped while others were written
-        cells, place = stored.cells, None
+            cells, place = stored.cells, None
         assert cells is not None, "what is written is in memory until it is"
         try:
             place = self._folder_of(session)
