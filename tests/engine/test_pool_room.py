@@ -686,6 +686,53 @@ def test_who_keeps_to_its_reserve_passes_those_that_wait() -> None:
     pool.check_done()
 
 
+def test_one_within_its_reserve_passes_from_disk_too() -> None:
+    pool = Pool(patience=50)
+    own = pool.open("own", reserve=3)
+    pool.run()
+    pool._make(Move(own, "away"))
+    own.residence.place = "disk"
+    pool.open("there", cells=20)
+    pool.open("big", cells=20)
+    pool.settle()
+    pool.push(own, 8)
+    assert pool.settle() == ("own", "host")
+    own.residence.place, own.residence.fetching = "host", False
+    assert pool.settle() == ("own", "device")
+
+
+def test_one_that_comes_from_disk_stays_the_first() -> None:
+    """Otherwise another would be the first meanwhile, and push it back there."""
+    pool = Pool(patience=50)
+    first = pool.open("first", cells=20)
+    pool.run()
+    pool._make(Move(first, "away"))
+    first.residence.place = "disk"
+    pool.open("there", cells=32)
+    first.residence.coming = True
+    pool.room.update(first)
+    other = pool.open("other", cells=20)
+    assert pool.settle() == ("first", "host")
+    assert pool.settle() is None, "the other has to wait for room"
+    first.residence.place, first.residence.fetching = "host", False
+    other.residence.place = "disk"
+    assert pool.settle() is None, "and is not fetched before the first was there"
+    pool.run()
+    assert [name for name, to in pool.moves if to == "device"][:2] == ["first", "other"]
+
+
+def test_a_wait_that_ended_by_itself_does_not_count_later() -> None:
+    pool = Pool(blocks=8, patience=3)
+    pool.open("there", cells=24)
+    book = pool.open("mine", cells=4)
+    pool.run()
+    pool.push(book, 8)
+    pool.settle()
+    assert book.residence.wants_since is not None or not pool.room.lacks(book)
+    pool.room.order(book, book.residence.cells)
+    assert book.residence.wants_since is None
+
+
 def test_sessions_of_the_tenant_that_has_most_leave_first() -> None:
     """Though bob's was not used for longest."""
     pool = Pool()

@@ -7,12 +7,16 @@ bytes, line breaks included. A fetch takes 2 s, a place 1.5 s.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
+from jaxstate.engine.books import Book
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.executor import Lost
+from jaxstate.engine.moves import Move, Now
 from jaxstate.engine.scheduler import Policy
 from jaxstate.engine.session import Session
 from jaxstate.engine.values import Moved
@@ -502,3 +506,92 @@ def test_a_closed_session_leaves_nothing_anywhere(tmp_path: Path) -> None:
 def settle_disk(rig: Rig) -> None:
     """Waits for the vault's threads."""
     rig.desk.vault.rest()
+
+
+# --- what happens in the midst of a move --------------------------------------------------------
+
+
+def meanwhile(rig: Rig, call: str, act: Callable[[], object]) -> None:
+    """Lets something happen while the device is in that call, without the lock, once."""
+    real = getattr(rig.executor, call)
+
+    def then(*args: object) -> object:
+        setattr(rig.executor, call, real)
+        act()
+        return real(*args)
+
+    setattr(rig.executor, call, then)
+
+
+def test_a_resume_in_the_midst_of_coming_ends_when_the_cells_are_there() -> None:
+    """The first placing fails, so both wait for the second."""
+    rig = small_rig()
+    session = filled(rig, 16)
+    session.suspending()
+    rig.engine.run()
+    waiting = [session.resuming()]
+    done: list[bool] = []
+
+    def resume() -> None:
+        waiting.append(session.resuming())
+        done.extend(one.done() for one in waiting)
+
+    rig.executor.fail_next("place")
+    meanwhile(rig, "place", resume)
+    rig.engine.turn()
+    assert done == [False, False] and session.info().residency == "host"
+    assert not any(one.done() for one in waiting)
+    rig.engine.run()
+    assert all(one.done() for one in waiting) and session.info().residency == "device"
+
+
+def test_a_resume_in_the_midst_of_leaving_brings_it_back() -> None:
+    rig = small_rig()
+    session = filled(rig, 16)
+    left = session.suspending()
+    waiting: list[Future[None]] = []
+    meanwhile(rig, "fetch", lambda: waiting.append(session.resuming()))
+    rig.engine.turn()
+    assert not waiting[0].done()
+    rig.engine.run()
+    assert left.done() and waiting[0].done() and session.info().residency == "device"
+
+
+def test_a_suspend_while_its_coming_was_decided_holds() -> None:
+    rig = small_rig()
+    session = filled(rig, 16)
+    session.suspending()
+    rig.engine.run()
+    session.resuming()
+    swapper = rig.desk.ledger.swapper
+    settle = swapper.settle
+
+    def settle_then(books: Iterable[Book], now: Now, *, idle: bool) -> Move | None:
+        move = settle(books, now, idle=idle)
+        setattr(swapper, "settle", settle)  # noqa: B010
+        session.book.residence.coming = False  # what `suspend` does, under the lock
+        return move
+
+    setattr(swapper, "settle", settle_then)  # noqa: B010
+    rig.engine.run()
+    assert session.info().residency == "host"
+    assert session.suspending().done()
+
+
+def test_a_session_that_comes_back_for_a_save_does_not_leave_at_once() -> None:
+    rig = small_rig(EngineConfig(idle_s=60.0, resume="copy"))
+    session = filled(rig, 16)
+    rig.clock.pass_s(100.0)
+    rig.engine.run()
+    assert session.info().residency == "host"
+    rig.clock.pass_s(100.0)
+    rig.lives.capture(session.book, {})
+    rig.engine.run()
+    assert session.info().residency == "device"
+    assert rig.engine.until_s is not None and rig.engine.until_s > rig.clock()
+
+
+@pytest.mark.parametrize("wrong", [-1, "60", True, float("inf"), float("nan")])
+def test_times_that_are_none_are_refused(wrong: object) -> None:
+    with pytest.raises(InvalidInput, match="idle_s"):
+        EngineConfig(idle_s=wrong)  # pyright: ignore[reportArgumentType]

@@ -178,6 +178,32 @@ def test_one_larger_than_all_memory_stays_until_it_is_taken(tmp_path: Path) -> N
     vault.close()
 
 
+def test_what_came_from_disk_goes_back_once_it_was_used(stored: Stored) -> None:
+    for session in (1, 2, 3):
+        stored.put(session)
+    stored.vault.rest()
+    stored.vault.want(1)
+    stored.vault.rest()
+    for session in (1, 2, 3):
+        stored.vault.drop(session)
+    for session in (1, 2, 3):
+        stored.put(session)
+    stored.vault.rest()
+    assert stored.places(1, 2, 3) == ["disk", "host", "host"]
+
+
+def test_what_is_dropped_before_it_is_written_leaves_memory(stored: Stored) -> None:
+    stored.disk.may_write.clear()
+    for session in range(1, 6):
+        stored.put(session)
+    waits = stored.vault._stored[2]
+    stored.vault.drop(2)
+    assert waits.cells is None
+    stored.disk.may_write.set()
+    stored.vault.rest()
+    assert 2 not in stored.told and stored.files() == 2
+
+
 def race(rig: Rig, change: Callable[[], None]) -> None:
     """Lets something happen between the room's decision and the move."""
     make = rig.engine._loop._mover._to_device
