@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the suite's time is compiling tiny steps that run a few times: quick code will do. (The
@@ -13,6 +16,24 @@ os.environ.setdefault(
 )
 
 import jax
+import pytest
+
+from jaxstate.steps.compiled import compiled
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Each executable takes several mappings of memory, of which Linux gives a process 65,530; past that
+# XLA crashes.
+MOST_MAPPINGS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_executables() -> Iterator[None]:
+    """Lets go of what earlier modules compiled, before it is too much."""
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_text(encoding="utf-8").count("\n") > MOST_MAPPINGS:
+        compiled.cache_clear()
+        jax.clear_caches()
+        gc.collect()
+    yield

@@ -6,7 +6,7 @@ know: devices, threads, text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 
 from jaxstate.cells.prefixes import Link, PrefixCache
@@ -64,13 +64,14 @@ class Ledger:
     def view(self, now_s: float) -> View:
         """What the scheduler is to see."""
         on_device = [book for book in self.books.values() if book.residence.on_device and book.busy]
-        self.shares.at_work(book.residence.tenant for book in on_device if book.has_work(now_s))
+        self.shares.at_work(_tenants_at_work(on_device, now_s))
         leaves = self._leaves_blocks()
         active = [
             self._session_view(book, now_s, leaves.get(book.residence.tenant, 0))
             for book in on_device
         ]
-        dues = [book.flash.next_due_s(now_s) for book in self.books.values()]
+        stale = (book.flash for book in self.books.values() if book.flash.stale)
+        dues = [flash.next_due_s(now_s) for flash in stale]
         return View(
             sessions=tuple(active),
             free_blocks=len(self.blocks),
@@ -265,3 +266,12 @@ class Ledger:
             blocks=len(run.blocks) if run.begun else run.asked.blocks(self.limits),
             blocked=blocked,
         )
+
+
+def _tenants_at_work(books: Iterable[Book], now_s: float) -> set[str]:
+    """Those for whose sessions something could be done; one look at most for each that has it."""
+    found: set[str] = set()
+    for book in books:
+        if book.residence.tenant not in found and book.has_work(now_s):
+            found.add(book.residence.tenant)
+    return found
