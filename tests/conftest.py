@@ -25,7 +25,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Each executable takes several mappings of memory, of which Linux gives a process 65,530; past that
 # XLA crashes.
-MOST_MAPPINGS = 20_000
+MOST_MAPPINGS = 35_000
 
 
 @pytest.fixture(scope="module", autouse=True)
