@@ -103,12 +103,15 @@ class Taken:
             completes none.
         entries: how many it completes, the opening not counted.
         pushed_s: when those were pushed, in monotonic seconds.
+        ends: of each that it completes, the opening included: its number, and how many of these
+            tokens there are up to its end.
     """
 
     tokens: Tokens
     completes: int | None
     entries: int
     pushed_s: tuple[float, ...]
+    ends: tuple[tuple[int, int], ...] = ()
 
 
 class IngestQueue:
@@ -272,6 +275,7 @@ class IngestQueue:
             raise InvalidInput(f"max_tokens={max_tokens} must not be negative")
         parts: list[Tokens] = []
         done: list[Entry] = []
+        ends: list[tuple[int, int]] = []
         left = max_tokens
         while (front := self._front(left)) is not None:
             part = front.tokens[self._read_tokens : self._read_tokens + left]
@@ -280,7 +284,8 @@ class IngestQueue:
             self._advance(len(part))
             if self._reading is None:
                 done.append(front)
-        return _taken(parts, done) if parts else None
+                ends.append((front.sequence, max_tokens - left))
+        return _taken(parts, done, ends) if parts else None
 
     def _front(self, left: int) -> Entry | None:
         """The entry to read next, if `left` tokens are enough to get on with it."""
@@ -375,13 +380,16 @@ class IngestQueue:
         self._of_key.pop(entry.key, None)
 
 
-def _taken(parts: Sequence[Tokens], done: Sequence[Entry]) -> Taken:
+def _taken(
+    parts: Sequence[Tokens], done: Sequence[Entry], ends: Sequence[tuple[int, int]]
+) -> Taken:
     pushed_s = tuple(entry.pushed_s for entry in done if entry.sequence > 0)
     return Taken(
         tokens=np.concatenate(parts),
         completes=done[-1].sequence if done else None,
         entries=len(pushed_s),
         pushed_s=pushed_s,
+        ends=tuple(ends),
     )
 
 

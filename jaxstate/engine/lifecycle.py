@@ -100,7 +100,7 @@ class Lifecycle:
             tokens = saved.cells.arrays.get(TOKENS)
             residence.log = TokenLog(saved.cells.cells if tokens is None else 0)
             if tokens is not None:
-                residence.log.append(tokens.astype(np.int32))
+                residence.log.append(tokens.astype(np.int32), [(version, len(tokens))])
             self._admit(book, 0, saved.cells.cells)
             self._desk.vault.put(book.key, saved.cells)
             residence.landed_cells = saved.cells.cells

@@ -230,7 +230,7 @@ class Reader:
         rest_tokens = book.queue.rest_tokens if book.border_jobs else 0
         taken = book.queue.take(min(tokens, rest_tokens or tokens))
         assert taken is not None, "the scheduler saw something to read"
-        book.residence.log.append(taken.tokens)
+        book.residence.log.append(taken.tokens, taken.ends)
         if taken.completes is not None:
             border_cells = len(book.residence.log) - book.queue.partly_read_tokens
             book.landing.append((border_cells, taken))

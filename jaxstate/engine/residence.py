@@ -7,6 +7,9 @@ be computed again. Does not know: other sessions, devices, text.
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -33,7 +36,8 @@ def checked_residency(value: object) -> bool:
 
 
 class TokenLog:
-    """Every token that a session has read, in order, half-read entries included.
+    """Every token that a session has read, in order, half-read entries included, and where entries
+    end: that is what a version saw.
 
     Args:
         unknown: how many were read before, by whoever saved the session without its tokens.
@@ -43,6 +47,9 @@ class TokenLog:
         self._unknown = unknown
         self._tokens = np.zeros(0, np.int32)
         self._count = 0
+        # Ascending: entries that were read to their end, and how many tokens there were then.
+        self._entries = array("q")
+        self._ends = array("q")
 
     def __len__(self) -> int:
         return self._unknown + self._count
@@ -52,8 +59,16 @@ class TokenLog:
         """Whether cells can be computed again from it."""
         return self._unknown == 0
 
-    def append(self, tokens: Tokens) -> None:
-        """Tokens that were taken to be read."""
+    def append(self, tokens: Tokens, ends: Iterable[tuple[int, int]] = ()) -> None:
+        """Tokens that were taken to be read.
+
+        Args:
+            tokens: int32 [n].
+            ends: entries that end among them, each with the number of these tokens up to its end.
+        """
+        for entry, count in ends:
+            self._entries.append(entry)
+            self._ends.append(len(self) + count)
         end = self._count + len(tokens)
         if end > len(self._tokens):
             grown = np.zeros(max(end, 2 * len(self._tokens), 64), np.int32)
@@ -67,10 +82,26 @@ class TokenLog:
         assert self.complete, "this log does not know what was read first"
         return self._tokens[start : min(start + count, self._count)].copy()
 
-    def copy(self) -> TokenLog:
-        """The same, going on by itself."""
+    def border(self, version: int) -> int | None:
+        """How many tokens that version saw: those of entries 1 .. `version` that were not displaced
+        (0: of the opening alone). None for one that was not read, or not by this log."""
+        known = bisect_right(self._entries, version)
+        return self._ends[known - 1] if known else None
+
+    def ends(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Entries that end beyond token `start`, up to token `end`, as `append` takes them."""
+        first, last = bisect_right(self._ends, start), bisect_right(self._ends, end)
+        first = 0 if start == 0 else first  # an opening without tokens ends at 0
+        found = zip(self._entries[first:last], self._ends[first:last], strict=True)
+        return [(entry, cells - start) for entry, cells in found]
+
+    def copy(self, count: int | None = None) -> TokenLog:
+        """The same, or its first `count` tokens, going on by itself."""
+        end = len(self) if count is None else count
+        assert end >= self._unknown, "it does not know what was read first"
         twin = TokenLog(self._unknown)
-        twin.append(self._tokens[: self._count])
+        ends = [(entry, cells - self._unknown) for entry, cells in self.ends(0, end)]
+        twin.append(self._tokens[: end - self._unknown], ends)
         return twin
 
 
