@@ -23,8 +23,9 @@ from jaxstate.engine.conditions import Changed, Condition, ConfidenceAbove, Cros
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.engine import Engine
 from jaxstate.engine.hits import FlashQuery
-from jaxstate.engine.ingest import Coalesce
 from jaxstate.engine.metrics import EngineMetrics, HistogramRecord
+from jaxstate.engine.policies import Coalesce
+from jaxstate.engine.recovery import RecoveredSession, Recovery
 from jaxstate.engine.scheduler import Policy
 from jaxstate.engine.session import Session
 from jaxstate.engine.subscription import Subscription
@@ -51,8 +52,12 @@ from jaxstate.errors import (
     FlashLimit,
     InvalidInput,
     JaxstateError,
+    JournalDamaged,
+    JournalError,
+    JournalInUse,
     PromptTooLong,
     QueueFull,
+    SequenceGap,
     SnapshotDamaged,
     SnapshotError,
     StaleState,
@@ -102,6 +107,9 @@ __all__ = [
     "IncrementalDecoder",
     "InvalidInput",
     "JaxstateError",
+    "JournalDamaged",
+    "JournalError",
+    "JournalInUse",
     "LayerAttention",
     "Model",
     "ModelConfig",
@@ -111,8 +119,11 @@ __all__ = [
     "QueryResult",
     "QueueFull",
     "Receipt",
+    "RecoveredSession",
+    "Recovery",
     "Rope",
     "Sampling",
+    "SequenceGap",
     "Session",
     "SessionInfo",
     "SessionState",

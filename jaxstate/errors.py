@@ -15,6 +15,10 @@
     ├── StaleState                   a session state was used again after a step took it over
     ├── UnsupportedModel             a model that this version cannot run exactly, and every reason
     │   └── WeightsMismatch          tensors are missing, left over or misshapen, all of them listed
+    ├── SequenceGap                  a client's push does not follow its last (strict order)
+    ├── JournalError                 the journal could not be written; nothing was added
+    │   ├── JournalInUse             another process, or engine, has it
+    │   └── JournalDamaged           what it holds cannot be read, or does not match its checksums
     ├── TextUnavailable              text was asked of a model that has no tokenizer
     └── SnapshotError                a saved session cannot be used
         ├── SnapshotDamaged          files are missing, truncated or inconsistent
@@ -89,6 +93,22 @@ class UnsupportedModel(JaxstateError):
 
 class WeightsMismatch(UnsupportedModel):
     """Missing, extra, duplicate or misshapen tensors; lists every one."""
+
+
+class SequenceGap(JaxstateError):
+    """A push under strict order skipped numbers of its client; nothing was added."""
+
+
+class JournalError(JaxstateError):
+    """The journal cannot do what was asked of it; nothing was added or changed."""
+
+
+class JournalInUse(JournalError):
+    """Another engine has this journal."""
+
+
+class JournalDamaged(JournalError):
+    """What the journal holds cannot be read, or does not match its checksums."""
 
 
 class TextUnavailable(JaxstateError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,21 @@ from numpy.typing import NDArray
 from jaxstate.errors import InvalidInput
 
 FinishReason = Literal["stop", "length"]
+# What outlives what, ascending: nothing; a process that is killed; a machine that loses its power.
+Durability = Literal["memory", "os", "fsync"]
+LEVELS: tuple[Durability, ...] = get_args(Durability)
+
+
+def checked_durability(value: object) -> Durability:
+    """A level of durability, as given.
+
+    Raises:
+        InvalidInput: there is no such level.
+    """
+    for level in LEVELS:
+        if value == level:
+            return level
+    raise InvalidInput(f"durability={value!r} is none of {', '.join(map(repr, LEVELS))}")
 
 
 def checked_int(name: str, value: object) -> int:

@@ -33,6 +33,11 @@ class BlockPool:
         return len(self._free)
 
     @property
+    def free_blocks(self) -> tuple[int, ...]:
+        """Which those are."""
+        return tuple(self._free)
+
+    @property
     def held(self) -> int:
         """Blocks that tables have."""
         return self._held

@@ -169,6 +169,14 @@ class PrefixCache:
             self._give_up(found[1])
         return found is not None
 
+    def forget(self, chain: Sequence[Link]) -> None:
+        """Gives up the blocks of a chain that no session has, and on which nothing builds."""
+        for link in reversed(chain):
+            kept = self._of(link)
+            if kept is None or kept.children or self._tables.is_held(kept.blocks):
+                return
+            self._give_up(link.name)
+
     def clear(self) -> None:
         """Gives everything up: the cells are gone."""
         for kept in self._kept.values():

@@ -202,6 +202,14 @@ class TableBook:
             self.groups[freed.group].owners(freed.block) == 0
         )
 
+    def free_blocks(self) -> list[GroupBlock]:
+        """All that nobody has."""
+        return [
+            GroupBlock(group, block)
+            for group, pool in enumerate(self.groups)
+            for block in pool.free_blocks
+        ]
+
     def check(self, tables: Sequence[CellTable], kept: Sequence[Sequence[int]]) -> None:
         """What must always hold, if these are all tables and all kept blocks.
 

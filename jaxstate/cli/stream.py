@@ -29,7 +29,7 @@ from jaxstate.cli.streaming import Plan, Streaming
 from jaxstate.cli.view import answers_table, draw
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.engine import Engine
-from jaxstate.engine.ingest import NamedPolicy
+from jaxstate.engine.policies import NamedPolicy
 from jaxstate.engine.session import Session
 from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model

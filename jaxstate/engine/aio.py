@@ -18,8 +18,8 @@ from jaxstate.engine.conditions import Condition
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.engine import Engine
 from jaxstate.engine.hits import FlashQuery
-from jaxstate.engine.ingest import QueuePolicy
 from jaxstate.engine.metrics import EngineMetrics
+from jaxstate.engine.policies import QueuePolicy
 from jaxstate.engine.registering import OnFire
 from jaxstate.engine.residence import Residency
 from jaxstate.engine.session import Session
@@ -28,6 +28,7 @@ from jaxstate.engine.values import Answer, Event, Receipt, SessionInfo
 from jaxstate.engine.waiting import countdown, mark_timed_out, results_of
 from jaxstate.errors import ClosedError, TimedOut
 from jaxstate.model.bundle import Model
+from jaxstate.records import Durability
 
 T = TypeVar("T")
 
@@ -52,12 +53,24 @@ class AsyncSession:
         """As `Session.version`."""
         return self.session.version
 
-    async def push(self, entries: str | Sequence[str], *, timeout: float | None = None) -> Receipt:
-        """As `Session.push`; waits for room only with the policy "block"."""
-        prepared, left_s = self.session.prepare(entries), countdown(timeout)
-        while isinstance(outcome := self.session.push_prepared(prepared), Future):
+    async def push(
+        self,
+        entries: str | Sequence[str],
+        *,
+        client: str | None = None,
+        client_seq: int | None = None,
+        strict: bool = False,
+        durability: Durability | None = None,
+        timeout: float | None = None,
+    ) -> Receipt:
+        """As `Session.push`; what a cancelled task has pushed may be there all the same."""
+        new = self.session.prepare(entries, client, client_seq, strict, durability)
+        left_s = countdown(timeout)
+        while isinstance(outcome := self.session.push_prepared(new), Future):
             await _result(outcome, left_s(), "the queue was full")
-        return outcome
+        if outcome.settled is not None:
+            await asyncio.wrap_future(outcome.settled)
+        return outcome.receipt
 
     async def wait(self, version: int | None = None, timeout: float | None = None) -> int:
         """As `Session.wait`."""
@@ -165,9 +178,9 @@ class AsyncSession:
         """As `Session.resume`."""
         await _result(self.session.resuming(), timeout, "the session did not come back")
 
-    def close(self) -> None:
+    def close(self, *, erase: bool = False) -> None:
         """As `Session.close`."""
-        self.session.close()
+        self.session.close(erase=erase)
 
     async def __aenter__(self) -> AsyncSession:
         return self

@@ -12,13 +12,17 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from jaxstate.engine.config import EngineConfig
+from jaxstate.engine.entries import Taken
 from jaxstate.engine.flash import FlashBook, Registered, WarmBook
-from jaxstate.engine.ingest import IngestQueue, QueuePolicy, Taken
+from jaxstate.engine.ingest import IngestQueue
+from jaxstate.engine.policies import QueuePolicy
+from jaxstate.engine.receipts import Receipts
 from jaxstate.engine.residence import Residence
 from jaxstate.engine.runs import Run
 from jaxstate.engine.subscription import Subscription
 from jaxstate.engine.values import Answer
 from jaxstate.errors import ClosedError
+from jaxstate.persist.segments import Segment
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -28,6 +32,23 @@ class Ask:
     run: Run
     future: Future[Answer]
     min_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class SavedCells:
+    """The newest snapshot of a session.
+
+    Attributes:
+        version: that it is of; -1 if there is none.
+        segments: its pieces, in order.
+    """
+
+    version: int = -1
+    segments: tuple[Segment, ...] = ()
+
+    def until(self, cells: int) -> tuple[Segment, ...]:
+        """Those that lie within the first `cells`."""
+        return tuple(one for one in self.segments if one.last <= cells)
 
 
 class TailBlocks:
@@ -74,6 +95,10 @@ class Book:
             to be there.
         border_jobs: forks and saves that wait for the end of the entry that is half read.
         opens: whether it begins with an opening, and is not made from another or a saved one.
+        log_key: its key in the journal; 0 without one.
+        noted: what to wait for until the journal has a fork.
+        receipts: of clients that number their pushes.
+        saved: the pieces of its cells that are on disk, in order, and the version that they end at.
     """
 
     def __init__(
@@ -110,6 +135,10 @@ class Book:
         self.waiters: list[tuple[int, Future[None]]] = []
         self.room_waiters: list[Future[None]] = []
         self.subscriptions: list[Subscription] = []
+        self.log_key = 0
+        self.noted: Future[None] | None = None
+        self.receipts = Receipts()
+        self.saved = SavedCells()
 
     @property
     def closed(self) -> bool:

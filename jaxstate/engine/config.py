@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal, TypeAlias, get_args
 
-from jaxstate.engine.ingest import QueuePolicy
+from jaxstate.engine.policies import QueuePolicy
 from jaxstate.engine.scheduler import Policy
 from jaxstate.engine.tenants import Tenant
 from jaxstate.errors import InvalidInput
@@ -42,6 +42,10 @@ class EngineConfig:
         host_bytes: cells of such sessions in the host's memory; more go to disk or, without one
             (and unless `resume` is "copy"), are computed again.
         disk_path: where they go then; None for no disk.
+        snapshot_s: with a journal, each session that has read something is written to disk every so
+            many seconds, and when the engine is closed; None: only then.
+        snapshot_keep: snapshots of a session that are kept.
+        snapshot_bytes: of one piece of a snapshot; what is in whole pieces is written once.
     """
 
     queue_entries: int = 4096
@@ -56,6 +60,9 @@ class EngineConfig:
     resume: Resume = "auto"
     host_bytes: int = 4 << 30
     disk_path: str | None = None
+    snapshot_s: float | None = 60.0
+    snapshot_keep: int = 2
+    snapshot_bytes: int = 256 << 20
 
     def __post_init__(self) -> None:
         """Refuses bounds that would let nothing through."""
@@ -70,10 +77,23 @@ class EngineConfig:
             raise InvalidInput(f"tenants={self.tenants!r} must map names to jaxstate.Tenant")
         if self.resume not in get_args(Resume):
             raise InvalidInput(f"resume={self.resume!r} is none of {get_args(Resume)}")
-        idle_s = self.idle_s
-        number = isinstance(idle_s, int | float) and not isinstance(idle_s, bool)
-        if idle_s is not None and not (number and 0 <= idle_s < math.inf):
-            raise InvalidInput(f"idle_s={idle_s!r} must be seconds, 0 or more, or None")
+        for name in ("idle_s", "snapshot_s"):
+            _check_seconds(name, getattr(self, name))
 
 
-_NO_COUNTS = ("queue_policy", "scheduling", "tenants", "idle_s", "resume", "disk_path")
+_NO_COUNTS = (
+    "queue_policy",
+    "scheduling",
+    "tenants",
+    "idle_s",
+    "resume",
+    "disk_path",
+    "snapshot_s",
+)
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise InvalidInput(f"{name}={value!r} must be seconds, 0 or more, or None")

@@ -13,17 +13,16 @@ from __future__ import annotations
 import functools
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TypeVar
 
 from jaxstate.engine.books import Ask, Book
 from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.executor import Executor, Tokens
-from jaxstate.engine.flash import Registered
-from jaxstate.engine.ingest import Offer
+from jaxstate.engine.executor import Executor
 from jaxstate.engine.jobs import Job
+from jaxstate.engine.keeper import Keeper
 from jaxstate.engine.ledger import Ledger
 from jaxstate.engine.metrics import EngineMetrics, Gauges, MetricsRecorder
 from jaxstate.engine.outcomes import Delivery, Outcomes
@@ -32,7 +31,8 @@ from jaxstate.engine.subscription import FlashMode, Subscription
 from jaxstate.engine.values import Connected, SessionInfo
 from jaxstate.engine.vault import Vault
 from jaxstate.engine.waiting import AskFuture, wait_for, wait_for_all
-from jaxstate.errors import CapacityExceeded, ClosedError, InvalidInput, QueueFull
+from jaxstate.errors import ClosedError, InvalidInput, QueueFull
+from jaxstate.persist.changes import ended, erased
 
 T = TypeVar("T")
 
@@ -45,6 +45,7 @@ class Desk:
         config: bounds and shares.
         clock: monotonic seconds.
         on_thread: runs a user's callback somewhere else than in the loop.
+        keeper: of the journal; None for none.
 
     Attributes:
         lock: guards all of it; `wake` is its condition.
@@ -52,6 +53,8 @@ class Desk:
         ended: what every call raises once the engine is closed.
         jobs: what the loop's thread is to do between steps.
         vault: cells that are not on the device.
+        keeper: tells the journal, if there is one.
+        wipes: those who wait until no cells are left of what nobody has.
         loop_thread: the thread that must never wait for the engine; None if a test turns the loop.
     """
 
@@ -61,8 +64,10 @@ class Desk:
         config: EngineConfig,
         clock: Callable[[], float],
         on_thread: Callable[[Delivery], None],
+        keeper: Keeper | None = None,
     ) -> None:
         self.config = config
+        self.keeper = keeper or Keeper(None)
         self.limits = executor.limits
         self.clock = clock
         self.lock = threading.Lock()
@@ -77,7 +82,9 @@ class Desk:
         self.outcomes = Outcomes(
             self.ledger, self.recorder, on_thread, lambda book: self.vault.drop(book.key)
         )
+        self.wipes: list[Future[None]] = []
         self._executor = executor
+        self.keeper.attach(self.lock, self.tell_loop)
         self._compiled_before = executor.compilations()
 
     @contextmanager
@@ -142,43 +149,54 @@ class Desk:
         self.news = True
         self.wake.notify_all()
 
-    def close_session(self, book: Book, reason: str) -> None:
-        """Ends a session; its asks, waiters and subscribers hear of it."""
+    def check_may_note(self) -> None:
+        """Refuses to wait for the journal on the engine's own thread, which others wait for.
+
+        Raises:
+            InvalidInput: this is that thread, and there is a journal that is waited for.
+        """
+        if self.keeper.waits:
+            self.check_may_wait()
+
+    def settled(self, noted: Future[None] | None) -> None:
+        """Waits until the journal has what was noted.
+
+        Raises:
+            JournalError: it could not be written.
+        """
+        if noted is not None:
+            noted.result()
+
+    def close_session(self, book: Book, reason: str) -> Future[None] | None:
+        """Ends a session; its asks, waiters and subscribers hear of it.
+
+        Returns:
+            What to wait for until it has ended; None if it has.
+        """
         with self.lock:
-            self.outcomes.close(book, reason)
+            if book.closed or self.ended is not None:
+                return None
+            noted = self.keeper.note(
+                ended(book.log_key), apply=lambda: self.outcomes.close(book, reason)
+            )
             self.tell_loop()
+            return noted
 
-    def push(
-        self, book: Book, entries: Sequence[tuple[Tokens, Hashable | None]]
-    ) -> tuple[Offer, int] | Future[None]:
-        """Entries into the queue; a future to wait for if there is no room now."""
+    def erase_session(self, book: Book) -> tuple[Future[None] | None, Future[None]]:
+        """Ends a session of which nothing may stay.
+
+        Returns:
+            What to wait for until the journal has forgotten it, and until the device has.
+        """
+        wiped: Future[None] = Future()
         with self.changing():
-            book.check_open()
-            offer = self._offer(book, entries)
-            if offer is None:
-                future: Future[None] = Future()
-                book.room_waiters = [one for one in book.room_waiters if not one.cancelled()]
-                book.room_waiters.append(future)
-                return future
-            self.recorder.count("entries_pushed", len(entries))
-            dropped = sum(span.last - span.first + 1 for span in offer.dropped)
-            self.recorder.count("entries_dropped", dropped)
-            return offer, book.queue.pending
+            noted = self.keeper.note(erased(book.log_key), apply=lambda: self._erase(book, wiped))
+            return noted, wiped
 
-    def _offer(self, book: Book, entries: Sequence[tuple[Tokens, Hashable | None]]) -> Offer | None:
-        """To the queue, as far as the session's capacity and the engine's budget go."""
-        room, read = self.ledger.room, book.residence.cells
-        most = min(self.limits.session_cells, room.most_cells(book))
-        try:
-            offer = book.queue.offer(entries, self.clock(), most - read)
-        except CapacityExceeded:
-            if most == self.limits.session_cells:
-                raise
-            added = sum(len(tokens) for tokens, _ in entries)
-            raise room.refusal(book, read + book.queue.unread_tokens + added) from None
-        room.order(book, read + book.queue.unread_tokens)
-        book.residence.used_s = self.clock()
-        return offer
+    def _erase(self, book: Book, wiped: Future[None]) -> None:
+        self.outcomes.close(book, "it was erased by its user")
+        self.ledger.prefixes.forget(book.residence.chain)
+        self.wipes.append(wiped)
 
     def wait(self, book: Book, version: int) -> Future[None]:
         """Ends once the session has that version."""
@@ -244,30 +262,6 @@ class Desk:
             with self.lock:
                 self.outcomes.cancelled(book, key, timed_out=future.timed_out)
                 self.tell_loop()
-
-    def register(self, book: Book, one: Registered) -> None:
-        """A flash query."""
-        with self.changing():
-            book.check_open()
-            book.flash.add(one, self.clock())
-
-    def unregister(self, book: Book, flash_id: str) -> None:
-        """No longer a flash query; its answer under way is forgotten."""
-        with self.changing():
-            book.check_open()
-            book.flash.remove(flash_id)
-
-    def warm(self, book: Book, asked: Asked) -> None:
-        """A warm question."""
-        with self.changing():
-            book.check_open()
-            book.warm.add(asked)
-
-    def unwarm(self, book: Book, question: str) -> None:
-        """No longer a warm question."""
-        with self.changing():
-            book.check_open()
-            book.warm.remove(question)
 
     def subscribe(self, book: Book, flash: FlashMode) -> Subscription:
         """Events from now on, the first of them `Connected`."""

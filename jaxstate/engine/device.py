@@ -38,6 +38,7 @@ from jaxstate.model.bundle import Model
 from jaxstate.persist.files import Note, write_snapshot
 from jaxstate.persist.snapshot import (
     capture_arrays,
+    capture_part,
     cells_fingerprint,
     make_snapshot,
     put_arrays,
@@ -176,6 +177,10 @@ class DeviceExecutor:
         if self._poison:
             self._pool = self._steps.poison(self._pool, blocks)
 
+    def wipe(self, blocks: Sequence[GroupBlock]) -> None:
+        """Overwrites blocks that nobody has, so that nothing is left in them."""
+        self._pool = self._steps.wipe(self._pool, blocks)
+
     def view(self, seen: Seen) -> SessionState:
         """One session as the functional core knows it; only until the next step that writes."""
         return self._steps.view(self._pool, seen)
@@ -187,6 +192,12 @@ class DeviceExecutor:
         state = self.view(seen)
         arrays = capture_arrays(self._steps.session, state, seen.cells, readable_cells)
         return HostCells(cells=seen.cells, arrays=arrays)
+
+    def fetch_part(self, seen: Seen, first: int, last: int) -> HostCells:
+        """Cells first .. last - 1 of a session, copied to the host. Layers with a sliding window
+        have all that they still need in the last part, and nothing in others."""
+        arrays = capture_part(self._steps.session, self.view(seen), first, last)
+        return HostCells(cells=last, arrays=arrays)
 
     def place(self, seen: Seen, cells: HostCells) -> None:
         """Writes cells to where a session's table says; as many as it sees."""

@@ -7,6 +7,7 @@ and finds sessions, and ends them all. Does not know: how steps are chosen or ru
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from jaxstate.engine.asking import Asker
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.desk import Desk
 from jaxstate.engine.device import DeviceExecutor
+from jaxstate.engine.durable import Durable, opened_keeper
 from jaxstate.engine.executor import Executor
 from jaxstate.engine.host import SessionHost
 from jaxstate.engine.lifecycle import Lifecycle
@@ -25,6 +27,7 @@ from jaxstate.engine.outcomes import Delivery
 from jaxstate.engine.pool_size import PoolSize, pool_size
 from jaxstate.errors import ClosedError
 from jaxstate.model.bundle import Model
+from jaxstate.records import Durability
 
 _log = logging.getLogger("jaxstate")
 
@@ -52,12 +55,18 @@ class Engine(SessionHost):
         warm_up: compile every step now, so that nothing compiles later; without it a step is
             compiled when it is first used.
         progress: called with (compiled, all) during the warm-up.
+        journal: a directory in which everything that was acknowledged is kept: an engine that is
+            started on it again has all its sessions. None for none: nothing outlives the engine.
+        durability: what a push, an opened session, a registered question is to outlive before the
+            call returns: "memory", "os" (the end of this process, however it ends), "fsync" (also
+            a machine that loses its power). Without a journal there is only "memory".
         executor: something else than the model on the default device (for tests).
         clock: monotonic seconds (for tests).
 
     Raises:
         TextUnavailable: the model has no tokenizer.
         InvalidInput: an argument is out of range, or `session_cells` does not fit into `cells`.
+        JournalError: the journal cannot be opened, is damaged, or another engine has it.
     """
 
     def __init__(
@@ -71,32 +80,40 @@ class Engine(SessionHost):
         config: EngineConfig | None = None,
         warm_up: bool = True,
         progress: Callable[[int, int], None] | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        durability: Durability = "os",
         executor: Executor | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        tokenizer = model.text
-        if executor is None:
-            size = pool_size(model, cells, memory, session_cells, sessions)
-            executor = _device(model, size, warm_up, progress)
-        desk = Desk(executor, config or EngineConfig(), clock, self._call_back)
-        asker = Asker(tokenizer=tokenizer, template=model.template, limits=executor.limits)
-        super().__init__(desk, Lifecycle(desk, executor), asker)
+        tokenizer, template = model.text, model.template
+        with opened_keeper(journal, durability, tokenizer, template) as keeper:
+            if executor is None:
+                size = pool_size(model, cells, memory, session_cells, sessions)
+                executor = _device(model, size, warm_up, progress)
+            desk = Desk(executor, config or EngineConfig(), clock, self._call_back, keeper)
+            asker = Asker(tokenizer=tokenizer, template=template, limits=executor.limits)
+            lives = Lifecycle(desk, executor)
+            super().__init__(desk, lives, asker, Durable(desk, lives, asker, executor))
         self._callback_room = threading.BoundedSemaphore(desk.config.events_limit)
         self._callbacks = ThreadPoolExecutor(1, thread_name_prefix="jaxstate-callbacks")
         self._loop = Loop(desk, executor, tokenizer)
         self._thread = threading.Thread(target=self._loop.run, name="jaxstate-loop", daemon=True)
         self._thread.start()
+        self._durable.start()
 
     def close(self) -> None:
         """Ends every session and the loop; a step under way finishes. May be called twice.
 
-        Entries that wait are not read. A callback that runs is waited for, those behind it do not
+        Entries that wait are not read; with a journal, what was read goes into a last snapshot, and
+        the next engine reads the rest. A callback that runs is waited for, those behind it do not
         run. Not to be called from a callback of the engine's own.
         """
+        self._durable.stop()
         self._loop.close(ClosedError("the engine was closed"))
         self._thread.join()
         self._callbacks.shutdown(cancel_futures=True)
         self._desk.vault.close()
+        self._durable.close()
 
     def __enter__(self) -> Engine:
         return self

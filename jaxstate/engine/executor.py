@@ -278,9 +278,18 @@ class Executor(Protocol):
         """Nobody has these blocks; whoever reads them from now on is wrong."""
         ...
 
+    def wipe(self, blocks: Sequence[GroupBlock]) -> None:
+        """Overwrites blocks that nobody has, so that nothing is left in them."""
+        ...
+
     def fetch(self, seen: Seen, readable_cells: int) -> HostCells:
         """A session's cells, copied to the host; who sees only `readable_cells` of them finds all
         that it needs there."""
+        ...
+
+    def fetch_part(self, seen: Seen, first: int, last: int) -> HostCells:
+        """Cells first .. last - 1 of a session, copied to the host. Layers with a sliding window
+        have all that they still need in the last part, and nothing in others."""
         ...
 
     def place(self, seen: Seen, cells: HostCells) -> None:

@@ -44,6 +44,7 @@ class Registered:
         outdated_s: when the session first went past what is under way; None if it did not.
         registered_s: when it was registered.
         drops: how many times in a row it was given up.
+        brought_back: it comes from a journal, and nobody has registered it since.
     """
 
     asked: Asked
@@ -63,7 +64,15 @@ class Registered:
     outdated_s: float | None = None
     registered_s: float = 0.0
     drops: int = 0
+    brought_back: bool = False
     _started_before_s: float | None = None
+
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """All that it was registered with, but the callback."""
+        asked = self.asked
+        how = (asked.max_tokens, asked.choices, asked.stop, asked.sampling)
+        return asked.question, how, self.watch.condition, self.min_interval_s, self.deadline_s
 
     def begin(self, now_s: float) -> None:
         """It is under way."""
@@ -131,18 +140,36 @@ class FlashBook:
         if self.version >= 0:
             self._stale[one.id] = one
 
-    def remove(self, flash_id: str) -> Registered:
-        """Forgets a question.
+    def bring_back(self, one: Registered, flash_id: str, now_s: float) -> None:
+        """A question that a journal has, under the name that it had."""
+        self._given = max(self._given, int(flash_id.removeprefix("q")) - 1)
+        self.add(one, now_s)
+        one.brought_back = True
+
+    def taken_up(self, one: Registered) -> Registered | None:
+        """The question that was brought back, if it is just that one: it gets the callback, which
+        no journal can keep."""
+        same = self._by_text.get(one.asked.question)
+        if same is None or not (same.brought_back and same.settings == one.settings):
+            return None
+        same.brought_back, same.on_fire = False, one.on_fire
+        return same
+
+    def check_there(self, flash_id: str) -> None:
+        """Refuses a name that no question has.
 
         Raises:
             InvalidInput: there is none of that name.
         """
-        one = self._by_id.pop(flash_id, None)
-        if one is None:
+        if flash_id not in self._by_id:
             raise InvalidInput(f"no flash query {flash_id!r}; there are {sorted(self._by_id)}")
-        del self._by_text[one.asked.question]
-        self._stale.pop(flash_id, None)
-        return one
+
+    def discard(self, flash_id: str) -> None:
+        """Forgets a question, if it is there."""
+        one = self._by_id.pop(flash_id, None)
+        if one is not None:
+            del self._by_text[one.asked.question]
+            self._stale.pop(flash_id, None)
 
     def get(self, flash_id: str) -> Registered | None:
         """The question of that name, if it is still registered."""
@@ -265,29 +292,34 @@ class WarmBook:
         """Their texts."""
         return tuple(self._by_text)
 
-    def add(self, asked: Asked) -> None:
-        """Registers a question; nothing happens if it is registered already.
+    def add(self, asked: Asked) -> bool:
+        """Registers a question; False, and nothing happens, if it is registered already.
 
         Raises:
             FlashLimit: there are as many as there may be.
         """
         if asked.question in self._by_text:
-            return
+            return False
         if len(self._by_text) >= self._limit:
             raise FlashLimit(
                 f"this session has {self._limit} warm questions, as many as it may; remove one "
                 "with unwarm(question), or raise warm_limit in EngineConfig"
             )
         self._by_text[asked.question] = Warm(asked=asked)
+        return True
 
-    def remove(self, question: str) -> None:
-        """Forgets a question.
+    def check_there(self, question: str) -> None:
+        """Refuses what is no warm question.
 
         Raises:
             InvalidInput: it is not registered.
         """
-        if self._by_text.pop(question, None) is None:
+        if question not in self._by_text:
             raise InvalidInput(f"{question!r} is not a warm question; there are {self.questions}")
+
+    def discard(self, question: str) -> None:
+        """Forgets a question, if it is there."""
+        self._by_text.pop(question, None)
 
     def due(self) -> list[Warm]:
         """Those that are out of date."""

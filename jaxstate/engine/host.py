@@ -10,11 +10,14 @@ import os
 from collections.abc import Mapping, Sequence
 
 from jaxstate.engine.asking import Asker, Settings, checked_settings, sampling_of
+from jaxstate.engine.books import Book
 from jaxstate.engine.desk import Desk
+from jaxstate.engine.durable import Durable
 from jaxstate.engine.hits import submit
-from jaxstate.engine.ingest import QueuePolicy, checked_policy
 from jaxstate.engine.lifecycle import Lifecycle
 from jaxstate.engine.metrics import EngineMetrics
+from jaxstate.engine.policies import QueuePolicy, checked_policy
+from jaxstate.engine.recovery import Recovery
 from jaxstate.engine.residence import Residency, checked_residency
 from jaxstate.engine.session import Session
 from jaxstate.engine.subscription import checked_timeout
@@ -30,12 +33,14 @@ class SessionHost:
         desk: where sessions leave what they want.
         lives: brings them into its books.
         asker: of the model.
+        durable: the journal, if there is one.
     """
 
-    def __init__(self, desk: Desk, lives: Lifecycle, asker: Asker) -> None:
+    def __init__(self, desk: Desk, lives: Lifecycle, asker: Asker, durable: Durable) -> None:
         self._desk = desk
         self._lives = lives
         self._asker = asker
+        self._durable = durable
 
     def open(
         self,
@@ -67,18 +72,22 @@ class SessionHost:
             InvalidInput: the id is in use or malformed, or a question cannot be asked.
             BudgetExceeded: the engine's cells, or the tenant's, are spoken for.
             CapacityExceeded: prefix or reserve do not fit into a session.
+            JournalError: the journal could not be written.
             ClosedError: the engine is closed.
         """
+        self._desk.check_may_note()
         chosen = self._desk.config.queue_policy if policy is None else checked_policy(policy)
-        book = self._lives.open(
+        book, noted = self._lives.open(
             id,
+            prefix,
             self._asker.opening(prefix),
             chosen,
             tenant=tenant,
             reserve=reserve,
             pinned=checked_residency(residency),
         )
-        session = Session(self._desk, self._lives, self._asker, book)
+        self._desk.settled(noted)
+        session = self._handle(book)
         try:
             for question in flash:
                 session.flash(question)
@@ -101,14 +110,52 @@ class SessionHost:
 
         Raises:
             SnapshotError, CapacityExceeded: as `jaxstate.restore_state`.
-            BudgetExceeded, InvalidInput: as `open`.
+            BudgetExceeded, InvalidInput, JournalError: as `open`.
         """
         chosen = self._desk.config.queue_policy if policy is None else checked_policy(policy)
         self._desk.check_may_wait()
         saved = self._lives.load(path)
         version = saved_entries(path, saved.notes)
-        book = self._lives.restore(id, saved, version, chosen, tenant=tenant)
-        return Session(self._desk, self._lives, self._asker, book)
+        book, noted = self._lives.restore(id, saved, version, chosen, tenant=tenant)
+        self._desk.settled(noted)
+        return self._handle(book)
+
+    @property
+    def recovery(self) -> Recovery:
+        """What the engine found in its journal when it was started."""
+        return self._durable.recovery
+
+    def import_session(self, path: str | os.PathLike[str], id: str | None = None) -> Session:
+        """Takes in a session that `Session.export` wrote; it goes on as a session of this engine.
+
+        Args:
+            path: the file.
+            id: its name here; None for the one that it had.
+
+        Raises:
+            InvalidInput: the engine has no journal, or the name is in use.
+            JournalError: the file is damaged, or the journal could not be written.
+            BudgetExceeded, CapacityExceeded: there are no cells for it.
+        """
+        self._desk.check_may_wait()
+        book = self._durable.import_session(path, id)
+        with self._desk.lock:
+            self._desk.tell_loop()
+        return self._handle(book)
+
+    def erase(self, id: str) -> int:
+        """Removes from the journal what it holds of sessions of that name that are not open: those
+        that were closed, and those that could not be brought back.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            InvalidInput: the engine has no journal, or a session of that name is open.
+            JournalError: the journal could not be written.
+        """
+        self._desk.check_may_wait()
+        return self._durable.erase(id)
 
     def publish_prefix(self, prefix: str) -> None:
         """Declares a prefix public: sessions of all tenants that open with it share its cells.
@@ -209,13 +256,16 @@ class SessionHost:
             usable = {book.id: book for book in self._desk.ledger.usable()}
         if (book := usable.get(id)) is None:
             raise UnknownSession(f"no session {id!r} is open; there are {sorted(usable)}")
-        return Session(self._desk, self._lives, self._asker, book)
+        return self._handle(book)
 
     def sessions(self) -> list[Session]:
         """All open sessions, in the order of opening."""
         with self._desk.lock:
             books = self._desk.ledger.usable()
-        return [Session(self._desk, self._lives, self._asker, book) for book in books]
+        return [self._handle(book) for book in books]
+
+    def _handle(self, book: Book) -> Session:
+        return Session(self._desk, self._lives, self._asker, book, self._durable.export)
 
     def metrics(self) -> EngineMetrics:
         """What the engine did so far, and how things stand."""

@@ -5,113 +5,21 @@ were displaced, and the tokens of the next chunk with the entry that it complete
 text, cells (only how many are left), clocks, threads; the caller holds one lock around every call.
 
 A push is taken whole or not at all. An entry that a chunk has begun to read is read to its end;
-nothing displaces it. No call looks at entries that it does not move.
+nothing displaces it. A push may be *held* until it is in a journal: nothing of it is read before
+`release`, and `retract` takes it back. No call but that one looks at entries that it does not move.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
 from itertools import islice
-from typing import Literal, TypeAlias, get_args
 
-import numpy as np
-
+from jaxstate.engine.entries import Entry, Offer, Taken, spans_of, taken_of
 from jaxstate.engine.executor import Tokens
-from jaxstate.engine.values import Span
+from jaxstate.engine.policies import Coalesce, QueuePolicy, checked_policy
 from jaxstate.errors import CapacityExceeded, InvalidInput, QueueFull
 from jaxstate.records import checked_int
-
-NamedPolicy = Literal["block", "reject", "drop_oldest"]
-NAMED_POLICIES: tuple[NamedPolicy, ...] = get_args(NamedPolicy)
-
-
-@dataclass(frozen=True, slots=True)
-class Coalesce:
-    """Only the newest entry of each key waits; a queue that is still full refuses.
-
-    Attributes:
-        key: of an entry's text; anything hashable. Entries with key None are all kept.
-    """
-
-    key: Callable[[str], Hashable]
-
-    def __post_init__(self) -> None:
-        """Refuses what cannot be called."""
-        if not callable(self.key):
-            raise InvalidInput(f"key={self.key!r} must be a function from an entry's text to a key")
-
-
-QueuePolicy: TypeAlias = NamedPolicy | Coalesce
-
-
-def checked_policy(value: object) -> QueuePolicy:
-    """What a full queue does, as given.
-
-    Raises:
-        InvalidInput: it is none of the policies.
-    """
-    if isinstance(value, Coalesce):
-        return value
-    for name in NAMED_POLICIES:
-        if isinstance(value, str) and value == name:
-            return name
-    allowed = ", ".join(map(repr, NAMED_POLICIES))
-    raise InvalidInput(f"policy={value!r} is none of {allowed}, Coalesce(key)")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Entry:
-    """One pushed piece of text, as tokens.
-
-    Attributes:
-        sequence: its number in the session, from 1; 0 is the session's opening.
-        tokens: int32 [n], n >= 0.
-        pushed_s: when, in monotonic seconds.
-        key: entries that share one displace each other (policy `Coalesce`); None never does.
-    """
-
-    sequence: int
-    tokens: Tokens
-    pushed_s: float
-    key: Hashable | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
-    """A push that was taken.
-
-    Attributes:
-        first, last: sequence numbers of its entries.
-        dropped: entries that it displaced, in order, ranges as long as they can be; with `Coalesce`
-            some may be of this very push. They will never be read.
-    """
-
-    first: int
-    last: int
-    dropped: tuple[Span, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Taken:
-    """What one chunk reads.
-
-    Attributes:
-        tokens: int32 [n], n >= 0, a copy.
-        completes: the last entry whose tokens are all in after it, 0 for the opening; None if it
-            completes none.
-        entries: how many it completes, the opening not counted.
-        pushed_s: when those were pushed, in monotonic seconds.
-        ends: of each that it completes, the opening included: its number, and how many of these
-            tokens there are up to its end.
-    """
-
-    tokens: Tokens
-    completes: int | None
-    entries: int
-    pushed_s: tuple[float, ...]
-    ends: tuple[tuple[int, int], ...] = ()
 
 
 class IngestQueue:
@@ -142,6 +50,9 @@ class IngestQueue:
         self._read_tokens = 0
         self._unread_tokens = 0
         self._dropped = 0
+        # Entries that may not be read yet, with their tokens: all behind `_released`.
+        self._held: dict[int, int] = {}
+        self._released = self._last
 
     @property
     def pending(self) -> int:
@@ -160,9 +71,19 @@ class IngestQueue:
         return self._unread_tokens
 
     @property
+    def takeable_tokens(self) -> int:
+        """The same, without those of entries that are held."""
+        return self._unread_tokens - sum(self._held.values())
+
+    @property
+    def holds(self) -> bool:
+        """Whether entries are held."""
+        return bool(self._held)
+
+    @property
     def empty(self) -> bool:
         """Whether there is nothing to take, not even an entry or opening without tokens."""
-        return self._reading is None and not self._waiting
+        return self._next() is None
 
     @property
     def oldest_s(self) -> float | None:
@@ -217,7 +138,12 @@ class IngestQueue:
         self._unread_tokens = len(tokens)
 
     def offer(
-        self, texts_tokens: Sequence[tuple[Tokens, Hashable | None]], now_s: float, room_tokens: int
+        self,
+        texts_tokens: Sequence[tuple[Tokens, Hashable | None]],
+        now_s: float,
+        room_tokens: int,
+        *,
+        hold: bool = False,
     ) -> Offer | None:
         """Takes all entries of a push, or none.
 
@@ -225,6 +151,7 @@ class IngestQueue:
             texts_tokens: each entry's tokens, int32 [n], n >= 0 (kept, not copied), and its key.
             now_s: the time, in monotonic seconds.
             room_tokens: cells of the session that are neither committed nor being read.
+            hold: nothing of it is to be read before `release`.
 
         Returns:
             What was taken; None if the policy is "block" and there is no room now.
@@ -246,9 +173,56 @@ class IngestQueue:
             if self._policy == "block":
                 return None
             raise QueueFull(self._full_message(len(new)))
-        self._swap(new, displaced)
-        dropped = _spans([entry.sequence for entry in displaced])
-        return Offer(first=new[0].sequence, last=self._last, dropped=dropped)
+        assert hold or not self._held, "it would be read before what was pushed before it"
+        self._swap(new, displaced, hold=hold)
+        dropped = spans_of([entry.sequence for entry in displaced])
+        return Offer(
+            first=new[0].sequence, last=self._last, dropped=dropped, displaced=tuple(displaced)
+        )
+
+    def release(self, through: int) -> None:
+        """Entries up to that number may be read."""
+        self._released = max(self._released, through)
+        for number in tuple(self._held):
+            if number > self._released:
+                break
+            del self._held[number]
+
+    def retract(self, offer: Offer) -> None:
+        """Takes back the last push, which is still held, as if it had never come."""
+        assert offer.last == self._last and offer.first > self._released, "it may have been read"
+        own = range(offer.first, offer.last + 1)
+        back = [one for one in offer.displaced if one.sequence not in own]
+        stay = [one for one in self._waiting.values() if one.sequence not in own]
+        was_waiting = sum(len(one.tokens) for one in self._waiting.values())
+        waiting = sorted([*stay, *back], key=lambda one: one.sequence)
+        self._waiting = OrderedDict((one.sequence, one) for one in waiting)
+        self._unread_tokens += sum(len(one.tokens) for one in waiting) - was_waiting
+        self._of_key = {one.key: one for one in waiting if one.key is not None}
+        self._last, self._dropped = offer.first - 1, self._dropped - len(offer.displaced)
+        self._held = {
+            one.sequence: len(one.tokens) for one in waiting if one.sequence > self._released
+        }
+
+    def bring_back(
+        self, entries: Sequence[tuple[int, Tokens, Hashable | None]], last: int, now_s: float
+    ) -> None:
+        """Entries of a journal that are still to be read, however many; nothing was offered yet.
+
+        Args:
+            entries: number, tokens and key of each, in order.
+            last: the last number that was given.
+            now_s: the time, in monotonic seconds.
+        """
+        assert not self._waiting, "what is brought back comes first"
+        for number, tokens, key in entries:
+            keyed = key if isinstance(self._policy, Coalesce) else None
+            entry = Entry(sequence=number, tokens=tokens, pushed_s=now_s, key=keyed)
+            self._waiting[number] = entry
+            self._unread_tokens += len(tokens)
+            if keyed is not None:
+                self._of_key[keyed] = entry
+        self._last = self._released = last
 
     def skip(self, count: int) -> Tokens:
         """The next `count` tokens of the opening, which need not be read: its cells are there.
@@ -285,17 +259,24 @@ class IngestQueue:
             if self._reading is None:
                 done.append(front)
                 ends.append((front.sequence, max_tokens - left))
-        return _taken(parts, done, ends) if parts else None
+        return taken_of(parts, done, ends) if parts else None
 
     def _front(self, left: int) -> Entry | None:
         """The entry to read next, if `left` tokens are enough to get on with it."""
-        front = self._reading or next(iter(self._waiting.values()), None)
+        front = self._next()
         if front is None or (left == 0 and len(front.tokens) > 0):
             return None
         if self._reading is None:
             self._remove(front)
             self._reading = front
         return front
+
+    def _next(self) -> Entry | None:
+        """The entry to read next; None if there is none, or it is held."""
+        if self._reading is not None:
+            return self._reading
+        front = next(iter(self._waiting.values()), None)
+        return None if front is None or front.sequence in self._held else front
 
     def _advance(self, tokens: int) -> None:
         self._read_tokens += tokens
@@ -363,12 +344,16 @@ class IngestQueue:
             'session with a longer queue or the policy "block"'
         )
 
-    def _swap(self, new: Sequence[Entry], displaced: Sequence[Entry]) -> None:
+    def _swap(self, new: Sequence[Entry], displaced: Sequence[Entry], *, hold: bool) -> None:
         """Adds `new`, then removes `displaced`, which may be among them."""
         for entry in new:
             self._waiting[entry.sequence] = entry
             self._unread_tokens += len(entry.tokens)
+            if hold:
+                self._held[entry.sequence] = len(entry.tokens)
         self._last = new[-1].sequence
+        if not hold:
+            self._released = self._last
         for entry in displaced:
             self._remove(entry)
             self._unread_tokens -= len(entry.tokens)
@@ -378,27 +363,4 @@ class IngestQueue:
     def _remove(self, entry: Entry) -> None:
         del self._waiting[entry.sequence]
         self._of_key.pop(entry.key, None)
-
-
-def _taken(
-    parts: Sequence[Tokens], done: Sequence[Entry], ends: Sequence[tuple[int, int]]
-) -> Taken:
-    pushed_s = tuple(entry.pushed_s for entry in done if entry.sequence > 0)
-    return Taken(
-        tokens=np.concatenate(parts),
-        completes=done[-1].sequence if done else None,
-        entries=len(pushed_s),
-        pushed_s=pushed_s,
-        ends=tuple(ends),
-    )
-
-
-def _spans(sequences: Sequence[int]) -> tuple[Span, ...]:
-    """Ascending numbers as ranges, neighbours merged."""
-    spans: list[Span] = []
-    for number in sequences:
-        if spans and spans[-1].last == number - 1:
-            spans[-1] = Span(first=spans[-1].first, last=number)
-        else:
-            spans.append(Span(first=number, last=number))
-    return tuple(spans)
+        self._held.pop(entry.sequence, None)

@@ -199,7 +199,7 @@ class Ledger:
         growth = self._growth(book)
         # Asks that begin now would, one after the other, keep the entry half read for ever.
         stuck = book.queue.partly_read and growth <= 0
-        tokens = residence.missing + book.queue.unread_tokens
+        tokens = residence.missing + book.queue.takeable_tokens
         readable = min(tokens, self.room.readable_tokens(book))
         waits = residence.missing > 0 or not book.queue.empty or book.stranded
         reads = waits and (tokens == 0 or readable > 0)

@@ -10,19 +10,22 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import numpy as np
 
-from jaxstate.engine.books import Book
+from jaxstate.engine.books import Book, SavedCells
 from jaxstate.engine.desk import Desk
 from jaxstate.engine.executor import Executor, HostCells, Saved, Tokens
-from jaxstate.engine.ingest import QueuePolicy
 from jaxstate.engine.jobs import Job
+from jaxstate.engine.openings import Origins, opening_of
+from jaxstate.engine.policies import QueuePolicy, kept_name
 from jaxstate.engine.residence import Residence, TokenLog
-from jaxstate.errors import BudgetExceeded, CapacityExceeded, InvalidInput
+from jaxstate.errors import BudgetExceeded, CapacityExceeded, InvalidInput, JournalError
+from jaxstate.persist.changes import Opening, opened
 from jaxstate.records import checked_int
 
 T = TypeVar("T")
@@ -46,22 +49,27 @@ class Lifecycle:
     def open(
         self,
         session_id: str | None,
+        prefix: str,
         opening: Tokens,
         policy: QueuePolicy,
         *,
         tenant: str,
         reserve: int | None,
         pinned: bool,
-    ) -> Book:
+    ) -> tuple[Book, Future[None] | None]:
         """A new session that will read its opening first.
 
         Args:
             session_id: not in use; None for one of our own.
-            opening: int32 [n], n >= 0.
+            prefix: what it starts with.
+            opening: the same in tokens, int32 [n], n >= 0.
             policy: of its queue.
             tenant: whose it is.
             reserve: cells that are always there for it; None for none.
             pinned: whether it never leaves the device.
+
+        Returns:
+            Its books, and what to wait for until it counts.
 
         Raises:
             InvalidInput: the id is in use, or an argument malformed.
@@ -70,6 +78,7 @@ class Lifecycle:
         """
         limits, ledger = self._desk.limits, self._desk.ledger
         cells = _checked_cells(opening, reserve, limits.session_cells)
+        self._check_policy(policy)
         with self._desk.changing():
             book = self._new_book(session_id, policy, tenant, pinned=pinned)
             book.residence.chain = ledger.prefixes.chain(opening, tenant)
@@ -78,7 +87,7 @@ class Lifecycle:
             book.opened = book.opens = True
             if not ledger.room.has_line and ledger.room.has_room_for(book):
                 ledger.room.arrive(book, ledger.steps)
-        return book
+            return book, self._note(book, Origins(prefix=prefix))
 
     def load(self, path: str | os.PathLike[str]) -> Saved:
         """Reads a saved session, on the caller's thread."""
@@ -92,8 +101,14 @@ class Lifecycle:
         policy: QueuePolicy,
         *,
         tenant: str,
-    ) -> Book:
-        """A session from a saved one; its cells come to the device as soon as there is room."""
+    ) -> tuple[Book, Future[None] | None]:
+        """A session from a saved one; its cells come to the device as soon as there is room.
+
+        Returns:
+            Its books, and what to wait for until it counts.
+        """
+        self._check_policy(policy)
+        self._check_known(saved)
         with self._desk.changing():
             book = self._new_book(session_id, policy, tenant, pinned=False)
             residence = book.residence
@@ -108,7 +123,64 @@ class Lifecycle:
             book.number_from(version)
             book.commit(version, saved.cells.cells, self._desk.clock())
             book.opened = True
-        return book
+            return book, self._note(book, Origins(version=version, log=residence.log))
+
+    def come_back(self, opening: Opening, state: CameBack) -> Book:
+        """A session that a journal has; its cells come to the device as soon as there is room.
+
+        Args:
+            opening: how it came to be.
+            state: what is known of it.
+
+        Raises:
+            BudgetExceeded, CapacityExceeded: this engine has no cells for all that it holds.
+        """
+        desk, ledger, log = self._desk, self._desk.ledger, state.log
+        cells = len(log) + len(state.opening) + sum(len(tokens) for _, tokens, _ in state.entries)
+        _check_holds(opening.id, cells, desk.limits.session_cells)
+        with desk.changing():
+            book = self._new_book(opening.id, state.policy, opening.tenant, pinned=opening.pinned)
+            book.log_key = opening.key
+            self._admit(book, ledger.room.blocks_of(opening.reserve), cells)
+            residence, now_s = book.residence, desk.clock()
+            residence.log, residence.landed_cells = log, len(log)
+            residence.chain = ledger.prefixes.chain(state.prefix, opening.tenant)
+            if state.version >= 0:
+                book.commit(state.version, len(log), now_s)
+            else:
+                book.queue.open_with(state.opening)
+            book.queue.bring_back(state.entries, state.last, now_s)
+            for name in ("entries_pushed", "entries_recovered"):
+                desk.recorder.count(name, len(state.entries))
+            book.opened = book.opens = True
+            return book
+
+    def _check_policy(self, policy: QueuePolicy) -> None:
+        if self._desk.keeper.journal is not None:
+            kept_name(policy, self._desk.config.queue_policy)
+
+    def _check_known(self, saved: Saved) -> None:
+        """Refuses what a journal could not bring back.
+
+        Raises:
+            InvalidInput: it was saved without its tokens, and there is a journal.
+        """
+        if TOKENS not in saved.cells.arrays and self._desk.keeper.journal is not None:
+            raise InvalidInput(
+                "this session was saved without its tokens, so a journal could not bring it back; "
+                "restore it in an engine without a journal, or read its text again"
+            )
+
+    def _note(self, book: Book, origins: Origins) -> Future[None] | None:
+        """Tells the journal of a new session, which is closed if it cannot be kept."""
+        desk = self._desk
+        if desk.keeper.journal is None:
+            return None
+        book.log_key, error = desk.keeper.new_key(), JournalError("it could not be journaled")
+        return desk.keeper.note(
+            opened(opening_of(book, origins, desk)),
+            undo=lambda: desk.outcomes.close(book, str(error), error),
+        )
 
     def fork(self, parent: Book, session_id: str | None) -> tuple[Book, Future[None]]:
         """A session that has read what another has at that moment, and goes its own way."""
@@ -117,7 +189,7 @@ class Lifecycle:
             tenant = parent.residence.tenant
             book = self._new_book(session_id, parent.queue.policy, tenant, pinned=False)
             future: Future[None] = Future()
-            self._at_border(
+            self.at_border(
                 Job(
                     act=lambda: self._fork_now(parent, book),
                     booked=lambda _: None,
@@ -151,6 +223,9 @@ class Lifecycle:
             book.number_from(parent.version)
             book.commit(parent.version, len(residence.log), self._desk.clock())
             book.opened = True
+            book.saved = SavedCells(segments=parent.saved.until(len(residence.log)))
+            origins = Origins(version=parent.version, parent=parent.log_key)
+            book.noted = self._note(book, origins)
             self._desk.outcomes.reached(book)
 
     def capture(
@@ -161,7 +236,7 @@ class Lifecycle:
         with self._desk.changing():
             book.check_open()
             future: Future[Callable[[str | os.PathLike[str]], None]] = Future()
-            self._at_border(
+            self.at_border(
                 Job(
                     act=lambda: self._captured(book, {**notes, "entries": book.version}),
                     booked=lambda _: None,
@@ -186,41 +261,18 @@ class Lifecycle:
             cells = HostCells(cells=cells.cells, arrays={**cells.arrays, TOKENS: tokens})
         return lambda path: self._executor.save(path, cells, notes)
 
-    def suspend(self, book: Book) -> Future[None]:
-        """Its cells leave the device, and it gives its reserve up."""
-        with self._desk.changing() as ledger:
-            book.check_open()
-            if book.residence.pinned:
-                raise InvalidInput(
-                    f"session {book.id!r} is pinned, so it stays on the device; close it, or open "
-                    'it with residency="evictable"'
-                )
-            book.residence.coming = False
-            future: Future[None] = Future()
-            if book.residence.on_device:
-                book.residence.leaving = True
-                book.leave_waiters = _wanted(book.leave_waiters, future)
-            else:
-                book.residence.reserve_blocks = 0
-                future.set_result(None)
-                self._desk.outcomes.moved(book)
-            ledger.room.update(book)
-            return future
+    def erase(self, book: Book) -> None:
+        """Ends a session of which nothing stays; waits for the journal, the device and the disk.
 
-    def resume(self, book: Book) -> Future[None]:
-        """Its cells come to the device as soon as there is room, before anybody needs them."""
-        with self._desk.changing() as ledger:
-            book.check_open()
-            residence, future = book.residence, Future[None]()
-            residence.leaving, residence.used_s = False, self._desk.clock()
-            if residence.whole:
-                future.set_result(None)
-            else:
-                residence.coming = not residence.on_device
-                book.come_waiters = _wanted(book.come_waiters, future)
-            self._desk.outcomes.moved(book)
-            ledger.room.update(book)
-            return future
+        Raises:
+            JournalError: the journal could not be written; nothing was erased.
+            ClosedError: the engine is closed.
+        """
+        self._desk.check_may_wait()
+        noted, wiped = self._desk.erase_session(book)
+        self._desk.settled(noted)
+        wiped.result()
+        self._desk.keeper.purge()
 
     def publish(self, opening: Tokens) -> None:
         """An opening that sessions of all tenants share from now on."""
@@ -235,6 +287,18 @@ class Lifecycle:
         except BudgetExceeded:
             del ledger.books[book.key], ledger.by_id[book.id]
             raise
+
+    def free_name(self, name: str) -> str:
+        """A name that a session may have.
+
+        Raises:
+            InvalidInput: it is malformed, or in use.
+        """
+        _check_name("id", name)
+        with self._desk.lock:
+            if name in self._desk.ledger.by_id:
+                raise InvalidInput(f"session {name!r} is open already; give the new one another id")
+        return name
 
     def _new_book(
         self, session_id: str | None, policy: QueuePolicy, tenant: str, *, pinned: bool
@@ -255,8 +319,9 @@ class Lifecycle:
         by_id = self._desk.ledger.by_id
         return next(name for n in itertools.count(1) if (name := f"s{n}") not in by_id)
 
-    def _at_border(self, job: Job[T]) -> None:
-        """A job that needs a session on the device, at the end of an entry."""
+    def at_border(self, job: Job[T]) -> None:
+        """A job that needs a session on the device, at the end of an entry; the caller holds the
+        lock."""
         self._desk.jobs.append(cast("Job[object]", job))
         assert job.border is not None
         job.border.border_jobs += 1
@@ -265,9 +330,35 @@ class Lifecycle:
         self._desk.ledger.room.update(job.border)
 
 
-def _wanted(waiters: list[Future[None]], future: Future[None]) -> list[Future[None]]:
-    """One more; those that were given up would otherwise stay until the next move."""
-    return [*(one for one in waiters if not one.cancelled()), future]
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CameBack:
+    """What a journal knows of a session.
+
+    Attributes:
+        log: what its cells are made of; empty if it is to be read from its opening on.
+        version: that the log ends at; -1 for none.
+        prefix: what it starts with, in tokens, int32 [n], as far as others may share it.
+        opening: the same, if it is still to be read.
+        entries: number, tokens and key of those that are still to be read.
+        last: number of the last entry.
+        policy: of its queue.
+    """
+
+    log: TokenLog
+    version: int
+    prefix: Tokens
+    opening: Tokens
+    entries: Sequence[tuple[int, Tokens, Hashable | None]]
+    last: int
+    policy: QueuePolicy
+
+
+def _check_holds(session_id: str, cells: int, most: int) -> None:
+    if cells > most:
+        raise CapacityExceeded(
+            f"session {session_id!r} holds {cells} cells; a session of this engine holds {most}: "
+            "start it with more session_cells="
+        )
 
 
 def _checked_cells(opening: Tokens, reserve: int | None, session_cells: int) -> int:

@@ -98,6 +98,9 @@ class Loop:
             for job in desk.jobs:
                 desk.outcomes.reject(job.future, error)
             desk.jobs.clear()
+            for future in desk.wipes:
+                desk.outcomes.reject(future, error)
+            desk.wipes.clear()
             desk.tell_loop()
 
     @property
@@ -287,6 +290,24 @@ class Loop:
             freed = [one for one in dict.fromkeys(tables.take_freed()) if tables.is_free(one)]
         if freed:
             self._executor.freed(freed)
+        if self._desk.wipes:
+            self._wipe()
+
+    def _wipe(self) -> None:
+        """Overwrites all cells that nobody has: whatever was erased may have lain in any."""
+        desk = self._desk
+        while self._in_flight:
+            self._fetch_oldest()
+        with desk.lock:
+            waiting, desk.wipes = desk.wipes, []
+            blocks = desk.ledger.tables.free_blocks()
+        try:
+            self._executor.wipe(blocks)
+        except Exception as error:
+            self._recover(error)  # a pool that is lost holds nothing either
+        with desk.lock:
+            for future in waiting:
+                desk.outcomes.resolve(future, None)
 
     def _deliver(self) -> None:
         with self._desk.lock:

@@ -40,6 +40,9 @@ CountName = Literal[
     "prefix_tokens_shared",
     "sessions_suspended",
     "sessions_resumed",
+    "entries_recovered",
+    "snapshots_taken",
+    "snapshots_failed",
 ]
 
 BUCKETS_PER_DECADE = 4
@@ -168,6 +171,8 @@ class Counts:
         tokens_rebuilt: read again, of sessions whose cells had been given up or lost.
         prefix_tokens_shared: of openings that need not be read, because another session had.
         sessions_suspended, sessions_resumed: moves off the device, and to it.
+        entries_recovered: that a journal brought back to be read; they count as pushed as well.
+        snapshots_taken, snapshots_failed: of sessions, to disk.
     """
 
     tokens_ingested: int = 0
@@ -187,6 +192,9 @@ class Counts:
     prefix_tokens_shared: int = 0
     sessions_suspended: int = 0
     sessions_resumed: int = 0
+    entries_recovered: int = 0
+    snapshots_taken: int = 0
+    snapshots_failed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,8 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from jaxstate.engine.books import Ask, Book
+from jaxstate.engine.entries import Taken
 from jaxstate.engine.flash import Registered
-from jaxstate.engine.ingest import Taken
 from jaxstate.engine.ledger import Ledger
 from jaxstate.engine.metrics import MetricsRecorder
 from jaxstate.engine.runs import Run

@@ -1,16 +1,25 @@
 """What registering a flash question takes: its settings, checked, before anything is noted.
 
-Comes in: a question with its settings. Goes out: a `Registered`, or an error. Does not know:
-sessions, threads.
+Comes in: a question with its settings, as a caller or a journal has them. Goes out: a `Registered`,
+or an error; and the settings as a journal keeps them. Does not know: sessions, threads.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from jaxstate.engine.asking import GREEDY, Asker, checked_settings
-from jaxstate.engine.conditions import Condition, Equals, Watch
+from jaxstate.engine.conditions import (
+    Changed,
+    Condition,
+    ConfidenceAbove,
+    Crosses,
+    Equals,
+    Watch,
+)
 from jaxstate.engine.flash import Registered
 from jaxstate.engine.values import Answer
 from jaxstate.errors import InvalidInput
@@ -46,6 +55,40 @@ def new_registered(
         min_interval_s=_checked_seconds("min_interval_s", min_interval_s),
         deadline_s=None if deadline_s is None else _checked_seconds("deadline_s", deadline_s),
     )
+
+
+_CONDITIONS: dict[str, type[Condition]] = {
+    kind.__name__: kind for kind in (Changed, ConfidenceAbove, Crosses, Equals)
+}
+
+
+def flash_json(one: Registered) -> str:
+    """A registered question as a journal keeps it; its callback cannot be kept."""
+    asked, when = one.asked, one.watch.condition
+    condition = None if when is None else [type(when).__name__, dataclasses.asdict(when)]
+    return json.dumps(
+        {
+            "question": asked.question,
+            "max_tokens": asked.max_tokens,
+            "choices": asked.choices,
+            "stop": asked.stop,
+            "when": condition,
+            "min_interval_s": one.min_interval_s,
+            "deadline_s": one.deadline_s,
+        }
+    )
+
+
+def registered_of(asker: Asker, kept: str) -> Registered:
+    """The question again, without its callback.
+
+    Raises:
+        InvalidInput, PromptTooLong: it cannot be asked of this model.
+    """
+    settings = json.loads(kept)
+    when = settings.pop("when")
+    condition = None if when is None else _CONDITIONS[when[0]](**when[1])
+    return new_registered(asker, settings.pop("question"), when=condition, on_fire=None, **settings)
 
 
 def _checked_seconds(name: str, value: object) -> float:

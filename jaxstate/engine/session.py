@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 
-from jaxstate.engine.asking import Asker, Settings, checked_settings, sampling_of
+from jaxstate.engine import registry
+from jaxstate.engine.asking import Asker, checked_settings, sampling_of
 from jaxstate.engine.books import Book
 from jaxstate.engine.conditions import Condition
 from jaxstate.engine.desk import Desk
-from jaxstate.engine.executor import Tokens
+from jaxstate.engine.going import resume, suspend
 from jaxstate.engine.hits import FlashQuery, given_or_asked
-from jaxstate.engine.ingest import Coalesce
 from jaxstate.engine.lifecycle import Lifecycle
+from jaxstate.engine.pushing import NewEntries, new_entries, push
+from jaxstate.engine.receipts import Pushed, origin_of
 from jaxstate.engine.registering import OnFire, new_registered
 from jaxstate.engine.subscription import FlashMode, Subscription, checked_timeout
 from jaxstate.engine.values import Answer, Event, Receipt, SessionInfo
 from jaxstate.engine.waiting import AskFuture, countdown
 from jaxstate.errors import InvalidInput
-from jaxstate.records import Sampling, checked_int
+from jaxstate.records import Durability, Sampling, checked_int
 
 
 class Session:
@@ -35,13 +37,22 @@ class Session:
         lives: of its engine.
         asker: of its model.
         book: its own.
+        export: writes a session to a file.
     """
 
-    def __init__(self, desk: Desk, lives: Lifecycle, asker: Asker, book: Book) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        lives: Lifecycle,
+        asker: Asker,
+        book: Book,
+        export: Callable[[Book, str | os.PathLike[str]], None],
+    ) -> None:
         self._desk = desk
         self._lives = lives
         self._asker = asker
         self._book = book
+        self._export = export
 
     @property
     def book(self) -> Book:
@@ -58,13 +69,29 @@ class Session:
         """Sequence number of the last entry in the cells; -1 before the prefix is read."""
         return self._book.version
 
-    def push(self, entries: str | Sequence[str], *, timeout: float | None = None) -> Receipt:
+    def push(
+        self,
+        entries: str | Sequence[str],
+        *,
+        client: str | None = None,
+        client_seq: int | None = None,
+        strict: bool = False,
+        durability: Durability | None = None,
+        timeout: float | None = None,
+    ) -> Receipt:
         """Takes one entry or several, all or none, to be read in order.
 
-        Returns at once; with the policy "block" it waits while the queue is full.
+        Returns once they are as durable as they are to be; with the policy "block" it waits while
+        the queue is full.
 
         Args:
             entries: texts; each is tokenised on its own.
+            client, client_seq: who pushes, and its own number of this push: a repeat gets the
+                receipt of the first, and adds nothing.
+            strict: refuse a number that does not follow the client's last.
+            durability: "memory" (in the journal soon), "os" (written: a killed process loses
+                nothing), "fsync" (synced: a machine that stops loses nothing); None for the
+                engine's. Without a journal there is only "memory".
             timeout: seconds to wait for room at most.
 
         Raises:
@@ -74,12 +101,19 @@ class Session:
             QueueFull: the queue is full (policies "reject" and, where nothing may be displaced,
                 "drop_oldest" and `Coalesce`).
             TimedOut: no room within `timeout`.
+            InvalidInput: `client_seq` was used for other entries before.
+            SequenceGap: under strict order, numbers of the client are missing.
+            JournalError: the journal could not be written; nothing was added.
             ClosedError: the session or the engine is closed.
         """
-        prepared, left_s = self.prepare(entries), countdown(timeout)
-        while isinstance(outcome := self.push_prepared(prepared), Future):
+        left_s = countdown(timeout)
+        new = self.prepare(entries, client, client_seq, strict, durability)
+        if not self._desk.keeper.counts_at_once(new.level):
+            self._desk.check_may_wait()
+        while isinstance(outcome := self.push_prepared(new), Future):
             self._desk.outcome(outcome, left_s(), "the queue was full")
-        return outcome
+        self._desk.settled(outcome.settled)
+        return outcome.receipt
 
     def wait(self, version: int | None = None, timeout: float | None = None) -> int:
         """Waits until the entries up to `version` are in the cells; returns the version then.
@@ -229,8 +263,10 @@ class Session:
             min_interval_s=min_interval_s,
             deadline_s=deadline_s,
         )
-        self._desk.register(self._book, registered)
-        return FlashQuery(self._desk, self._book, registered)
+        self._desk.check_may_note()
+        there, noted = registry.register(self._desk, self._book, registered)
+        self._desk.settled(noted)
+        return FlashQuery(self._desk, self._book, there)
 
     def flashes(self) -> list[FlashQuery]:
         """The registered questions, in the order of registration."""
@@ -244,7 +280,8 @@ class Session:
         Raises:
             InvalidInput: there is none of that name.
         """
-        self._desk.unregister(self._book, flash_id)
+        self._desk.check_may_note()
+        self._desk.settled(registry.unregister(self._desk, self._book, flash_id))
 
     def warm(self, question: str) -> None:
         """Keeps, in idle time, what the model would begin an answer with at every new version.
@@ -256,13 +293,9 @@ class Session:
             FlashLimit: the session has as many as it may.
             InvalidInput, PromptTooLong: the question cannot be asked.
         """
-        asked = self._asker.ask(question, Settings(max_tokens=1))
-        if len(asked.tokens) > self._desk.limits.question_tokens:
-            raise InvalidInput(
-                f"a warm question has at most {self._desk.limits.question_tokens} tokens; this one "
-                f"has {len(asked.tokens)}"
-            )
-        self._desk.warm(self._book, asked)
+        asked = self._asker.warm(question)
+        self._desk.check_may_note()
+        self._desk.settled(registry.warm(self._desk, self._book, asked))
 
     def unwarm(self, question: str) -> None:
         """Forgets a warm question.
@@ -270,7 +303,8 @@ class Session:
         Raises:
             InvalidInput: it is not one.
         """
-        self._desk.unwarm(self._book, question)
+        self._desk.check_may_note()
+        self._desk.settled(registry.unwarm(self._desk, self._book, question))
 
     def events(
         self, timeout: float | None = None, *, flash: FlashMode = "changed"
@@ -306,7 +340,8 @@ class Session:
         self._desk.check_may_wait()
         book, future = self._lives.fork(self._book, id)
         self._desk.outcome(future, None, "the session was not forked")
-        return Session(self._desk, self._lives, self._asker, book)
+        self._desk.settled(book.noted)
+        return Session(self._desk, self._lives, self._asker, book, self._export)
 
     def suspend(self, timeout: float | None = None) -> None:
         """Moves its cells off the device; waits for it. It gives its reserve up.
@@ -346,9 +381,39 @@ class Session:
         write = self._desk.outcome(captured, None, "the session was not captured")
         write(path)
 
-    def close(self) -> None:
-        """Ends the session: asks, waits and subscriptions end with `ClosedError` or `Closed`."""
-        self._desk.close_session(self._book, "it was closed by its user")
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Writes the session to a single file: its entries, its registered questions, what its
+        clients have pushed, and a snapshot of its cells. `Engine.import_session` takes it in.
+
+        Args:
+            path: where nothing is yet.
+
+        Raises:
+            InvalidInput: the engine has no journal, or something is at `path`.
+            JournalError: it could not be written.
+            ClosedError: the session or the engine is closed.
+        """
+        self._desk.check_may_wait()
+        self._export(self._book, path)
+
+    def close(self, *, erase: bool = False) -> None:
+        """Ends the session: asks, waits and subscriptions end with `ClosedError` or `Closed`.
+
+        A journal brings it back no more; it keeps its entries, unless they are erased.
+
+        Args:
+            erase: remove its text and its cells from the device, the journal and the snapshots.
+                What forks have read of it is theirs.
+
+        Raises:
+            JournalError: the journal could not be written; the session is still open.
+            ClosedError: it is to be erased, and the engine is closed.
+        """
+        if erase:
+            self._lives.erase(self._book)
+        elif not self._book.closed:
+            self._desk.check_may_note()
+            self._desk.settled(self._desk.close_session(self._book, "it was closed by its user"))
 
     def __enter__(self) -> Session:
         return self
@@ -359,32 +424,33 @@ class Session:
     def __repr__(self) -> str:
         return f"Session({self.id!r}, version={self.version})"
 
-    def prepare(self, entries: str | Sequence[str]) -> list[tuple[Tokens, Hashable | None]]:
+    def prepare(
+        self,
+        entries: str | Sequence[str],
+        client: str | None = None,
+        client_seq: int | None = None,
+        strict: bool = False,
+        durability: Durability | None = None,
+    ) -> NewEntries:
         """The first half of `push`: tokens, and keys where the policy wants them."""
-        texts = [entries] if isinstance(entries, str) else entries
+        texts = (entries,) if isinstance(entries, str) else entries
         if not isinstance(texts, Sequence):
             raise InvalidInput(f"entries={entries!r} must be a text or a list of texts")
-        policy = self._book.queue.policy
-        keyed = policy.key if isinstance(policy, Coalesce) else None
-        return [(self._asker.entry(text), None if keyed is None else keyed(text)) for text in texts]
+        origin = origin_of(client, client_seq, strict, texts)
+        policy, level = self._book.queue.policy, self._desk.keeper.level(durability)
+        return new_entries(self._asker, policy, texts, origin, level)
 
-    def push_prepared(
-        self, prepared: list[tuple[Tokens, Hashable | None]]
-    ) -> Receipt | Future[None]:
+    def push_prepared(self, new: NewEntries) -> Pushed | Future[None]:
         """The second half of `push`; a future to wait for, if there is no room now."""
-        outcome = self._desk.push(self._book, prepared)
-        if isinstance(outcome, Future):
-            return outcome
-        offer, pending = outcome
-        return Receipt(first=offer.first, last=offer.last, pending=pending, dropped=offer.dropped)
+        return push(self._desk, self._book, new)
 
     def suspending(self) -> Future[None]:
         """What `suspend` waits for."""
-        return self._lives.suspend(self._book)
+        return suspend(self._desk, self._book)
 
     def resuming(self) -> Future[None]:
         """What `resume` waits for."""
-        return self._lives.resume(self._book)
+        return resume(self._desk, self._book)
 
     def waiting_fresh(self) -> Future[None]:
         """What `wait_fresh` waits for."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from jaxstate.records import FinishReason
+from jaxstate.records import Durability, FinishReason
 
 Source = Literal["computed", "flash", "ready"]
-Durability = Literal["memory", "os", "fsync"]
 # Where a session's cells are; "log": nowhere, they are computed again from its tokens.
 Place: TypeAlias = Literal["device", "host", "disk", "log"]
 
@@ -32,7 +31,8 @@ class Receipt:
     Attributes:
         first, last: sequence numbers of the entries pushed.
         pending: entries of the session that wait, these included.
-        durable: where they are kept: "memory".
+        durable: what they outlive: "memory" nothing but a suspended session, "os" the end of this
+            process, however it ends, "fsync" also a machine that loses its power.
         dropped: entries that this push displaced from the queue (policies "drop_oldest" and
             coalescing); they will never be read.
     """

@@ -37,12 +37,14 @@ class _Stored:
         bytes: of them.
         cells: themselves, while they are in memory.
         path: where they are on disk, once they are all there.
+        load: reads them from where somebody else keeps them on disk.
         moving: whether they are being written, or read.
     """
 
     bytes: int
     cells: HostCells | None = None
     path: Path | None = None
+    load: Callable[[], HostCells | None] | None = None
     moving: bool = False
 
 
@@ -102,6 +104,25 @@ class Vault:
         with self._lock:
             self._stored[session] = _Stored(cells.bytes, cells)
             self._spill()
+
+    def put_saved(
+        self, session: int, size_bytes: int, load: Callable[[], HostCells | None]
+    ) -> None:
+        """Cells that lie on disk already, in somebody else's files.
+
+        Args:
+            session: whose.
+            size_bytes: of them.
+            load: reads them; None if they are lost. Called once, on the reader's thread.
+        """
+        with self._lock:
+            self._stored[session] = _Stored(size_bytes, load=load)
+
+    def peek(self, session: int) -> HostCells | None:
+        """Cells that are in memory, without using them."""
+        with self._lock:
+            stored = self._stored.get(session)
+            return None if stored is None else stored.cells
 
     def get(self, session: int) -> HostCells | None:
         """Cells that are in memory; None if they are elsewhere."""
@@ -192,14 +213,14 @@ class Vault:
 
     def _load(self, session: int, stored: _Stored) -> None:
         began_s, cells = time.monotonic(), None
-        assert stored.path is not None, "what is read was written"
         try:
-            cells = self._executor.load(stored.path / "cells").cells
+            cells = self._read(stored)
         except Exception:
             _log.exception("suspended cells could not be read from disk; they are computed again")
-        _remove(stored.path)
+        if stored.path is not None:
+            _remove(stored.path)
         with self._lock:
-            stored.moving, stored.cells, stored.path = False, cells, None
+            stored.moving, stored.cells, stored.path, stored.load = False, cells, None, None
             there = self._stored.get(session) is stored
             if there and cells is None:
                 del self._stored[session]
@@ -211,6 +232,12 @@ class Vault:
                 self._spill()
         if there:
             self._moved(session)
+
+    def _read(self, stored: _Stored) -> HostCells | None:
+        if stored.load is not None:
+            return stored.load()
+        assert stored.path is not None, "what is read was written"
+        return self._executor.load(stored.path / "cells").cells
 
     def _folder_of(self, session: int) -> Path:
         """A new one."""

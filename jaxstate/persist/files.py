@@ -136,8 +136,10 @@ def _write(target: Path, info: SnapshotInfo, arrays: Arrays) -> None:
     target.mkdir(parents=True, exist_ok=True)
     try:
         _write_cells(cells, arrays)
+        sync_tree(cells)
         _write_record(record, info)
         record.replace(target / RECORD_NAME)
+        sync_tree(target, deep=False)
     except BaseException as error:
         _clear(target, info.cells_name, is_new=is_new)
         if not isinstance(error, Exception):
@@ -175,6 +177,22 @@ def _write_cells(place: Path, arrays: Arrays) -> None:
     present = {name: array for name, array in arrays.items() if array.size}
     with _SAVING, checkpoint.StandardCheckpointer() as checkpointer:
         checkpointer.save(place, present)
+
+
+def sync_tree(folder: Path, *, deep: bool = True) -> None:
+    """Makes sure that files and names are on the disk before anything says that they are.
+
+    Args:
+        folder: a directory.
+        deep: whether all below it are meant, or only the names in it.
+    """
+    below = folder.rglob("*") if deep else ()
+    for path in (*below, folder):
+        place = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(place)
+        finally:
+            os.close(place)
 
 
 def _write_record(place: Path, info: SnapshotInfo) -> None:

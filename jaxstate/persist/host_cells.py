@@ -26,13 +26,11 @@ def kept_cells(group: GroupLayout, length: int) -> tuple[int, int]:
 
 
 def read_layer(
-    steps: SessionSteps, state: SessionState, layer: int, length: int, readable: int
+    steps: SessionSteps, state: SessionState, layer: int, first: int, end: int
 ) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
-    """One layer's keys and values [cells, K, H] in stream order, up to `length`, as far back as who
-    sees only `readable` cells needs them."""
+    """One layer's keys and values [cells, K, H] in stream order, at positions first .. end - 1."""
     layout = state.layout
     group = layout.layer_groups[layer]
-    first, end = kept_cells(layout.groups[group], readable)[0], length
     table = np.asarray(state.tables[group])
 
     def collect(pool: jax.Array) -> NDArray[np.generic]:

@@ -13,7 +13,7 @@ import hashlib
 import math
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ from jaxstate.persist.files import (
     read_arrays,
     write_snapshot,
 )
-from jaxstate.persist.host_cells import read_layer, write_layer
+from jaxstate.persist.host_cells import kept_cells, read_layer, write_layer
 from jaxstate.steps.compiled import SessionSteps
 from jaxstate.steps.functional import init_state, steps_of
 
@@ -167,11 +167,35 @@ def capture_arrays(
         readable: who sees only so many of them still finds all that it needs; None for `length`.
             The session must hold them (`PoolLayout.readable_until`).
     """
-    arrays: Arrays = {"ready": np.asarray(state.ready)}
+    seen, layout = length if readable is None else readable, state.layout
+    firsts = [
+        kept_cells(layout.groups[layout.layer_groups[layer]], seen)[0]
+        for layer in range(steps.config.num_layers)
+    ]
+    return {"ready": np.asarray(state.ready), **_layers(steps, state, firsts, length)}
+
+
+def capture_part(steps: SessionSteps, state: SessionState, first: int, last: int) -> Arrays:
+    """Cells first .. last - 1 of a session, copied to the host: of layers with a sliding window
+    nothing, unless `last` is the session's length, and then all that it still needs."""
+    layout, whole = state.layout, last == int(state.length)
+    firsts = []
     for layer in range(steps.config.num_layers):
-        keys, values = read_layer(
-            steps, state, layer, length, length if readable is None else readable
-        )
+        group = layout.groups[layout.layer_groups[layer]]
+        windowed = kept_cells(group, last)[0] if whole else last
+        firsts.append(first if group.window is None else windowed)
+    ready = np.asarray(state.ready)
+    return {
+        "ready": ready if whole else np.zeros_like(ready),
+        **_layers(steps, state, firsts, last),
+    }
+
+
+def _layers(steps: SessionSteps, state: SessionState, firsts: Sequence[int], last: int) -> Arrays:
+    """Of each layer the cells from its own first position on."""
+    arrays: Arrays = {}
+    for layer, first in enumerate(firsts):
+        keys, values = read_layer(steps, state, layer, first, last)
         arrays[f"keys_{layer:03d}"], arrays[f"values_{layer:03d}"] = keys, values
     return arrays
 

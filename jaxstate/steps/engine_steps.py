@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +109,7 @@ class EngineSteps:
 
     def specs(self) -> Iterator[StepSpec]:
         """All that can occur; compiling these is a complete warm-up."""
-        for kind in ("pool", "rows", "copy", "take_ready", "put_ready"):
+        for kind in ("pool", "rows", "copy", "wipe", "take_ready", "put_ready"):
             yield self._spec(kind)
         for tokens, sizes in self.chunk_rows:
             for rows in sizes:
@@ -141,11 +142,20 @@ class EngineSteps:
 
     def poison(self, pool: SharedPool, blocks: Sequence[GroupBlock]) -> SharedPool:
         """Fills blocks with NaN; takes `pool` over. For tests: it is not part of a warm-up."""
+        return self._filled("poison", pool, blocks)
+
+    def wipe(self, pool: SharedPool, blocks: Sequence[GroupBlock]) -> SharedPool:
+        """Fills blocks with zeros; takes `pool` over."""
+        return self._filled("wipe", pool, blocks)
+
+    def _filled(
+        self, kind: Literal["poison", "wipe"], pool: SharedPool, blocks: Sequence[GroupBlock]
+    ) -> SharedPool:
         for start in range(0, len(blocks), COPY_BLOCKS):
             ids = self._nothing(1)
             for slot, one in enumerate(blocks[start : start + COPY_BLOCKS]):
                 ids[one.group, 0, slot] = one.block
-            pool = compiled(self._spec("poison"))(pool, jax.device_put(ids[:, 0]))
+            pool = compiled(self._spec(kind))(pool, jax.device_put(ids[:, 0]))
         return pool
 
     def view(self, pool: SharedPool, seen: Seen) -> SessionState:

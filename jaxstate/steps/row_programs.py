@@ -90,19 +90,19 @@ def _build_copy(spec: StepSpec) -> Program:
     return Program(copy, (_pool_shapes(spec), int32(groups, 2, COPY_BLOCKS)), donated=(0,))
 
 
-def _build_poison(spec: StepSpec) -> Program:
-    """Blocks of NaN, so that whoever reads them shows it."""
-    layout = spec.layout
+def _build_fill(spec: StepSpec) -> Program:
+    """Blocks of zeros, so that nothing is left in them; or, to show whoever reads them, of NaN."""
+    layout, value = spec.layout, jnp.nan if spec.kind == "poison" else 0.0
 
-    def poison(pool: SharedPool, blocks: Int[Array, "G N"]) -> SharedPool:
+    def fill(pool: SharedPool, blocks: Int[Array, "G N"]) -> SharedPool:
         def of_layer(layer: int, cells: Array) -> Array:
-            return cells.at[blocks[layout.layer_groups[layer]]].set(jnp.nan, mode="drop")
+            return cells.at[blocks[layout.layer_groups[layer]]].set(value, mode="drop")
 
-        ready = pool.ready.at[blocks[layout.primary]].set(jnp.nan, mode="drop")
+        ready = pool.ready.at[blocks[layout.primary]].set(value, mode="drop")
         return SharedPool(cells=_by_layer(of_layer, pool.cells), ready=ready)
 
     groups = len(layout.groups)
-    return Program(poison, (_pool_shapes(spec), int32(groups, COPY_BLOCKS)), donated=(0,))
+    return Program(fill, (_pool_shapes(spec), int32(groups, COPY_BLOCKS)), donated=(0,))
 
 
 def _by_layer(change: Callable[[int, Array], Array], cells: KVPool) -> KVPool:
@@ -284,7 +284,8 @@ ROW_PROGRAMS: Mapping[EngineKind, Callable[[StepSpec], Program]] = MappingProxyT
         "pool": _build_pool,
         "rows": _build_rows,
         "copy": _build_copy,
-        "poison": _build_poison,
+        "poison": _build_fill,
+        "wipe": _build_fill,
         "take_ready": _build_take_ready,
         "put_ready": _build_put_ready,
         "commit": _build_commit,

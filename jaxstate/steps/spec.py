@@ -21,6 +21,7 @@ EngineKind = Literal[
     "rows",
     "copy",
     "poison",
+    "wipe",
     "take_ready",
     "put_ready",
     "commit",

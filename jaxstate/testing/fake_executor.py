@@ -246,12 +246,23 @@ class FakeExecutor:
         """What is in them is nobody's."""
         self._positions[[one.block for one in blocks]] = -1
 
+    def wipe(self, blocks: Sequence[GroupBlock]) -> None:
+        """Nothing is left in them."""
+        numbers = [one.block for one in blocks]
+        self._positions[numbers], self._tokens[numbers] = -1, 0
+
     def fetch(self, seen: Seen, readable_cells: int) -> HostCells:
         """A session's tokens."""
         assert seen.cells <= self.readable_until(readable_cells)
         cells = self.cells(seen)
         self._call("fetch", (seen.session,))
         return HostCells(cells=len(cells), arrays={"cells": np.array(cells, np.int32)})
+
+    def fetch_part(self, seen: Seen, first: int, last: int) -> HostCells:
+        """Some of a session's tokens."""
+        cells = self.cells(seen)[first:last]
+        self._call("fetch", (seen.session,))
+        return HostCells(cells=last, arrays={"cells": np.array(cells, np.int32)})
 
     def place(self, seen: Seen, cells: HostCells) -> None:
         """Puts them back."""

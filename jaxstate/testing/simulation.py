@@ -21,15 +21,16 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable
+from concurrent.futures import Future
 
 from jaxstate.engine.asking import Asker, Settings
 from jaxstate.engine.conditions import Changed, ConfidenceAbove
 from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.ingest import Coalesce, QueuePolicy
+from jaxstate.engine.policies import Coalesce, QueuePolicy
 from jaxstate.engine.runs import Asked
 from jaxstate.engine.scheduler import Policy
 from jaxstate.engine.tenants import Tenant
-from jaxstate.engine.values import Answer, Receipt
+from jaxstate.engine.values import Answer
 from jaxstate.errors import (
     BudgetExceeded,
     CapacityExceeded,
@@ -199,13 +200,13 @@ class Simulation:
             for _ in range(self._random.choice((1, 1, 2, 3)))
         ]
         outcome = life.session.push_prepared(life.session.prepare(texts))
-        if not isinstance(outcome, Receipt):
+        if isinstance(outcome, Future):
             outcome.cancel()  # a full queue that blocks: this client goes away
             return
-        template, tokenizer = self._model.template, self._model.text
-        for number, text in enumerate(texts, outcome.first):
+        receipt, template, tokenizer = outcome.receipt, self._model.template, self._model.text
+        for number, text in enumerate(texts, receipt.first):
             life.entries[number] = tuple(template.entry_tokens(tokenizer, text))
-        life.drop(outcome.dropped)
+        life.drop(receipt.dropped)
 
     def _ask(self) -> None:
         life = self._some_life()

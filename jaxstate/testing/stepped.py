@@ -7,17 +7,21 @@ is being tested.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 
 from jaxstate.engine.asking import Asker
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.desk import Desk
+from jaxstate.engine.durable import Durable, opened_keeper
 from jaxstate.engine.executor import Executor
 from jaxstate.engine.host import SessionHost
 from jaxstate.engine.lifecycle import Lifecycle
 from jaxstate.engine.loop import Loop
 from jaxstate.engine.session import Session
 from jaxstate.errors import ClosedError
+from jaxstate.records import Durability
 from jaxstate.testing.byte_tokenizer import ByteTokenizer
 from jaxstate.text import Template, plain_template
 
@@ -33,6 +37,8 @@ class SteppedEngine(SessionHost):
         clock: monotonic seconds.
         config: bounds and shares.
         template: of questions; the plain one with bytes as tokens if None.
+        journal: as for `Engine`; snapshots are taken when `snapshot` is called.
+        durability: as for `Engine`.
     """
 
     def __init__(
@@ -42,12 +48,16 @@ class SteppedEngine(SessionHost):
         *,
         config: EngineConfig | None = None,
         template: Template | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        durability: Durability = "os",
     ) -> None:
         tokenizer = ByteTokenizer()
-        desk = Desk(executor, config or EngineConfig(), clock, lambda call: call())
         shape = plain_template(tokenizer.bos) if template is None else template
-        asker = Asker(tokenizer=tokenizer, template=shape, limits=executor.limits)
-        super().__init__(desk, Lifecycle(desk, executor), asker)
+        with opened_keeper(journal, durability, tokenizer, shape) as keeper:
+            desk = Desk(executor, config or EngineConfig(), clock, lambda call: call(), keeper)
+            asker = Asker(tokenizer=tokenizer, template=shape, limits=executor.limits)
+            lives = Lifecycle(desk, executor)
+            super().__init__(desk, lives, asker, Durable(desk, lives, asker, executor))
         self._loop = Loop(desk, executor, tokenizer)
 
     def turn(self) -> bool:
@@ -75,7 +85,18 @@ class SteppedEngine(SessionHost):
         while not future.done():
             assert turn() or future.done(), "the fork never came to be"
         future.result()
-        return Session(self._desk, self._lives, self._asker, book)
+        return self._handle(book)
+
+    def snapshot(self) -> int:
+        """A snapshot of every session that has read something since its last, for which the loop
+        turns; returns how many."""
+        assert self._durable.snapshots is not None, "there is no journal"
+        with ThreadPoolExecutor(1) as thread:
+            taken = thread.submit(self._durable.snapshots.take_all)
+            while not taken.done():
+                self.turn()
+                wait([taken], 0.001)
+        return taken.result()
 
     @property
     def free_tail_blocks(self) -> int:
@@ -109,3 +130,5 @@ class SteppedEngine(SessionHost):
         """Ends every session."""
         self._loop.close(ClosedError("the engine was closed"))
         self._loop.turn()
+        self._desk.vault.close()
+        self._durable.close()

@@ -10,11 +10,13 @@ Here a session opens with nothing, a question is its own bytes, an entry its byt
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
 
 from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.executor import Limits
+from jaxstate.engine.executor import Limits, Tokens
+from jaxstate.engine.pushing import NewEntries, push
+from jaxstate.engine.receipts import Pushed
 from jaxstate.engine.session import Session
 from jaxstate.engine.subscription import Subscription
 from jaxstate.engine.values import (
@@ -90,6 +92,14 @@ class Rig:
     def push_now(self, session: Session, text: str) -> Receipt:
         """A push that must not have to wait."""
         return session.push(text, timeout=0)
+
+    def push_tokens(
+        self, session: Session, entries: Sequence[tuple[Tokens, Hashable | None]]
+    ) -> Pushed | Future[None]:
+        """Entries whose tokens no text has."""
+        texts = ("",) * len(entries)
+        new = NewEntries(texts=texts, tokens=tuple(entries), origin=None, level="memory")
+        return push(self.desk, session.book, new)
 
     def at_rest(self) -> None:
         """Nothing is under way, and everything that a question borrows is back."""

@@ -394,14 +394,13 @@ def test_b6_entries_of_nothing(limits: Limits) -> None:
     assert (session.version, session.info().tokens) == (1, 1)
     nothing = (np.zeros(0, np.int32), None)
     something = (np.full(3, 7, np.int32), None)
-    book = session._book
     for entries, version, tokens in (
         ([nothing], 2, 1),
         ([nothing, nothing], 4, 1),
         ([nothing, something, nothing], 7, 4),
         ([something, nothing], 9, 7),
     ):
-        rig.desk.push(book, entries)
+        rig.push_tokens(session, entries)
         ask = session.submit("xyz", min_version=version)
         rig.engine.run()
         assert (session.version, session.info().tokens) == (version, tokens)
@@ -416,7 +415,7 @@ def test_b6_entries_of_nothing_in_a_full_session() -> None:
     session = rig.open("abcd")
     ask = session.submit("xyz")
     rig.turns(1)
-    rig.desk.push(session._book, [(np.zeros(0, np.int32), None)])
+    rig.push_tokens(session, [(np.zeros(0, np.int32), None)])
     with pytest.raises(CapacityExceeded):
         session.push("")
     rig.engine.run()

@@ -11,8 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from jaxstate.engine.entries import Offer, Taken
 from jaxstate.engine.executor import Tokens
-from jaxstate.engine.ingest import Coalesce, IngestQueue, Offer, QueuePolicy, Taken, checked_policy
+from jaxstate.engine.ingest import IngestQueue
+from jaxstate.engine.policies import Coalesce, QueuePolicy, checked_policy
 from jaxstate.engine.values import Span
 from jaxstate.errors import CapacityExceeded, InvalidInput, JaxstateError, QueueFull
 

@@ -292,7 +292,7 @@ def test_a_blocked_push_hears_of_the_close() -> None:
     rig = Rig(config=EngineConfig(queue_entries=1))
     session = rig.open()
     session.push("a")
-    waiting = rig.desk.push(session.book, [(np.zeros(1, np.int32), None)])
+    waiting = rig.push_tokens(session, [(np.zeros(1, np.int32), None)])
     assert isinstance(waiting, Future)
     session.close()
     rig.engine.run()

@@ -21,8 +21,8 @@ from jaxstate.cells.prefixes import PrefixCache
 from jaxstate.cells.tables import TableBook
 from jaxstate.engine.books import Ask, Book
 from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.ingest import QueuePolicy
 from jaxstate.engine.moves import Move, Now
+from jaxstate.engine.policies import QueuePolicy
 from jaxstate.engine.residence import Residence
 from jaxstate.engine.room import Room
 from jaxstate.engine.runs import Asked, Run

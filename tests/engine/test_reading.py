@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.ingest import Coalesce
+from jaxstate.engine.policies import Coalesce
 from jaxstate.engine.scheduler import Policy
 from jaxstate.engine.values import Span
 from jaxstate.errors import CapacityExceeded, QueueFull
@@ -185,14 +185,14 @@ def test_a_blocked_push_goes_on_when_there_is_room() -> None:
     session = rig.open()
     session.push(["a", "b"])
     entry = [(np.full(1, ord("c"), np.int32), None)]
-    waiting = rig.desk.push(session._book, entry)
+    waiting = rig.push_tokens(session, entry)
     assert isinstance(waiting, Future) and not waiting.done()
     assert session.info().pending == 2  # nothing of it is in the queue
     rig.turns(1)
     assert waiting.done()
-    outcome = rig.desk.push(session._book, entry)
+    outcome = rig.push_tokens(session, entry)
     assert not isinstance(outcome, Future)
-    assert outcome[0].first == 3
+    assert outcome.receipt.first == 3
     rig.engine.run()
     assert session.version == 3
 

@@ -202,11 +202,10 @@ def test_entries_without_tokens_wait_for_the_step_before() -> None:
     """With a step ahead, entry 2 (nothing to read) must not overtake entry 1: versions rise."""
     rig = Rig(limits=AHEAD)
     session = rig.open()
-    book = session._book
     versions = []
-    rig.desk.push(book, [(np.full(5, 7, np.int32), None)])
+    rig.push_tokens(session, [(np.full(5, 7, np.int32), None)])
     rig.turns(1)
-    rig.desk.push(book, [(np.zeros(0, np.int32), None)])
+    rig.push_tokens(session, [(np.zeros(0, np.int32), None)])
     for _ in range(4):
         versions.append(session.version)
         rig.turns(1)

@@ -1,0 +1,164 @@
+"""All that goes with an engine's journal: open it, bring its sessions back, take snapshots.
+
+Comes in: a path, the engine's parts. Goes out: a keeper for the desk; then recovered sessions, and
+snapshots in the background. Without a path there is nothing of all this. Does not know: what is in
+a journal, how the loop turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from jaxstate.engine.asking import Asker
+from jaxstate.engine.books import Book
+from jaxstate.engine.desk import Desk
+from jaxstate.engine.executor import Executor
+from jaxstate.engine.keeper import Keeper
+from jaxstate.engine.lifecycle import Lifecycle
+from jaxstate.engine.recovery import Recoverer, Recovery
+from jaxstate.engine.snapshots import Snapshotter
+from jaxstate.errors import InvalidInput
+from jaxstate.persist import archive
+from jaxstate.persist.journal import Journal
+from jaxstate.persist.segments import SegmentStore
+from jaxstate.records import Durability, checked_durability
+from jaxstate.text import Template, Tokenizer
+
+
+@contextmanager
+def opened_keeper(
+    path: str | os.PathLike[str] | None,
+    durability: Durability,
+    tokenizer: Tokenizer,
+    template: Template,
+) -> Iterator[Keeper]:
+    """A keeper of the journal at a path; if what is made with it fails, the journal is let go.
+
+    Raises:
+        JournalError: it cannot be opened, is damaged, or in use.
+        InvalidInput: there is no such level of durability.
+    """
+    level = checked_durability(durability)
+    journal = None if path is None else Journal(path)
+    try:
+        yield Keeper(journal, level, text_fingerprint(tokenizer, template))
+    except BaseException:
+        if journal is not None:
+            journal.close()
+        raise
+
+
+def text_fingerprint(tokenizer: Tokenizer, template: Template) -> str:
+    """SHA-256 over all that makes tokens of texts."""
+    return hashlib.sha256(f"{tokenizer.fingerprint} {template!r}".encode()).hexdigest()
+
+
+class Durable:
+    """The journal of an engine that has one.
+
+    Args:
+        desk: of the engine; its keeper has the journal.
+        lives: likewise.
+        asker: likewise.
+        executor: likewise.
+
+    Attributes:
+        recovery: what was found in the journal.
+        snapshots: takes them; None without a journal.
+    """
+
+    def __init__(self, desk: Desk, lives: Lifecycle, asker: Asker, executor: Executor) -> None:
+        self._parts = (desk, lives, asker, executor)
+        self._desk = desk
+        journal, segments = desk.keeper.journal, desk.keeper.segments
+        self.recovery = Recovery()
+        self.snapshots: Snapshotter | None = None
+        if journal is not None and segments is not None:
+            self.recovery = Recoverer(desk, lives, asker, executor, journal, segments).recover()
+            self.snapshots = Snapshotter(desk, lives, executor, journal, segments)
+
+    def start(self) -> None:
+        """Begins to take snapshots in the background."""
+        if self.snapshots is not None:
+            self.snapshots.start()
+
+    def stop(self) -> None:
+        """Takes the last snapshots; the loop still turns."""
+        if self.snapshots is not None:
+            self.snapshots.stop()
+
+    def close(self) -> None:
+        """Lets the journal go; nothing turns any more."""
+        if self._desk.keeper.journal is not None:
+            self._desk.keeper.journal.close()
+
+    def export(self, book: Book, path: str | os.PathLike[str]) -> None:
+        """Writes one session to a file, with a snapshot of its cells.
+
+        Raises:
+            InvalidInput: there is no journal, or something is at the path.
+            JournalError: it could not be written.
+            ClosedError: the session or the engine is closed.
+        """
+        journal, segments = self._journal("export")
+        assert self.snapshots is not None
+        book.check_open()
+        self.snapshots.take(book)
+        with segments.lock, contextlib.closing(journal.read()) as source:
+            archive.write(source, segments, book.log_key, path)
+
+    def import_session(self, path: str | os.PathLike[str], session_id: str | None) -> Book:
+        """Takes a session from such a file into the journal, and brings it back.
+
+        Raises:
+            InvalidInput: there is no journal, or the name is in use.
+            JournalError: the file is damaged, or the journal could not be written.
+            BudgetExceeded, CapacityExceeded: there are no cells for it.
+        """
+        journal, segments = self._journal("import")
+        desk, lives, asker, executor = self._parts
+        with segments.lock, contextlib.closing(archive.read(path)) as source:
+            name = lives.free_name(archive.name_of(source) if session_id is None else session_id)
+            key = desk.keeper.new_key()
+            archive.take_segments(source, segments)
+            journal.write(archive.taken(source, key, name))
+        try:
+            return Recoverer(desk, lives, asker, executor, journal, segments).bring_back(key)
+        except BaseException:
+            journal.write(archive.forgotten(key))
+            raise
+
+    def erase(self, session_id: str) -> int:
+        """Erases from the journal all sessions of that name that are not open.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            InvalidInput: there is no journal, or a session of that name is open.
+        """
+        journal, _ = self._journal("erase")
+        with self._desk.lock:
+            if session_id in self._desk.ledger.by_id:
+                raise InvalidInput(
+                    f"session {session_id!r} is open: session.close(erase=True) erases it"
+                )
+        with contextlib.closing(journal.read()) as source:
+            keys = archive.keys_named(source, session_id)
+        for key in keys:
+            journal.write(archive.forgotten(key))
+        self._desk.keeper.purge()
+        return len(keys)
+
+    def _journal(self, what: str) -> tuple[Journal, SegmentStore]:
+        journal, segments = self._desk.keeper.journal, self._desk.keeper.segments
+        if journal is None or segments is None:
+            raise InvalidInput(
+                f"to {what} a session the engine needs a journal: Engine(journal=...); without one "
+                "there are session.save(path) and engine.restore(path)"
+            )
+        return journal, segments

@@ -1,0 +1,165 @@
+"""What the engine tells its journal, and what becomes of it.
+
+Comes in: changes, under the engine's lock, so that the journal has them in the order in which they
+happened. Goes out: futures of those that are to outlive something, and their effect: what was noted
+ahead of the journal counts once it is written, or is taken back. Without a journal everything
+counts at once. Does not know: what is noted, files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from jaxstate.errors import InvalidInput
+from jaxstate.persist.journal import SEGMENTS, Change, Journal, Ticket, could_not_write
+from jaxstate.persist.logged import segment_names
+from jaxstate.persist.segments import SegmentStore
+from jaxstate.records import Durability, checked_durability
+
+# Changes that nobody waits for may stand in line up to here; then those who make them wait.
+MOST_WAITING = 10_000
+
+
+class Keeper:
+    """The engine's side of its journal.
+
+    Args:
+        journal: None for none.
+        level: what changes are to outlive, unless whoever makes them says otherwise.
+        text_fingerprint: of the tokenizer and template that make tokens of texts.
+
+    Attributes:
+        journal: None for none.
+        segments: the cells of its snapshots.
+        text_fingerprint: of the model's tokenizer and template.
+    """
+
+    def __init__(
+        self, journal: Journal | None, level: Durability = "memory", text_fingerprint: str = ""
+    ) -> None:
+        self.journal = journal
+        self.segments = None if journal is None else SegmentStore(journal.path / SEGMENTS)
+        self.text_fingerprint = text_fingerprint
+        self._level: Durability = level if journal is not None else "memory"
+        self._keys = 0
+
+    def attach(self, lock: threading.Lock, tell_loop: Callable[[], None]) -> None:
+        """Begins to write; the lock is the engine's."""
+        if self.journal is not None:
+            self.journal.settle = lambda tickets, error: self._settle(
+                lock, tell_loop, tickets, error
+            )
+            self.journal.start()
+
+    def keys_from(self, key: int) -> None:
+        """Sessions up to that key are in the journal."""
+        self._keys = max(self._keys, key)
+
+    def new_key(self) -> int:
+        """A key for a session that the journal does not have."""
+        self._keys += 1
+        return self._keys
+
+    @property
+    def waits(self) -> bool:
+        """Whether who notes something waits until it is written."""
+        return self._level != "memory"
+
+    def level(self, wanted: Durability | None) -> Durability:
+        """What something is to outlive.
+
+        Raises:
+            InvalidInput: there is no journal that could do that.
+        """
+        if wanted is None:
+            return self._level
+        if checked_durability(wanted) != "memory" and self.journal is None:
+            raise InvalidInput(
+                f'durability={wanted!r} needs a journal: start the engine with journal="…", a '
+                "directory"
+            )
+        return wanted
+
+    def counts_at_once(self, level: Durability) -> bool:
+        """Whether a change of that level counts before it is written."""
+        if self.journal is None:
+            return True
+        return level == "memory" and self.journal.waiting < MOST_WAITING
+
+    def note(
+        self,
+        change: Change,
+        level: Durability | None = None,
+        *,
+        undo: Callable[[], None] = lambda: None,
+        apply: Callable[[], None] = lambda: None,
+        at_once: bool | None = None,
+    ) -> Future[None] | None:
+        """Puts a change in line; the caller holds the lock.
+
+        Args:
+            change: for the journal.
+            level: what it is to outlive; None for what the engine was told.
+            undo: takes back what was noted, under the lock, if it cannot be written.
+            apply: takes effect, under the lock, once it is written.
+            at_once: whether it counts before it is written; None: as the level says.
+
+        Returns:
+            What to wait for; None if it counts already.
+
+        Raises:
+            JournalError: the journal is closed.
+        """
+        if self.journal is None:
+            apply()
+            return None
+        chosen = self.level(level)
+        if self.counts_at_once(chosen) if at_once is None else at_once:
+            self.journal.submit(Ticket(change, "memory"))
+            apply()
+            return None
+        ticket = Ticket(change, "os" if chosen == "memory" else chosen, undo, apply)
+        self.journal.submit(ticket)
+        return ticket.settled
+
+    def purge(self) -> None:
+        """Leaves nothing on the disk of what was erased, or of snapshots that are gone."""
+        if self.journal is None or self.segments is None:
+            return
+        self.clear_segments()
+        self.journal.compact()
+
+    def clear_segments(self) -> None:
+        """Removes the cells of snapshots that are gone."""
+        assert self.journal is not None and self.segments is not None
+        with self.segments.lock, contextlib.closing(self.journal.read()) as source:
+            self.segments.clear(segment_names(source))
+
+    def _settle(
+        self,
+        lock: threading.Lock,
+        tell_loop: Callable[[], None],
+        tickets: Sequence[Ticket],
+        error: Exception | None,
+    ) -> None:
+        """On the journal's thread: a batch was written, or could not be."""
+        assert self.journal is not None
+        with lock:
+            if error is None:
+                for ticket in tickets:
+                    ticket.apply()
+            else:
+                # What came meanwhile builds on what is taken back now.
+                tickets = [*tickets, *self.journal.drain()]
+                for ticket in reversed(tickets):
+                    ticket.undo()
+                self.journal.put_back([one for one in tickets if one.stays])
+            tell_loop()
+        for ticket in tickets:
+            if error is None:
+                ticket.settled.set_result(None)
+            elif not ticket.stays:
+                ticket.settled.set_exception(could_not_write(error))

@@ -1,0 +1,172 @@
+"""A push on its way into a session: once, whole, and journaled before it is read.
+
+Comes in: entries as texts and tokens, who pushes, what it is to outlive. Goes out: a receipt, and
+what to wait for until it is true. Does not know: devices, how entries are read.
+
+What is pushed has its numbers and its place in the queue at once, so that pushes stay in order; but
+nothing of it is read before the journal has it, so no answer ever saw what a crash could undo.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from jaxstate.engine.asking import Asker
+from jaxstate.engine.books import Book
+from jaxstate.engine.desk import Desk
+from jaxstate.engine.entries import Offer
+from jaxstate.engine.executor import Tokens
+from jaxstate.engine.policies import QueuePolicy, key_of
+from jaxstate.engine.receipts import Origin, Pushed, receipt_json
+from jaxstate.engine.values import Receipt
+from jaxstate.errors import CapacityExceeded
+from jaxstate.persist.changes import Push, pushed
+from jaxstate.records import LEVELS, Durability
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NewEntries:
+    """What is pushed.
+
+    Attributes:
+        texts: as they were given.
+        tokens: of each, and its key, if the session's policy wants one.
+        origin: who pushes, if that counts.
+        level: what it is to outlive.
+    """
+
+    texts: tuple[str, ...]
+    tokens: tuple[tuple[Tokens, Hashable | None], ...]
+    origin: Origin | None
+    level: Durability
+
+
+def new_entries(
+    asker: Asker,
+    policy: QueuePolicy,
+    texts: Sequence[str],
+    origin: Origin | None,
+    level: Durability,
+) -> NewEntries:
+    """Entries in tokens, with keys where the policy wants them.
+
+    Raises:
+        InvalidInput: one of them is no text.
+    """
+    return NewEntries(
+        texts=tuple(texts),
+        tokens=tuple((asker.entry(text), key_of(policy, text)) for text in texts),
+        origin=origin,
+        level=level,
+    )
+
+
+def push(desk: Desk, book: Book, new: NewEntries) -> Pushed | Future[None]:
+    """Entries into the queue; a future to wait for if there is no room now.
+
+    Raises:
+        ClosedError, InvalidInput, CapacityExceeded, BudgetExceeded, QueueFull, SequenceGap,
+        JournalError: as `Session.push`.
+    """
+    with desk.changing():
+        book.check_open()
+        if new.origin is not None and (before := book.receipts.find(new.origin)) is not None:
+            return _repeated(desk, before, new.level)
+        # What follows something that is not written yet is not read before it either.
+        hold = book.queue.holds or not desk.keeper.counts_at_once(new.level)
+        offer = _offer(desk, book, new, hold=hold)
+        if offer is None:
+            return _place_in_line(book)
+        return _taken(desk, book, new, offer, hold=hold)
+
+
+def _repeated(desk: Desk, before: Pushed, level: Durability) -> Pushed:
+    """The first receipt; it waits if more is promised now than then."""
+    if LEVELS.index(level) <= LEVELS.index(before.receipt.durable):
+        return before
+    # The journal is written in order: once this nothing is synced, all before it is.
+    settled = desk.keeper.note(lambda _: None, level)
+    return Pushed(receipt=dataclasses.replace(before.receipt, durable=level), settled=settled)
+
+
+def _place_in_line(book: Book) -> Future[None]:
+    """What who pushes waits for, until there may be room."""
+    future: Future[None] = Future()
+    book.room_waiters = [one for one in book.room_waiters if not one.cancelled()]
+    book.room_waiters.append(future)
+    return future
+
+
+def _taken(desk: Desk, book: Book, new: NewEntries, offer: Offer, *, hold: bool) -> Pushed:
+    receipt = Receipt(
+        first=offer.first,
+        last=offer.last,
+        pending=book.queue.pending,
+        durable=new.level,
+        dropped=offer.dropped,
+    )
+    settled = desk.keeper.note(
+        pushed(
+            book.log_key,
+            offer.first,
+            new.texts,
+            [(span.first, span.last) for span in offer.dropped],
+            _push_of(new.origin, receipt),
+        ),
+        new.level,
+        undo=functools.partial(_take_back, desk, book, offer, new.origin),
+        apply=functools.partial(_count, desk, book, offer),
+        at_once=not hold,
+    )
+    done = Pushed(receipt=receipt, settled=settled)
+    if new.origin is not None:
+        book.receipts.note(new.origin, done)
+    return done
+
+
+def _push_of(origin: Origin | None, receipt: Receipt) -> Push | None:
+    if origin is None:
+        return None
+    return Push(
+        client=origin.client,
+        client_seq=origin.seq,
+        receipt=receipt_json(receipt),
+        digest=origin.digest,
+    )
+
+
+def _count(desk: Desk, book: Book, offer: Offer) -> None:
+    """The push counts from now on."""
+    book.queue.release(offer.last)
+    desk.recorder.count("entries_pushed", offer.last - offer.first + 1)
+    desk.recorder.count("entries_dropped", len(offer.displaced))
+
+
+def _take_back(desk: Desk, book: Book, offer: Offer, origin: Origin | None) -> None:
+    """The journal could not be written: it is as if nobody had pushed."""
+    if origin is not None:
+        book.receipts.take_back(origin)
+    book.queue.retract(offer)
+    if not book.closed:
+        desk.ledger.room.order(book, book.residence.cells + book.queue.unread_tokens)
+        desk.outcomes.room_made(book)
+
+
+def _offer(desk: Desk, book: Book, new: NewEntries, *, hold: bool) -> Offer | None:
+    """To the queue, as far as the session's capacity and the engine's budget go."""
+    room, read = desk.ledger.room, book.residence.cells
+    most = min(desk.limits.session_cells, room.most_cells(book))
+    try:
+        offer = book.queue.offer(new.tokens, desk.clock(), most - read, hold=hold)
+    except CapacityExceeded:
+        if most == desk.limits.session_cells:
+            raise
+        added = sum(len(tokens) for tokens, _ in new.tokens)
+        raise room.refusal(book, read + book.queue.unread_tokens + added) from None
+    room.order(book, read + book.queue.unread_tokens)
+    book.residence.used_s = desk.clock()
+    return offer

@@ -1,0 +1,307 @@
+"""Sessions come back: from the newest good snapshot, and the entries after it.
+
+Comes in: a journal that some engine left. Goes out: books in which everything that was acknowledged
+is, once and in order: committed as of the snapshot, the rest waiting to be read. Cells are read
+from disk when there is room on the device, on the vault's thread. A snapshot that cannot be used is
+set aside, with the reason, and the session is computed from the one before, or from its entries. A
+session that cannot come back is named in the report, stays in the journal, and keeps no other from
+coming. Does not know: devices, threads, who took the snapshots.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxstate.engine.asking import Asker
+from jaxstate.engine.books import Book
+from jaxstate.engine.desk import Desk
+from jaxstate.engine.executor import Executor
+from jaxstate.engine.lifecycle import CameBack, Lifecycle
+from jaxstate.engine.openings import ends_of, tokens_of
+from jaxstate.engine.policies import QueuePolicy, key_of, policy_of
+from jaxstate.engine.receipts import Receipts
+from jaxstate.engine.registering import registered_of
+from jaxstate.engine.reloading import Reloader
+from jaxstate.engine.residence import TokenLog
+from jaxstate.engine.snapshots import cells_and_text
+from jaxstate.engine.values import Answer, Usage
+from jaxstate.errors import JaxstateError, JournalError
+from jaxstate.persist.changes import Opening, Push, SegmentRow
+from jaxstate.persist.journal import Journal
+from jaxstate.persist.logged import (
+    LoggedSession,
+    LoggedSnapshot,
+    entries_of,
+    keys_of,
+    largest_key,
+    last_seq,
+    push_of,
+    questions_of,
+    root_of,
+    segment_of,
+    session_of,
+    snapshots_of,
+)
+from jaxstate.persist.segments import Segment, SegmentStore
+
+_log = logging.getLogger("jaxstate")
+_NO_TOKENS = np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveredSession:
+    """A session that a journal brought back.
+
+    Attributes:
+        id: its name.
+        version: at which it is there again; -1 if it is read from its beginning.
+        last: number of its last entry: it will have that version again.
+        tokens_to_read: of its opening and entries that no snapshot holds.
+    """
+
+    id: str
+    version: int
+    last: int
+    tokens_to_read: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """What an engine found in its journal.
+
+    Attributes:
+        sessions: that are open again, the one that was used last first.
+        failed: names of those that could not be brought back, and why; they are still in the
+            journal.
+        set_aside: snapshots that could not be used, and why.
+    """
+
+    sessions: tuple[RecoveredSession, ...] = ()
+    failed: tuple[tuple[str, str], ...] = ()
+    set_aside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Found:
+    """A snapshot that may be used."""
+
+    snapshot: LoggedSnapshot
+    rows: tuple[SegmentRow, ...]
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return tuple(Segment(row.name, row.first, row.last) for row in self.rows)
+
+
+class Recoverer:
+    """Brings a journal's sessions into the books.
+
+    Args:
+        desk: of the engine; its loop does not turn yet.
+        lives: likewise.
+        asker: makes tokens of entries.
+        executor: reads pieces.
+        journal: open.
+        segments: pieces of snapshots.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        lives: Lifecycle,
+        asker: Asker,
+        executor: Executor,
+        journal: Journal,
+        segments: SegmentStore,
+    ) -> None:
+        self._desk = desk
+        self._lives = lives
+        self._asker = asker
+        self._journal = journal
+        self._segments = segments
+        self._fingerprint = cells_and_text(executor, desk)
+        self._reloader = Reloader(desk, executor, journal, segments)
+        self._source = journal.read()
+        self._set_aside: list[str] = []
+
+    def recover(self) -> Recovery:
+        """Brings back every session that was not closed."""
+        with contextlib.closing(self._source):
+            self._desk.keeper.keys_from(largest_key(self._source))
+            back: list[RecoveredSession] = []
+            failed: list[tuple[str, str]] = []
+            for key, name in keys_of(self._source):
+                try:
+                    back.append(self._bring_back(session_of(self._source, key)))
+                except JaxstateError as error:
+                    _log.error("session %r could not be brought back: %s", name, error)
+                    failed.append((name, str(error)))
+        self._desk.keeper.clear_segments()
+        return Recovery(
+            sessions=tuple(back), failed=tuple(failed), set_aside=tuple(self._set_aside)
+        )
+
+    def bring_back(self, key: int) -> Book:
+        """One session, whose rows are in the journal.
+
+        Raises:
+            JaxstateError: it cannot be brought back.
+        """
+        with contextlib.closing(self._source):
+            session = session_of(self._source, key)
+            self._bring_back(session)
+        return self._desk.ledger.by_id[session.opening.id]
+
+    def _bring_back(self, session: LoggedSession) -> RecoveredSession:
+        found = self._usable(session)
+        state = self._state(session, found)
+        book = self._lives.come_back(session.opening, state)
+        with self._desk.lock:
+            book.receipts = Receipts(_Kept(self._journal, session.opening.key))
+            if found:
+                self._reloader.leave(book, [(one.snapshot, one.segments) for one in found])
+            self._register(book, found[0].snapshot if found else None)
+        return RecoveredSession(
+            id=session.opening.id,
+            version=state.version,
+            last=session.last,
+            tokens_to_read=book.queue.unread_tokens,
+        )
+
+    def _state(self, session: LoggedSession, found: Sequence[_Found]) -> CameBack:
+        """What is known of a session, with its newest snapshot or without one."""
+        root = root_of(self._source, session)
+        opening = _NO_TOKENS if root.prefix is None else self._asker.opening(root.prefix)
+        log, version = self._read_before(root, found)
+        policy = policy_of(session.opening.policy, self._desk.config.queue_policy)
+        return CameBack(
+            log=log,
+            version=version,
+            prefix=opening,
+            opening=opening if version < 0 else _NO_TOKENS,
+            entries=self._entries(session, max(version, 0), policy),
+            last=session.last,
+            policy=policy,
+        )
+
+    def _read_before(self, root: Opening, found: Sequence[_Found]) -> tuple[TokenLog, int]:
+        """The tokens of what need not be taken from entries, and the version that they end at."""
+        log = TokenLog()
+        if found:
+            for row in found[0].rows:
+                log.append(tokens_of(row.tokens), ends_of(row.ends))
+            return log, found[0].snapshot.row.version
+        if root.base_tokens is None:
+            return log, -1
+        if root.text_fingerprint != self._desk.keeper.text_fingerprint:
+            raise JournalError(
+                f"session {root.id!r} was made from a saved one, with another tokenizer or "
+                "template, and the text of what it had read is not known; start the engine with "
+                "the model that it was saved with"
+            )
+        log.append(tokens_of(root.base_tokens), ends_of(root.base_ends or b""))
+        return log, root.base_version
+
+    def _entries(
+        self, session: LoggedSession, after: int, policy: QueuePolicy
+    ) -> list[tuple[int, np.ndarray, object]]:
+        return [
+            (one.sequence, self._asker.entry(one.text), key_of(policy, one.text))
+            for one in entries_of(self._source, session, after)
+        ]
+
+    def _usable(self, session: LoggedSession) -> list[_Found]:
+        """Snapshots of a session that may be good, the newest first; the others are set aside."""
+        found: list[_Found] = []
+        for snapshot in snapshots_of(self._source, session.opening.key):
+            if snapshot.set_aside is not None:
+                continue
+            rows = [segment_of(self._source, name) for name in snapshot.row.segments]
+            whole = tuple(row for row in rows if row is not None)
+            reason = self._reason(session, snapshot, rows, whole)
+            if reason is None:
+                found.append(_Found(snapshot=snapshot, rows=whole))
+            else:
+                self._reloader.set_aside([snapshot.number], reason)
+                self._set_aside.append(
+                    f"snapshot of session {session.opening.id!r} at version "
+                    f"{snapshot.row.version}: {reason}"
+                )
+        return found
+
+    def _reason(
+        self,
+        session: LoggedSession,
+        snapshot: LoggedSnapshot,
+        rows: Sequence[SegmentRow | None],
+        whole: Sequence[SegmentRow],
+    ) -> str | None:
+        """Why a snapshot cannot be used; None if nothing speaks against it yet."""
+        row = snapshot.row
+        if row.fingerprint != self._fingerprint:
+            return "it was made with another model, tokenizer, template, dtype or cell layout"
+        if len(whole) < len(rows) or not all(self._segments.has(one.name) for one in whole):
+            return "pieces of it are missing"
+        borders = [0, *(one.last for one in whole)]
+        firsts = [one.first for one in whole]
+        if not whole or firsts != borders[:-1] or borders[-1] != row.cells:
+            return "its pieces do not follow each other"
+        if not all(len(one.tokens) == 4 * (one.last - one.first) for one in whole):
+            return "its tokens are damaged"
+        if row.version > session.last:
+            return f"it is of version {row.version}, and the journal ends at {session.last}"
+        return None
+
+    def _register(self, book: Book, snapshot: LoggedSnapshot | None) -> None:
+        """Flash queries with their answers, and warm questions; the caller holds the lock."""
+        now_s = self._desk.clock()
+        for name, settings in questions_of(self._source, book.log_key, "flash"):
+            try:
+                book.flash.bring_back(registered_of(self._asker, settings), name, now_s)
+            except JaxstateError as error:
+                _log.error("flash query %s of %r is not asked any more: %s", name, book.id, error)
+        for question, _ in questions_of(self._source, book.log_key, "warm"):
+            book.warm.add(self._asker.warm(question))
+        kept = [] if snapshot is None else json.loads(snapshot.row.answers)
+        for one in kept:
+            if (registered := book.flash.get(one["id"])) is not None:
+                book.flash.answered(registered, _answer_of(one["answer"]), one["steps"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Receipts of one session in its journal, which are rarely looked for."""
+
+    journal: Journal
+    session: int
+
+    def push_of(self, client: str, seq: int) -> Push | None:
+        with self._reading() as source:
+            return push_of(source, self.session, client, seq)
+
+    def last_seq(self, client: str) -> int | None:
+        with self._reading() as source:
+            return last_seq(source, self.session, client)
+
+    def _reading(self) -> contextlib.closing[sqlite3.Connection]:
+        return contextlib.closing(self.journal.read())
+
+
+def _answer_of(kept: dict[str, object]) -> Answer:
+    """An answer as `dataclasses.asdict` and JSON left it."""
+    fields = dict(kept)
+    usage = fields.pop("usage")
+    assert isinstance(usage, dict)
+    tuples = ("token_ids", "choice_logprobs")
+    shaped = {
+        name: tuple(value) if name in tuples and isinstance(value, list) else value
+        for name, value in fields.items()
+    }
+    return Answer(usage=Usage(**usage), **shaped)  # pyright: ignore[reportArgumentType]

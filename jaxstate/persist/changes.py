@@ -1,0 +1,313 @@
+"""What the journal can be told, each as one change: what it does to the tables.
+
+Comes in: plain values. Goes out: a `Change`, a function that the journal's thread calls within a
+transaction. Does not know: engines, threads, when it is written.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from jaxstate.persist.journal import Change
+from jaxstate.persist.schema import entry_checksum, session_checksum, text_bytes
+
+QuestionKind: TypeAlias = Literal["flash", "warm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """How a session came to be.
+
+    Attributes:
+        key: its number in the journal, never used before.
+        id: its name.
+        tenant: whose it is.
+        reserve: cells that are always there for it.
+        pinned: whether its cells never leave the device.
+        policy: the name of what a full queue does.
+        prefix: what it starts with; None for a session made from tokens whose text is not known.
+        base_version: the version that it starts at.
+        base_tokens: int32 bytes, what it had read then, if that is not `prefix` or its parent's.
+        base_ends: int64 bytes, pairs (entry, cells at its end) within `base_tokens`.
+        text_fingerprint: of the tokenizer and template that `base_tokens` were made with.
+        parent: the session that it was forked from, at `base_version`; None for others.
+    """
+
+    key: int
+    id: str
+    tenant: str
+    reserve: int
+    pinned: bool
+    policy: str
+    prefix: str | None
+    base_version: int = 0
+    base_tokens: bytes | None = None
+    base_ends: bytes | None = None
+    text_fingerprint: str
+    parent: int | None = None
+
+    @property
+    def checksum(self) -> int:
+        """Of all that decides what the session is."""
+        return session_checksum(
+            self.key,
+            self.id,
+            self.tenant,
+            self.prefix,
+            self.base_version,
+            self.base_tokens,
+            self.base_ends,
+            self.parent,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    """A push of a client that numbers its pushes.
+
+    Attributes:
+        client: its name.
+        client_seq: the number.
+        receipt: as it was given, as JSON.
+        digest: of the texts.
+    """
+
+    client: str
+    client_seq: int
+    receipt: str
+    digest: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentRow:
+    """A piece of a snapshot's cells: positions first .. last - 1.
+
+    Attributes:
+        name: SHA-256 over its content.
+        first, last: positions.
+        tokens: int32 bytes, of these positions.
+        ends: int64 bytes, pairs (entry, cells at its end from `first` on) of entries that end here.
+    """
+
+    name: str
+    first: int
+    last: int
+    tokens: bytes
+    ends: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotRow:
+    """A session's cells at one version.
+
+    Attributes:
+        session: its key.
+        version: that they are of.
+        cells: how many.
+        bytes: of them.
+        fingerprint: of the model, its tokenizer and the layout.
+        segments: names, in order.
+        answers: of flash queries, as JSON.
+    """
+
+    session: int
+    version: int
+    cells: int
+    bytes: int
+    fingerprint: str
+    segments: tuple[str, ...]
+    answers: str
+
+
+def opened(opening: Opening) -> Change:
+    """A session begins."""
+    values = (
+        opening.key,
+        opening.id,
+        opening.tenant,
+        opening.reserve,
+        opening.pinned,
+        opening.policy,
+        None if opening.prefix is None else text_bytes(opening.prefix),
+        opening.base_version,
+        opening.base_tokens,
+        opening.base_ends,
+        opening.text_fingerprint,
+        opening.parent,
+        None if opening.parent is None else opening.base_version,
+        time.time(),
+        opening.checksum,
+    )
+
+    def change(to: sqlite3.Connection) -> None:
+        to.execute(
+            "INSERT INTO sessions (key, id, tenant, reserve, pinned, policy, prefix, base_version,"
+            " base_tokens, base_ends, text_fingerprint, parent, parent_version, opened_s, checksum)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            values,
+        )
+
+    return change
+
+
+def pushed(
+    session: int,
+    first: int,
+    texts: Sequence[str],
+    dropped: Iterable[tuple[int, int]] = (),
+    push: Push | None = None,
+) -> Change:
+    """Entries first, first + 1, … of a session, which displace others (first, last)."""
+    now_s = time.time()
+    rows = [
+        (session, number, content, now_s, entry_checksum(session, number, content))
+        for number, content in enumerate(map(text_bytes, texts), first)
+    ]
+    gone = [(session, span_first, span_last) for span_first, span_last in dropped]
+
+    def change(to: sqlite3.Connection) -> None:
+        to.executemany(
+            "INSERT INTO entries (log, sequence, text, pushed_s, checksum) VALUES (?, ?, ?, ?, ?)",
+            rows,
+        )
+        to.executemany(
+            "UPDATE entries SET dropped = 1 WHERE log = ? AND sequence BETWEEN ? AND ?", gone
+        )
+        if push is not None:
+            to.execute(
+                "INSERT INTO pushes VALUES (?, ?, ?, ?, ?)",
+                (session, push.client, push.client_seq, push.receipt, push.digest),
+            )
+
+    return change
+
+
+def asked_from_now_on(session: int, kind: QuestionKind, name: str, settings: str) -> Change:
+    """A flash query, or a warm question."""
+
+    def change(to: sqlite3.Connection) -> None:
+        to.execute("INSERT INTO questions VALUES (?, ?, ?, ?)", (session, kind, name, settings))
+
+    return change
+
+
+def no_longer_asked(session: int, kind: QuestionKind, name: str) -> Change:
+    """It is removed."""
+
+    def change(to: sqlite3.Connection) -> None:
+        to.execute(
+            "DELETE FROM questions WHERE session = ? AND kind = ? AND name = ?",
+            (session, kind, name),
+        )
+
+    return change
+
+
+def reserve_given_up(session: int) -> Change:
+    """A session that was suspended has no reserve any more."""
+
+    def change(to: sqlite3.Connection) -> None:
+        to.execute("UPDATE sessions SET reserve = 0 WHERE key = ?", (session,))
+
+    return change
+
+
+def snapshot_taken(snapshot: SnapshotRow, segments: Sequence[SegmentRow], keep: int) -> Change:
+    """A snapshot becomes the newest of its session, of which `keep` stay."""
+
+    def change(to: sqlite3.Connection) -> None:
+        to.executemany(
+            "INSERT OR IGNORE INTO segments VALUES (?, ?, ?, ?, ?)",
+            [(one.name, one.first, one.last, one.tokens, one.ends) for one in segments],
+        )
+        to.execute(
+            "INSERT INTO snapshots (session, version, cells, bytes, fingerprint, segments, answers,"
+            " saved_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                snapshot.session,
+                snapshot.version,
+                snapshot.cells,
+                snapshot.bytes,
+                snapshot.fingerprint,
+                json.dumps(snapshot.segments),
+                snapshot.answers,
+                time.time(),
+            ),
+        )
+        to.execute(
+            "DELETE FROM snapshots WHERE session = ?1 AND number NOT IN (SELECT number FROM "
+            "snapshots WHERE session = ?1 ORDER BY number DESC LIMIT ?2)",
+            (snapshot.session, keep),
+        )
+        _forget_segments(to)
+
+    return change
+
+
+def set_aside(numbers: Sequence[int], reason: str) -> Change:
+    """Snapshots that cannot be used, and why."""
+
+    def change(to: sqlite3.Connection) -> None:
+        to.executemany(
+            "UPDATE snapshots SET set_aside = ? WHERE number = ?",
+            [(reason, number) for number in numbers],
+        )
+
+    return change
+
+
+def ended(session: int) -> Change:
+    """A session was closed: it does not come back. Its entries stay, its cells do not."""
+
+    def change(to: sqlite3.Connection) -> None:
+        to.execute("UPDATE sessions SET ended_s = ? WHERE key = ?", (time.time(), session))
+        to.execute("DELETE FROM snapshots WHERE session = ?", (session,))
+        to.execute("DELETE FROM questions WHERE session = ?", (session,))
+        _forget_segments(to)
+
+    return change
+
+
+def erased(session: int) -> Change:
+    """Nothing of a session stays, but what its forks have read of it, which is theirs."""
+
+    def change(to: sqlite3.Connection) -> None:
+        ended(session)(to)
+        to.execute("UPDATE sessions SET erased = 1, id = '' WHERE key = ?", (session,))
+        to.execute("DELETE FROM pushes WHERE session = ?", (session,))
+        _forget_unread(to, session)
+
+    return change
+
+
+def _forget_unread(to: sqlite3.Connection, session: int) -> None:
+    """Of an erased session, what no fork has read; and so on upwards, if nothing is left of it."""
+    children = to.execute(
+        "SELECT max(parent_version) FROM sessions WHERE parent = ?", (session,)
+    ).fetchone()[0]
+    to.execute("DELETE FROM entries WHERE log = ? AND sequence > ?", (session, children or 0))
+    if children is not None:
+        return
+    parent = to.execute("SELECT parent FROM sessions WHERE key = ?", (session,)).fetchone()
+    to.execute("DELETE FROM sessions WHERE key = ?", (session,))
+    above = None if parent is None else parent[0]
+    if above is not None and _is_erased(to, above):
+        _forget_unread(to, above)
+
+
+def _is_erased(to: sqlite3.Connection, session: int) -> bool:
+    row = to.execute("SELECT erased FROM sessions WHERE key = ?", (session,)).fetchone()
+    return row is not None and bool(row[0])
+
+
+def _forget_segments(to: sqlite3.Connection) -> None:
+    """Segments that no snapshot has; their files go later."""
+    to.execute(
+        "DELETE FROM segments WHERE name NOT IN "
+        "(SELECT value FROM snapshots, json_each(snapshots.segments))"
+    )

@@ -1,0 +1,335 @@
+"""The journal: what was acknowledged, in one SQLite database, written by one thread.
+
+    PATH/journal.db          sessions, entries, receipts, questions, and which snapshots there are
+    PATH/segments/NAME/      cells of snapshots (`segments`)
+    PATH/lock                held by the engine that has it
+
+Comes in: changes, from any thread, in an order that the caller's lock decides. Goes out: word that
+they are kept, or that they could not be. Changes that wait are written together (group commit), so
+many pushes share one sync. Does not know: what the changes mean (`changes`), sessions, tokens.
+
+Levels: "os" means written to the operating system (a killed process loses nothing), "fsync" synced
+to the disk (a machine that stops loses nothing). The database is in WAL mode: a torn last page is a
+change that was never acknowledged, and is passed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from filelock import FileLock, Timeout
+
+from jaxstate.errors import JournalDamaged, JournalError, JournalInUse
+from jaxstate.persist.schema import JOURNAL, check_kind, create, is_empty
+from jaxstate.records import LEVELS, Durability
+
+_log = logging.getLogger("jaxstate")
+
+DATABASE, LOCK, SEGMENTS = "journal.db", "lock", "segments"
+# After a failure, what must still be written is tried again so often.
+RETRY_S = 1.0
+
+Change: TypeAlias = Callable[[sqlite3.Connection], None]
+Connect: TypeAlias = Callable[[Path], sqlite3.Connection]
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A change that is to be written.
+
+    Attributes:
+        change: makes it, within a transaction.
+        level: what it is to outlive. "memory": nobody waits for it, and if it cannot be written it
+            stays in line.
+        undo: takes back what was noted ahead of it, if it cannot be written.
+        apply: what takes effect once it is written.
+        settled: ends once it is written, or could not be. It cannot be cancelled: others may wait
+            for it too.
+    """
+
+    change: Change
+    level: Durability
+    undo: Callable[[], None] = lambda: None
+    apply: Callable[[], None] = lambda: None
+    settled: Future[None] = field(default_factory=Future)
+
+    def __post_init__(self) -> None:
+        """Nobody cancels it."""
+        self.settled.set_running_or_notify_cancel()
+
+    @property
+    def stays(self) -> bool:
+        """Whether it was acknowledged already, so that it must be written in the end."""
+        return self.level == "memory"
+
+
+Settle: TypeAlias = Callable[[Sequence[Ticket], Exception | None], None]
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection that any one thread may use; transactions are begun explicitly."""
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+
+class Journal:
+    """The journal of one engine.
+
+    Args:
+        path: a directory; made if it is not there.
+        connect: opens the database (tests let it fail).
+
+    Attributes:
+        path: absolute.
+        settle: called on the writer's thread with tickets that are written, or could not be; set
+            before the first ticket. What stays in line is given back with `put_back`.
+
+    Raises:
+        JournalInUse: another engine has it.
+        JournalDamaged: the database cannot be read, or is something else.
+        JournalError: the directory cannot be made or written to.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, connect: Connect = connect) -> None:
+        self.path = Path(path).absolute()
+        self.settle: Settle = _no_settle
+        self._waiting: deque[Ticket] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._broken = False
+        self._lock = _locked(self.path)
+        try:
+            self._connection = _opened(self.path / DATABASE, connect)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._thread = threading.Thread(target=self._run, name="jaxstate-journal", daemon=True)
+
+    def start(self) -> None:
+        """Begins to write."""
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Changes in line."""
+        return len(self._waiting)
+
+    def submit(self, ticket: Ticket) -> None:
+        """Puts a change in line, behind all before it.
+
+        Raises:
+            JournalError: the journal is closed.
+        """
+        with self._wake:
+            if self._closing:
+                raise JournalError("the journal is closed; nothing was added")
+            self._waiting.append(ticket)
+            self._wake.notify()
+
+    def drain(self) -> list[Ticket]:
+        """Takes everything out of line; the caller holds the lock under which changes come."""
+        with self._wake:
+            tickets = list(self._waiting)
+            self._waiting.clear()
+            return tickets
+
+    def put_back(self, tickets: Sequence[Ticket]) -> None:
+        """Puts changes in front of all others."""
+        with self._wake:
+            self._waiting.extendleft(reversed(tickets))
+
+    def write(self, change: Change, level: Durability = "fsync") -> None:
+        """Makes a change behind all before it, and waits for it.
+
+        Raises:
+            JournalError: it could not be written.
+        """
+        ticket = Ticket(change, level)
+        self.submit(ticket)
+        ticket.settled.result()
+
+    def read(self) -> sqlite3.Connection:
+        """A connection that reads what is committed; the caller closes it."""
+        return read_only(self.path)
+
+    def compact(self) -> None:
+        """Copies the log into the database and empties it, so that nothing erased is left there."""
+        with contextlib.closing(connect(self.path / DATABASE)) as own:
+            own.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def close(self) -> None:
+        """Writes what is in line, and lets the journal go. What cannot be written is lost, and
+        logged."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+        with contextlib.suppress(sqlite3.Error):  # the log is as good as the database
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._connection.close()
+        self._lock.release()
+
+    def _run(self) -> None:
+        failed = closing = False
+        while not closing:
+            with self._wake:
+                if failed and not self._closing:
+                    self._wake.wait(RETRY_S)
+                while not (self._waiting or self._closing):
+                    self._wake.wait()
+                closing, batch = self._closing, list(self._waiting)
+                self._waiting.clear()
+            failed = bool(batch) and not self._settled(batch)
+        if self._waiting:
+            _log.error("%d changes were never written to %s", len(self._waiting), self.path)
+
+    def _settled(self, batch: list[Ticket]) -> bool:
+        """Writes a batch, and tells; whether it is written."""
+        try:
+            self._commit(batch)
+        except Exception as error:
+            _log.exception("the journal %s could not be written", self.path)
+            self.settle(batch, error)
+            return False
+        self.settle(batch, None)
+        return True
+
+    def _commit(self, batch: Sequence[Ticket]) -> None:
+        """All of it in one transaction, or none."""
+        connection = self._connection
+        if self._broken:
+            _heal(connection)
+            self._broken = False
+        synced = any(ticket.level == LEVELS[-1] for ticket in batch)
+        connection.execute(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for ticket in batch:
+                ticket.change(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            self._broken = True
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def read_only(path: Path) -> sqlite3.Connection:
+    """A connection to the journal at `path` that cannot change it; works beside its engine.
+
+    Raises:
+        JournalDamaged: there is none, or it cannot be read.
+    """
+    database = Path(path) / DATABASE
+    if not database.exists():
+        raise JournalDamaged(f"{path} holds no journal: there is no {DATABASE}")
+    found = connect(database)
+    try:
+        found.execute("PRAGMA query_only=ON")
+        check_kind(found, JOURNAL, str(database))
+    except BaseException:
+        found.close()
+        raise
+    return found
+
+
+def _heal(connection: sqlite3.Connection) -> None:
+    """After a failed write the kernel may call pages clean that never reached the disk. Copying the
+    log into the database and beginning a new one writes all of them again.
+
+    Raises:
+        sqlite3.Error: the disk still fails.
+    """
+    connection.execute("PRAGMA synchronous=FULL")
+    busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if busy:
+        raise sqlite3.OperationalError("the log cannot be copied while somebody reads it")
+
+
+def _locked(path: Path) -> FileLock:
+    """The directory, taken by this process for as long as it lives."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / SEGMENTS).mkdir(exist_ok=True)
+        # One object for each engine: two in one process must not share it.
+        lock = FileLock(path / LOCK, is_singleton=False, thread_local=False)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise JournalInUse(
+            f"the journal {path} is in use by another engine; close that one, or use another path"
+        ) from error
+    except OSError as error:
+        raise JournalError(
+            f"the journal {path} cannot be opened for writing: {error}; make the directory "
+            "writable, or use another path"
+        ) from error
+    return lock
+
+
+def _opened(database: Path, connect: Connect) -> sqlite3.Connection:
+    """The database, made if it is not there."""
+    connection = None
+    try:
+        connection = connect(database)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA secure_delete=ON")
+        if is_empty(connection):
+            create(connection, JOURNAL)
+        check_kind(connection, JOURNAL, str(database))
+    except sqlite3.DatabaseError as error:
+        _close(connection)
+        raise _refusal(database, error) from error
+    except BaseException:
+        _close(connection)
+        raise
+    return connection
+
+
+def _refusal(database: Path, error: sqlite3.DatabaseError) -> JournalError:
+    if isinstance(error, sqlite3.OperationalError):  # the disk, not what is on it
+        return JournalError(
+            f"the journal {database} cannot be opened: {error}; check that the directory is "
+            "writable and that the disk has room"
+        )
+    return JournalDamaged(_damage(database, str(error)))
+
+
+def _damage(database: Path, what: str) -> str:
+    return (
+        f"the journal {database} is damaged: {what}. Nothing was changed. Keep a copy of the "
+        f"directory; `sqlite3 {database} .recover` saves what can be read"
+    )
+
+
+def _close(connection: sqlite3.Connection | None) -> None:
+    if connection is not None:
+        connection.close()
+
+
+def _no_settle(tickets: Sequence[Ticket], error: Exception | None) -> None:
+    """For those who only call `write`."""
+    for ticket in tickets:
+        if error is None:
+            ticket.settled.set_result(None)
+        else:
+            ticket.settled.set_exception(could_not_write(error))
+
+
+def could_not_write(error: Exception) -> JournalError:
+    """The error for a change that was not written."""
+    refusal = JournalError(
+        f"the journal could not be written: {error}; nothing was added. It is tried again with the "
+        "next change: make room on the disk, then repeat what you did"
+    )
+    refusal.__cause__ = error
+    return refusal
