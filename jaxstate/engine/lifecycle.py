@@ -155,6 +155,18 @@ class Lifecycle:
             book.opened = book.opens = True
             return book
 
+    def come_in(self) -> None:
+        """Sessions that came back are brought to the device, before anybody needs them, as far as
+        there is room for all of them: in the order of the books."""
+        with self._desk.lock:
+            room, blocks = self._desk.ledger.room, 0
+            for book in tuple(self._desk.ledger.books.values())[: self._desk.limits.sessions]:
+                blocks += max(book.residence.reserve_blocks, book.residence.ordered_blocks)
+                if blocks > room.blocks:
+                    return
+                book.residence.coming = True
+                room.update(book)
+
     def _check_policy(self, policy: QueuePolicy) -> None:
         if self._desk.keeper.journal is not None:
             kept_name(policy, self._desk.config.queue_policy)

@@ -144,6 +144,7 @@ class Recoverer:
                     _log.error("session %r could not be brought back: %s", name, error)
                     failed.append((name, str(error)))
         self._desk.keeper.clear_segments()
+        self._lives.come_in()
         return Recovery(
             sessions=tuple(back), failed=tuple(failed), set_aside=tuple(self._set_aside)
         )

@@ -151,6 +151,15 @@ def opened(opening: Opening) -> Change:
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             values,
         )
+        if opening.parent is not None:
+            # The pieces of its parent's newest snapshot are its own as well.
+            to.execute(
+                "INSERT INTO snapshots (session, version, cells, bytes, fingerprint, segments, "
+                "answers, saved_s) SELECT ?, version, cells, bytes, fingerprint, segments, '[]', "
+                "saved_s FROM snapshots WHERE session = ? AND version <= ? AND set_aside IS NULL "
+                "ORDER BY number DESC LIMIT 1",
+                (opening.key, opening.parent, opening.base_version),
+            )
 
     return change
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.executor import Limits, Tokens
@@ -28,6 +29,7 @@ from jaxstate.engine.values import (
     FlashReady,
     Receipt,
 )
+from jaxstate.records import Durability
 from jaxstate.testing import FAKE_LIMITS, FakeClock, FakeExecutor, SteppedEngine, fake_layout
 from jaxstate.text import Template
 
@@ -46,13 +48,22 @@ class Rig:
         template: Template = BARE,
         cells: int | None = None,
         config: EngineConfig | None = None,
+        journal: Path | None = None,
+        durability: Durability = "os",
     ) -> None:
         self.clock = FakeClock()
         if cells is not None:
             layout = fake_layout(limits.session_cells, cells)
             limits = dataclasses.replace(limits, layout=layout)
         self.executor = FakeExecutor(self.clock, limits=limits, ring_cells=ring_cells)
-        self.engine = SteppedEngine(self.executor, self.clock, config=config, template=template)
+        self.engine = SteppedEngine(
+            self.executor,
+            self.clock,
+            config=config,
+            template=template,
+            journal=journal,
+            durability=durability,
+        )
         self.desk, self.lives = self.engine._desk, self.engine._lives
         self._told = 0
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -160,6 +161,16 @@ def test_timeouts_and_cancelled_tasks_leave_nothing() -> None:
     assert (metrics.gauges.asks_waiting, metrics.gauges.asks_running) == (0, 0)
 
 
+@contextlib.contextmanager
+def slow(engine: jaxstate.Engine) -> Iterator[None]:
+    """A device that takes its time, so that nobody is answered at once."""
+    executor = engine._loop._executor
+    start = executor.start
+    executor.start = lambda *args: time.sleep(0.3) or start(*args)  # pyright: ignore
+    yield
+    executor.start = start  # pyright: ignore
+
+
 def test_one_question_to_many_and_whatever_ends_it() -> None:
     async def ask() -> jaxstate.EngineMetrics:
         with faked() as made:
@@ -169,7 +180,10 @@ def test_one_question_to_many_and_whatever_ends_it() -> None:
             sessions = [engine.open() for _ in range(3)]
             answers = await engine.ask_many("xyz", sessions, max_tokens=1, timeout=30)
             assert [one.version for one in answers] == [0, 0, 0]
-            with pytest.raises(TimedOut, match=r"not every session answered within 0 s"):
+            with (
+                slow(made),
+                pytest.raises(TimedOut, match=r"not every session answered within 0 s"),
+            ):
                 await engine.ask_many("xyz", timeout=0)
             waiting = asyncio.create_task(engine.ask_many("xyz", max_tokens=40))
             await asyncio.sleep(0)

@@ -134,7 +134,7 @@ def test_saved_and_restored(tmp_path: object) -> None:
     read_back = rig.lives.load(path)
     assert read_back.notes == {"feed": "prices", "entries": 2}
     rig.news()
-    book = rig.lives.restore("back", read_back, 2, "block", tenant="default")
+    book, _ = rig.lives.restore("back", read_back, 2, "block", tenant="default")
     back = rig.engine.session("back")  # at once: what it has read is known, wherever it is
     assert (back.version, back.info().residency, back.info().tokens) == (2, "host", 45)
     rig.engine.run()
