@@ -68,8 +68,8 @@ class AsyncSession:
         left_s = countdown(timeout)
         while isinstance(outcome := self.session.push_prepared(new), Future):
             await _result(outcome, left_s(), "the queue was full")
-        if outcome.settled is not None:
-            await asyncio.wrap_future(outcome.settled)
+        if outcome.ticket is not None and not outcome.ticket.stays:
+            await asyncio.wrap_future(outcome.ticket.settled)
         return outcome.receipt
 
     async def wait(self, version: int | None = None, timeout: float | None = None) -> int:

@@ -22,6 +22,7 @@ from jaxstate.engine.runs import Run
 from jaxstate.engine.subscription import Subscription
 from jaxstate.engine.values import Answer
 from jaxstate.errors import ClosedError
+from jaxstate.persist.journal import Ticket
 from jaxstate.persist.segments import Segment
 
 
@@ -136,7 +137,7 @@ class Book:
         self.room_waiters: list[Future[None]] = []
         self.subscriptions: list[Subscription] = []
         self.log_key = 0
-        self.noted: Future[None] | None = None
+        self.noted: Ticket | None = None
         self.receipts = Receipts()
         self.saved = SavedCells()
 

@@ -33,6 +33,7 @@ from jaxstate.engine.vault import Vault
 from jaxstate.engine.waiting import AskFuture, wait_for, wait_for_all
 from jaxstate.errors import ClosedError, InvalidInput, QueueFull
 from jaxstate.persist.changes import ended, erased
+from jaxstate.persist.journal import Ticket
 
 T = TypeVar("T")
 
@@ -158,16 +159,16 @@ class Desk:
         if self.keeper.waits:
             self.check_may_wait()
 
-    def settled(self, noted: Future[None] | None) -> None:
+    def settled(self, noted: Ticket | None) -> None:
         """Waits until the journal has what was noted.
 
         Raises:
             JournalError: it could not be written.
         """
-        if noted is not None:
-            noted.result()
+        if noted is not None and not noted.stays:
+            noted.settled.result()
 
-    def close_session(self, book: Book, reason: str) -> Future[None] | None:
+    def close_session(self, book: Book, reason: str) -> Ticket | None:
         """Ends a session; its asks, waiters and subscribers hear of it.
 
         Returns:
@@ -182,7 +183,7 @@ class Desk:
             self.tell_loop()
             return noted
 
-    def erase_session(self, book: Book) -> tuple[Future[None] | None, Future[None]]:
+    def erase_session(self, book: Book) -> tuple[Ticket | None, Future[None]]:
         """Ends a session of which nothing may stay.
 
         Returns:

@@ -151,6 +151,8 @@ class Durable:
             keys = archive.keys_named(source, session_id)
         for key in keys:
             journal.write(archive.forgotten(key))
+        with self._desk.lock:
+            self._desk.ledger.lost.pop(session_id, None)
         self._desk.keeper.purge()
         return len(keys)
 

@@ -138,10 +138,7 @@ class SessionHost:
             BudgetExceeded, CapacityExceeded: there are no cells for it.
         """
         self._desk.check_may_wait()
-        book = self._durable.import_session(path, id)
-        with self._desk.lock:
-            self._desk.tell_loop()
-        return self._handle(book)
+        return self._handle(self._durable.import_session(path, id))
 
     def erase(self, id: str) -> int:
         """Removes from the journal what it holds of sessions of that name that are not open: those

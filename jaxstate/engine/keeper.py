@@ -9,13 +9,16 @@ counts at once. Does not know: what is noted, files.
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from dataclasses import dataclass
 
+from jaxstate.engine.receipts import Receipts
 from jaxstate.errors import InvalidInput
+from jaxstate.persist.changes import Push
 from jaxstate.persist.journal import SEGMENTS, Change, Journal, Ticket, could_not_write
-from jaxstate.persist.logged import segment_names
+from jaxstate.persist.logged import last_seq, push_of, segment_names
 from jaxstate.persist.segments import SegmentStore
 from jaxstate.records import Durability, checked_durability
 
@@ -83,6 +86,10 @@ class Keeper:
             )
         return wanted
 
+    def receipts(self, session: int) -> Receipts:
+        """Those of a session of that key."""
+        return Receipts(None if self.journal is None else _Kept(self.journal, session))
+
     def counts_at_once(self, level: Durability) -> bool:
         """Whether a change of that level counts before it is written."""
         if self.journal is None:
@@ -97,7 +104,7 @@ class Keeper:
         undo: Callable[[], None] = lambda: None,
         apply: Callable[[], None] = lambda: None,
         at_once: bool | None = None,
-    ) -> Future[None] | None:
+    ) -> Ticket | None:
         """Puts a change in line; the caller holds the lock.
 
         Args:
@@ -108,7 +115,8 @@ class Keeper:
             at_once: whether it counts before it is written; None: as the level says.
 
         Returns:
-            What to wait for; None if it counts already.
+            What tells when it is written, and whether it is to be waited for (not if it
+            `stays`); None without a journal.
 
         Raises:
             JournalError: the journal is closed.
@@ -118,12 +126,13 @@ class Keeper:
             return None
         chosen = self.level(level)
         if self.counts_at_once(chosen) if at_once is None else at_once:
-            self.journal.submit(Ticket(change, "memory"))
+            ticket = Ticket(change, "memory")
+            self.journal.submit(ticket)
             apply()
-            return None
+            return ticket
         ticket = Ticket(change, "os" if chosen == "memory" else chosen, undo, apply)
         self.journal.submit(ticket)
-        return ticket.settled
+        return ticket
 
     def purge(self) -> None:
         """Leaves nothing on the disk of what was erased, or of snapshots that are gone."""
@@ -163,3 +172,22 @@ class Keeper:
                 ticket.settled.set_result(None)
             elif not ticket.stays:
                 ticket.settled.set_exception(could_not_write(error))
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Receipts of one session in its journal, which are rarely looked for."""
+
+    journal: Journal
+    session: int
+
+    def push_of(self, client: str, seq: int) -> Push | None:
+        with self._reading() as source:
+            return push_of(source, self.session, client, seq)
+
+    def last_seq(self, client: str) -> int | None:
+        with self._reading() as source:
+            return last_seq(source, self.session, client)
+
+    def _reading(self) -> contextlib.closing[sqlite3.Connection]:
+        return contextlib.closing(self.journal.read())

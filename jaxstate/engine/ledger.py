@@ -38,6 +38,8 @@ class Ledger:
         self.config = config
         self.books: dict[int, Book] = {}
         self.by_id: dict[str, Book] = {}
+        # Sessions of the journal that could not be brought back, and why.
+        self.lost: dict[str, str] = {}
         self.blocks = TailBlocks(self.limits.tail_blocks)
         self.tables = TableBook(self.limits.layout)
         self.prefixes = PrefixCache(self.tables, executor.fingerprint)

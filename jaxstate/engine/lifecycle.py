@@ -26,6 +26,7 @@ from jaxstate.engine.policies import QueuePolicy, kept_name
 from jaxstate.engine.residence import Residence, TokenLog
 from jaxstate.errors import BudgetExceeded, CapacityExceeded, InvalidInput, JournalError
 from jaxstate.persist.changes import Opening, opened
+from jaxstate.persist.journal import Ticket
 from jaxstate.records import checked_int
 
 T = TypeVar("T")
@@ -56,7 +57,7 @@ class Lifecycle:
         tenant: str,
         reserve: int | None,
         pinned: bool,
-    ) -> tuple[Book, Future[None] | None]:
+    ) -> tuple[Book, Ticket | None]:
         """A new session that will read its opening first.
 
         Args:
@@ -101,7 +102,7 @@ class Lifecycle:
         policy: QueuePolicy,
         *,
         tenant: str,
-    ) -> tuple[Book, Future[None] | None]:
+    ) -> tuple[Book, Ticket | None]:
         """A session from a saved one; its cells come to the device as soon as there is room.
 
         Returns:
@@ -183,12 +184,13 @@ class Lifecycle:
                 "restore it in an engine without a journal, or read its text again"
             )
 
-    def _note(self, book: Book, origins: Origins) -> Future[None] | None:
+    def _note(self, book: Book, origins: Origins) -> Ticket | None:
         """Tells the journal of a new session, which is closed if it cannot be kept."""
         desk = self._desk
         if desk.keeper.journal is None:
             return None
         book.log_key, error = desk.keeper.new_key(), JournalError("it could not be journaled")
+        book.receipts = desk.keeper.receipts(book.log_key)
         return desk.keeper.note(
             opened(opening_of(book, origins, desk)),
             undo=lambda: desk.outcomes.close(book, str(error), error),
@@ -308,9 +310,20 @@ class Lifecycle:
         """
         _check_name("id", name)
         with self._desk.lock:
-            if name in self._desk.ledger.by_id:
-                raise InvalidInput(f"session {name!r} is open already; give the new one another id")
+            self._check_free(name)
         return name
+
+    def _check_free(self, name: str) -> None:
+        ledger = self._desk.ledger
+        if name in ledger.by_id:
+            raise InvalidInput(
+                f"session {name!r} is open already: engine.session({name!r}), or choose another id"
+            )
+        if name in ledger.lost:
+            raise InvalidInput(
+                f"session {name!r} is in the journal, but could not be brought back: "
+                f"{ledger.lost[name]}. Choose another id, or remove it with engine.erase({name!r})"
+            )
 
     def _new_book(
         self, session_id: str | None, policy: QueuePolicy, tenant: str, *, pinned: bool
@@ -318,8 +331,7 @@ class Lifecycle:
         ledger = self._desk.ledger
         name = self._free_id() if session_id is None else session_id
         _check_name("id", name)
-        if name in ledger.by_id:
-            raise InvalidInput(f"session {name!r} is open already: engine.session({name!r})")
+        self._check_free(name)
         _check_name("tenant", tenant)
         table, used_s = ledger.tables.new(), self._desk.clock()
         residence = Residence(table=table, tenant=tenant, pinned=pinned, used_s=used_s)
@@ -328,8 +340,8 @@ class Lifecycle:
         return book
 
     def _free_id(self) -> str:
-        by_id = self._desk.ledger.by_id
-        return next(name for n in itertools.count(1) if (name := f"s{n}") not in by_id)
+        taken = {*self._desk.ledger.by_id, *self._desk.ledger.lost}
+        return next(name for n in itertools.count(1) if (name := f"s{n}") not in taken)
 
     def at_border(self, job: Job[T]) -> None:
         """A job that needs a session on the device, at the end of an entry; the caller holds the

@@ -89,8 +89,8 @@ def _repeated(desk: Desk, before: Pushed, level: Durability) -> Pushed:
     if LEVELS.index(level) <= LEVELS.index(before.receipt.durable):
         return before
     # The journal is written in order: once this nothing is synced, all before it is.
-    settled = desk.keeper.note(lambda _: None, level)
-    return Pushed(receipt=dataclasses.replace(before.receipt, durable=level), settled=settled)
+    ticket = desk.keeper.note(lambda _: None, level)
+    return Pushed(receipt=dataclasses.replace(before.receipt, durable=level), ticket=ticket)
 
 
 def _place_in_line(book: Book) -> Future[None]:
@@ -109,7 +109,7 @@ def _taken(desk: Desk, book: Book, new: NewEntries, offer: Offer, *, hold: bool)
         durable=new.level,
         dropped=offer.dropped,
     )
-    settled = desk.keeper.note(
+    ticket = desk.keeper.note(
         pushed(
             book.log_key,
             offer.first,
@@ -122,7 +122,7 @@ def _taken(desk: Desk, book: Book, new: NewEntries, offer: Offer, *, hold: bool)
         apply=functools.partial(_count, desk, book, offer),
         at_once=not hold,
     )
-    done = Pushed(receipt=receipt, settled=settled)
+    done = Pushed(receipt=receipt, ticket=ticket)
     if new.origin is not None:
         book.receipts.note(new.origin, done)
     return done

@@ -11,13 +11,13 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
 from jaxstate.engine.values import Receipt, Span
 from jaxstate.errors import InvalidInput, SequenceGap
 from jaxstate.persist.changes import Push
+from jaxstate.persist.journal import Ticket
 from jaxstate.persist.schema import text_bytes
 from jaxstate.records import checked_durability, checked_int
 
@@ -48,11 +48,17 @@ class Pushed:
 
     Attributes:
         receipt: for the caller.
-        settled: until when the caller waits for it; None: it may have it at once.
+        ticket: tells when the journal has it, and whether the caller waits for that; None without
+            a journal, or if it has it already.
     """
 
     receipt: Receipt
-    settled: Future[None] | None = None
+    ticket: Ticket | None = None
+
+    @property
+    def kept(self) -> bool:
+        """Whether nothing is on its way to the journal any more."""
+        return self.ticket is None or self.ticket.settled.done()
 
 
 class Older(Protocol):
@@ -152,8 +158,7 @@ class Receipts:
     def _forget_settled(self) -> None:
         """The oldest, which the journal has."""
         while len(self._given) > RECENT:
-            settled = next(iter(self._given.values())).pushed.settled
-            if settled is not None and not settled.done():
+            if not next(iter(self._given.values())).pushed.kept:
                 return
             self._given.popitem(last=False)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,14 +25,13 @@ from jaxstate.engine.executor import Executor
 from jaxstate.engine.lifecycle import CameBack, Lifecycle
 from jaxstate.engine.openings import ends_of, tokens_of
 from jaxstate.engine.policies import QueuePolicy, key_of, policy_of
-from jaxstate.engine.receipts import Receipts
 from jaxstate.engine.registering import registered_of
 from jaxstate.engine.reloading import Reloader
 from jaxstate.engine.residence import TokenLog
 from jaxstate.engine.snapshots import cells_and_text
 from jaxstate.engine.values import Answer, Usage
 from jaxstate.errors import JaxstateError, JournalError
-from jaxstate.persist.changes import Opening, Push, SegmentRow
+from jaxstate.persist.changes import Opening, SegmentRow
 from jaxstate.persist.journal import Journal
 from jaxstate.persist.logged import (
     LoggedSession,
@@ -41,8 +39,6 @@ from jaxstate.persist.logged import (
     entries_of,
     keys_of,
     largest_key,
-    last_seq,
-    push_of,
     questions_of,
     root_of,
     segment_of,
@@ -143,6 +139,7 @@ class Recoverer:
                 except JaxstateError as error:
                     _log.error("session %r could not be brought back: %s", name, error)
                     failed.append((name, str(error)))
+        self._desk.ledger.lost = dict(failed)
         self._desk.keeper.clear_segments()
         self._lives.come_in()
         return Recovery(
@@ -158,14 +155,18 @@ class Recoverer:
         with contextlib.closing(self._source):
             session = session_of(self._source, key)
             self._bring_back(session)
-        return self._desk.ledger.by_id[session.opening.id]
+        with self._desk.changing() as ledger:
+            book = ledger.by_id[session.opening.id]
+            book.residence.coming = True
+            ledger.room.update(book)
+        return book
 
     def _bring_back(self, session: LoggedSession) -> RecoveredSession:
         found = self._usable(session)
         state = self._state(session, found)
         book = self._lives.come_back(session.opening, state)
         with self._desk.lock:
-            book.receipts = Receipts(_Kept(self._journal, session.opening.key))
+            book.receipts = self._desk.keeper.receipts(session.opening.key)
             if found:
                 self._reloader.leave(book, [(one.snapshot, one.segments) for one in found])
             self._register(book, found[0].snapshot if found else None)
@@ -274,25 +275,6 @@ class Recoverer:
         for one in kept:
             if (registered := book.flash.get(one["id"])) is not None:
                 book.flash.answered(registered, _answer_of(one["answer"]), one["steps"])
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """Receipts of one session in its journal, which are rarely looked for."""
-
-    journal: Journal
-    session: int
-
-    def push_of(self, client: str, seq: int) -> Push | None:
-        with self._reading() as source:
-            return push_of(source, self.session, client, seq)
-
-    def last_seq(self, client: str) -> int | None:
-        with self._reading() as source:
-            return last_seq(source, self.session, client)
-
-    def _reading(self) -> contextlib.closing[sqlite3.Connection]:
-        return contextlib.closing(self.journal.read())
 
 
 def _answer_of(kept: dict[str, object]) -> Answer:

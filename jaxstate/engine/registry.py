@@ -6,17 +6,16 @@ Does not know: how questions are checked (`registering`), when they are answered
 
 from __future__ import annotations
 
-from concurrent.futures import Future
-
 from jaxstate.engine.books import Book
 from jaxstate.engine.desk import Desk
 from jaxstate.engine.flash import Registered
 from jaxstate.engine.registering import flash_json
 from jaxstate.engine.runs import Asked
 from jaxstate.persist.changes import asked_from_now_on, no_longer_asked
+from jaxstate.persist.journal import Ticket
 
 
-def register(desk: Desk, book: Book, one: Registered) -> tuple[Registered, Future[None] | None]:
+def register(desk: Desk, book: Book, one: Registered) -> tuple[Registered, Ticket | None]:
     """A flash query; one that a journal brought back is the same if all is equal.
 
     Raises:
@@ -33,7 +32,7 @@ def register(desk: Desk, book: Book, one: Registered) -> tuple[Registered, Futur
         )
 
 
-def unregister(desk: Desk, book: Book, flash_id: str) -> Future[None] | None:
+def unregister(desk: Desk, book: Book, flash_id: str) -> Ticket | None:
     """No longer a flash query; its answer under way is forgotten.
 
     Raises:
@@ -48,7 +47,7 @@ def unregister(desk: Desk, book: Book, flash_id: str) -> Future[None] | None:
         )
 
 
-def warm(desk: Desk, book: Book, asked: Asked) -> Future[None] | None:
+def warm(desk: Desk, book: Book, asked: Asked) -> Ticket | None:
     """A warm question.
 
     Raises:
@@ -64,7 +63,7 @@ def warm(desk: Desk, book: Book, asked: Asked) -> Future[None] | None:
         )
 
 
-def unwarm(desk: Desk, book: Book, question: str) -> Future[None] | None:
+def unwarm(desk: Desk, book: Book, question: str) -> Ticket | None:
     """No longer a warm question.
 
     Raises:

@@ -112,7 +112,7 @@ class Session:
             self._desk.check_may_wait()
         while isinstance(outcome := self.push_prepared(new), Future):
             self._desk.outcome(outcome, left_s(), "the queue was full")
-        self._desk.settled(outcome.settled)
+        self._desk.settled(outcome.ticket)
         return outcome.receipt
 
     def wait(self, version: int | None = None, timeout: float | None = None) -> int:

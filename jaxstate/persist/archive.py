@@ -22,6 +22,7 @@ from jaxstate.persist.logged import (
     LoggedSession,
     entries_of,
     keys_of,
+    readable,
     root_of,
     segment_of,
     session_of,
@@ -136,7 +137,11 @@ def _copy_snapshot(
     source: sqlite3.Connection, segments: SegmentStore, key: int, to: sqlite3.Connection
 ) -> None:
     """The newest snapshot, with its pieces, if there is one."""
-    usable = [one for one in snapshots_of(source, key) if one.set_aside is None]
+    usable = [
+        one
+        for one in snapshots_of(source, key)
+        if one.set_aside is None and all(map(segments.has, one.row.segments))
+    ]
     if not usable:
         return
     number, names = usable[0].number, usable[0].row.segments
@@ -197,11 +202,16 @@ def take_segments(source: sqlite3.Connection, segments: SegmentStore) -> None:
 
     Raises:
         JournalDamaged: a file of them would lie elsewhere.
+        JournalError: they could not be written.
     """
-    for (name,) in source.execute("SELECT name FROM segments").fetchall():
-        files = source.execute("SELECT name, content FROM files WHERE segment = ?", (name,))
-        found = [(str(file), bytes(content)) for file, content in files]
-        segments.write_files(name, found)
+    try:
+        for (name,) in source.execute("SELECT name FROM segments").fetchall():
+            files = source.execute("SELECT name, content FROM files WHERE segment = ?", (name,))
+            segments.write_files(name, [(str(file), bytes(content)) for file, content in files])
+    except (OSError, TypeError) as error:
+        raise JournalError(f"the cells could not be taken over: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise JournalDamaged(f"the cells cannot be read: {error}") from error
 
 
 def taken(source: sqlite3.Connection, key: int, name: str) -> Change:
@@ -213,11 +223,12 @@ def taken(source: sqlite3.Connection, key: int, name: str) -> Change:
     session = session_of(source, KEY)
     opening = flat_opening(session.opening, session.opening, key, name)
     list(entries_of(source, session, session.opening.base_version))  # all of it, or nothing
-    entries = source.execute("SELECT * FROM entries WHERE log = ?", (KEY,)).fetchall()
-    rows = {
-        table: source.execute(f"SELECT * FROM {table}").fetchall()
-        for table in ("questions", "pushes", "snapshots", "segments")
-    }
+    with readable("the session"):
+        entries = source.execute("SELECT * FROM entries WHERE log = ?", (KEY,)).fetchall()
+        rows = {
+            table: source.execute(f"SELECT * FROM {table}").fetchall()
+            for table in ("questions", "pushes", "snapshots", "segments")
+        }
 
     def change(to: sqlite3.Connection) -> None:
         opened(opening)(to)

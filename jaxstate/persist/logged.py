@@ -75,7 +75,7 @@ def keys_of(source: sqlite3.Connection, *, ended: bool = False) -> list[tuple[in
         ended: whether those that were closed are wanted too.
     """
     wanted = "erased = 0" if ended else "ended_s IS NULL"
-    with _readable("the list of sessions"):
+    with readable("the list of sessions"):
         rows = source.execute(f"SELECT key, id, opened_s FROM sessions WHERE {wanted}").fetchall()
         used = {key: max(opened_s, _last(source, key)[1]) for key, _, opened_s in rows}
     return sorted(((key, id) for key, id, _ in rows), key=lambda one: -used[one[0]])
@@ -83,7 +83,7 @@ def keys_of(source: sqlite3.Connection, *, ended: bool = False) -> list[tuple[in
 
 def largest_key(source: sqlite3.Connection) -> int:
     """The largest key that a session, or an entry of one, has; 0 if there is none."""
-    with _readable("the list of sessions"):
+    with readable("the list of sessions"):
         sessions = source.execute("SELECT max(key) FROM sessions").fetchone()[0]
         entries = source.execute("SELECT max(log) FROM entries").fetchone()[0]
     return max(sessions or 0, entries or 0)
@@ -95,7 +95,7 @@ def session_of(source: sqlite3.Connection, key: int) -> LoggedSession:
     Raises:
         JournalDamaged: it is not there, or not as it was written.
     """
-    with _readable(f"session {key}"):
+    with readable(f"session {key}"):
         source.row_factory = sqlite3.Row
         row = source.execute("SELECT * FROM sessions WHERE key = ?", (key,)).fetchone()
         source.row_factory = None
@@ -147,7 +147,7 @@ def entries_of(
     """
     next_number = after + 1
     for log, first, last in _logs(source, session):
-        with _readable(f"session {session.opening.id!r}"):
+        with readable(f"session {session.opening.id!r}"):
             rows = source.execute(
                 "SELECT sequence, text, pushed_s, dropped, checksum FROM entries "
                 "WHERE log = ? AND sequence BETWEEN ? AND ? ORDER BY sequence",
@@ -198,7 +198,7 @@ def _logs(source: sqlite3.Connection, session: LoggedSession) -> list[tuple[int,
 
 def push_of(source: sqlite3.Connection, session: int, client: str, client_seq: int) -> Push | None:
     """A push of that client and number, if there was one."""
-    with _readable("the receipts"):
+    with readable("the receipts"):
         row = source.execute(
             "SELECT receipt, digest FROM pushes WHERE session = ? AND client = ? AND "
             "client_seq = ?",
@@ -211,7 +211,7 @@ def push_of(source: sqlite3.Connection, session: int, client: str, client_seq: i
 
 def last_seq(source: sqlite3.Connection, session: int, client: str) -> int | None:
     """The largest number that a client has given a push; None if it gave none."""
-    with _readable("the receipts"):
+    with readable("the receipts"):
         return source.execute(
             "SELECT max(client_seq) FROM pushes WHERE session = ? AND client = ?",
             (session, client),
@@ -222,7 +222,7 @@ def questions_of(
     source: sqlite3.Connection, session: int, kind: QuestionKind
 ) -> list[tuple[str, str]]:
     """Names and settings of registered questions, in the order of their names."""
-    with _readable("the registered questions"):
+    with readable("the registered questions"):
         rows = source.execute(
             "SELECT name, settings FROM questions WHERE session = ? AND kind = ?", (session, kind)
         ).fetchall()
@@ -231,7 +231,7 @@ def questions_of(
 
 def snapshots_of(source: sqlite3.Connection, session: int) -> list[LoggedSnapshot]:
     """Of a session, the newest first."""
-    with _readable("the list of snapshots"):
+    with readable("the list of snapshots"):
         rows = source.execute(
             "SELECT number, version, cells, bytes, fingerprint, segments, answers, saved_s, "
             "set_aside FROM snapshots WHERE session = ? ORDER BY number DESC",
@@ -258,7 +258,7 @@ def snapshots_of(source: sqlite3.Connection, session: int) -> list[LoggedSnapsho
 
 def segment_of(source: sqlite3.Connection, name: str) -> SegmentRow | None:
     """A segment's positions and tokens; None if it is not there."""
-    with _readable("the list of segments"):
+    with readable("the list of segments"):
         row = source.execute(
             "SELECT first, last, tokens, ends FROM segments WHERE name = ?", (name,)
         ).fetchone()
@@ -269,7 +269,7 @@ def segment_of(source: sqlite3.Connection, name: str) -> SegmentRow | None:
 
 def segment_names(source: sqlite3.Connection) -> set[str]:
     """All that there are."""
-    with _readable("the list of segments"):
+    with readable("the list of segments"):
         return {row[0] for row in source.execute("SELECT name FROM segments")}
 
 
@@ -283,7 +283,7 @@ def _last(source: sqlite3.Connection, log: int) -> tuple[int, float]:
 
 
 @contextmanager
-def _readable(what: str) -> Iterator[None]:
+def readable(what: str) -> Iterator[None]:
     """Tells of pages that cannot be read."""
     try:
         yield

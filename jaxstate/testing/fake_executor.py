@@ -283,7 +283,7 @@ class FakeExecutor:
 
     def load(self, path: str | os.PathLike[str]) -> Saved:
         """Reads them."""
-        with np.load(f"{os.fspath(path)}.npz") as saved:
+        with open(f"{os.fspath(path)}.npz", "rb") as file, np.load(file) as saved:
             arrays = {name: saved[name] for name in saved.files if name != "notes"}
             notes = json.loads(str(saved["notes"]))
         return Saved(notes=notes, cells=HostCells(cells=len(arrays["cells"]), arrays=arrays))

@@ -1,0 +1,647 @@
+"""A journal that an engine left, whole or damaged, and what the next engine makes of it.
+
+A copy of the directory, made while the first engine is alive, is what a killed process leaves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jaxstate.engine.conditions import Crosses, Equals
+from jaxstate.engine.config import EngineConfig
+from jaxstate.engine.policies import Coalesce
+from jaxstate.engine.recovery import RecoveredSession
+from jaxstate.engine.tenants import Tenant
+from jaxstate.errors import InvalidInput
+from jaxstate.persist.journal import DATABASE, read_only
+from jaxstate.persist.logged import segment_names
+from jaxstate.testing import FAKE_LIMITS, SHARED_LIMITS, fake_layout
+from jaxstate.text import Template
+from tests.engine.rig import BARE, Rig
+
+SMALL = EngineConfig(snapshot_bytes=64)  # pieces of a block of 16 cells
+
+
+def killed(rig: Rig) -> Path:
+    """What is on the disk if the process dies now; the engine that is dead goes its own way."""
+    journal = rig.desk.keeper.journal
+    assert journal is not None
+    journal.write(lambda _: None, "os")  # what is in line would be lost, or not: here it is not
+    for number in itertools.count():
+        copy = journal.path.with_name(f"{journal.path.name}+{number}")
+        if not copy.exists():
+            shutil.copytree(journal.path, copy)
+            rig.engine.close()
+            return copy
+    raise AssertionError
+
+
+def read_all(rig: Rig) -> None:
+    """Everything that waits is read, cells that come from the disk included."""
+    for _ in range(200):
+        did = rig.engine.run()
+        rig.desk.vault.rest()
+        if not did and not rig.engine.turn():
+            return
+    raise AssertionError("it never ends")
+
+
+def found(rig: Rig, name: str) -> tuple[int, bytes]:
+    session = rig.engine.session(name)
+    return session.version, bytes(rig.cells(session))
+
+
+def fetched(rig: Rig) -> int:
+    """Tokens that the device has computed so far."""
+    return sum(step.tokens for step in rig.executor.steps if step.call in ("extend", "start"))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "j"
+
+
+def started(path: Path, **settings: object) -> Rig:
+    return Rig(**{"journal": path, "config": SMALL, **settings})  # pyright: ignore
+
+
+def test_everything_is_there_again_and_only_the_rest_is_read(path: Path) -> None:
+    rig = started(path)
+    session = rig.open(id="feed", prefix="prefix")
+    session.push([f"entry {n}" for n in range(10)])
+    rig.engine.run()
+    assert rig.engine.snapshot() == 1 and rig.engine.snapshot() == 0
+    session.push(["later", "last"])
+    rig.engine.run()
+    session.push("never read")
+    live = bytes(rig.cells(session))
+    rig = started(killed(rig))
+    assert rig.engine.recovery.sessions == (
+        RecoveredSession(id="feed", version=10, last=13, tokens_to_read=6 + 5 + 11),
+    )
+    back = rig.engine.session("feed")
+    assert (back.version, back.info().pending, back.info().residency) == (10, 3, "disk")
+    ask = back.submit("xyz", min_version=13)
+    read_all(rig)
+    assert found(rig, "feed") == (13, live + b"never read\n")
+    assert fetched(rig) == 22 + 3
+    assert ask.result(0).version == 13
+    assert back.push("next").first == 14
+    rig.engine.close()
+
+
+def test_an_ask_is_answered_at_the_snapshots_version_or_waits_for_the_one_it_demands(
+    path: Path,
+) -> None:
+    rig = started(path)
+    session = rig.open("abcd", id="feed")
+    rig.engine.snapshot()
+    session.push("efgh")
+    rig = started(killed(rig))
+    back = rig.engine.session("feed")
+    now = back.submit("xyz")
+    read_all(rig)
+    assert (now.result(0).text, now.result(0).version) == ("5:3", 1)
+    later = back.submit("xyz", min_version=2)
+    read_all(rig)
+    assert (later.result(0).text, later.result(0).version) == ("10:3", 2)
+    rig.engine.close()
+
+
+def test_without_a_snapshot_all_of_it_is_read(path: Path) -> None:
+    rig = started(path)
+    rig.open("abcd", id="feed", prefix="0123")
+    rig = started(killed(rig))
+    assert rig.engine.recovery.sessions[0].version == -1
+    read_all(rig)
+    assert found(rig, "feed") == (1, b"0123abcd\n")
+    rig.engine.close()
+
+
+def test_the_last_snapshot_is_taken_when_the_engine_is_closed(path: Path) -> None:
+    """A restart then reads nothing (B23), whatever was read."""
+    model, executor = _real_engine(path)
+    with model(path) as engine:
+        session = engine.open("feed")
+        session.push(["a" * 20] * 10)
+        session.wait()
+    with model(path) as engine:
+        back = engine.session("feed")
+        assert (back.version, engine.recovery.sessions[0].tokens_to_read) == (10, 0)
+        assert back.ask("xyz", timeout=20).text == "210:3"
+        assert engine.metrics().counts.tokens_ingested == 0
+        assert engine.metrics().counts.tokens_rebuilt == 0
+    assert executor
+
+
+def _real_engine(path: Path):  # noqa: ANN202
+    """Engines with threads of their own on fake devices."""
+    import jaxstate
+
+    model = dataclasses.replace(jaxstate.testing.tiny_model(), template=BARE)
+
+    def make(at: Path) -> jaxstate.Engine:
+        executor = jaxstate.testing.FakeExecutor(jaxstate.testing.FakeClock())
+        return jaxstate.Engine(model, executor=executor, journal=at)
+
+    return make, path
+
+
+def test_a_session_comes_back_as_it_was(path: Path) -> None:
+    """Name, tenant, reserve, class, policy, flash queries with their answers, warm questions, what
+    clients have pushed."""
+    tenants = {"acme": Tenant(weight=2.0)}
+    config = dataclasses.replace(SMALL, tenants=tenants)
+    rig = started(path, config=config)
+    session = rig.open(
+        id="feed", prefix="ab", tenant="acme", reserve=40, residency="pinned", policy="reject"
+    )
+    other = rig.open(id="other", reserve=32)
+    receipt = session.push(["x", "y"], client="c", client_seq=7)
+    plain = session.flash("abc", max_tokens=3)
+    rich = session.flash(
+        "Up?",
+        choices=["yes", "no"],
+        when=Equals("yes"),
+        min_interval_s=2.0,
+        deadline_s=9.0,
+    )
+    session.flash("gone")
+    session.unflash("q3")
+    crosses = session.flash("Price?", stop=["x"], when=Crosses(3, "up"))
+    session.warm("warm one")
+    rig.engine.run()
+    answers = [one.answer for one in (plain, rich, crosses)]
+    info = session.info()
+    rig.engine.snapshot()
+    other.close()
+    rig = started(killed(rig), config=config)
+    assert [one.id for one in rig.engine.sessions()] == ["feed"]
+    back = rig.engine.session("feed")
+    assert [one.answer for one in back.flashes()] == answers
+    assert all(one.fresh for one in back.flashes())
+    assert [one.id for one in back.flashes()] == ["q1", "q2", "q4"]
+    read_all(rig)
+    assert back.info() == info
+    assert back.book.queue.policy == "reject" and back.book.warm.questions == ("warm one",)
+    settings = [one.settings for one in back.book.flash]
+    assert settings == [one.settings for one in session.book.flash]
+    assert back.push(["x", "y"], client="c", client_seq=7) == receipt
+    assert back.flash("fresh one").id == "q5"
+    assert back.push("z", client="c", client_seq=8).first == 3
+    rig.engine.close()
+
+
+def test_news_is_not_told_twice(path: Path) -> None:
+    """What a condition has seen, it has seen."""
+    rig = started(path)
+    session = rig.open("abcd", id="feed")
+    session.flash("abc", choices=["5"], when=Equals("5"))
+    rig.engine.run()
+    rig.engine.snapshot()
+    rig = started(killed(rig))
+    back = rig.engine.session("feed")
+    heard = back.subscribe()
+    back.push("e")
+    read_all(rig)
+    events = [type(event).__name__ for event in iter(heard.poll, None)]
+    assert "FlashReady" not in events and back.flashes()[0].fresh
+    rig.engine.close()
+
+
+def test_a_program_that_registers_its_questions_anew_finds_them(path: Path) -> None:
+    """Callbacks cannot be kept, so a program gives them again; equal questions are the same."""
+    rig = started(path)
+    rig.open("abcd", id="feed").flash("abc", max_tokens=3)
+    rig = started(killed(rig))
+    back, fired = rig.engine.session("feed"), []
+    with pytest.raises(InvalidInput, match="registered already"):
+        back.flash("abc", max_tokens=4)
+    again = back.flash("abc", max_tokens=3, on_fire=fired.append)
+    assert again.id == "q1" and len(back.flashes()) == 1
+    with pytest.raises(InvalidInput, match="registered already"):
+        back.flash("abc", max_tokens=3)
+    read_all(rig)
+    assert [one.text for one in fired] == ["5:3"]
+    rig.engine.close()
+
+
+def test_sessions_that_were_closed_stay_closed_and_names_are_free(path: Path) -> None:
+    rig = started(path)
+    rig.open("abcd", id="feed").close()
+    rig.open("ef", id="feed")
+    rig = started(killed(rig))
+    read_all(rig)
+    assert found(rig, "feed") == (1, b"ef\n")
+    with pytest.raises(InvalidInput, match="open already"):
+        rig.engine.open("feed")
+    rig.engine.close()
+
+
+def test_displaced_entries_stay_displaced(path: Path) -> None:
+    config = dataclasses.replace(SMALL, queue_entries=2, queue_policy="drop_oldest")
+    rig = started(path, config=config)
+    session = rig.open(id="feed")
+    session.push(["a", "b"])
+    rig.engine.run()
+    session.push(["c", "d"])
+    session.push("e")
+    rig = started(killed(rig), config=config)
+    read_all(rig)
+    assert found(rig, "feed") == (5, b"a\nb\nd\ne\n")
+    rig.engine.close()
+
+
+def test_keys_are_found_again(path: Path) -> None:
+    config = dataclasses.replace(SMALL, queue_policy=Coalesce(lambda text: text[:1]))
+    rig = started(path, config=config)
+    rig.open(id="feed").push(["a1", "b1"])
+    rig = started(killed(rig), config=config)
+    back = rig.engine.session("feed")
+    assert back.push("a2").dropped[0].first == 1
+    read_all(rig)
+    assert found(rig, "feed") == (3, b"b1\na2\n")
+    rig.engine.close()
+
+
+def test_more_than_a_queue_holds_is_read_all_the_same(path: Path) -> None:
+    rig = started(path, config=dataclasses.replace(SMALL, queue_entries=2))
+    session = rig.open(id="feed")
+    for number in range(20):
+        session.push(f"{number}")
+        rig.engine.run()
+    whole = bytes(rig.cells(session))
+    rig = started(killed(rig), config=dataclasses.replace(SMALL, queue_entries=2))
+    back = rig.engine.session("feed")
+    assert back.info().pending == 20
+    with pytest.raises(Exception, match="queue was full"):
+        back.push("more", timeout=0)
+    read_all(rig)
+    assert found(rig, "feed") == (20, whole)
+    rig.engine.close()
+
+
+def test_forks_come_back_whatever_became_of_their_parents(path: Path) -> None:
+    rig = started(path)
+    parent = rig.open("ab", id="parent", prefix="0")
+    fork = rig.engine.fork(parent, rig.engine.turn)
+    parent.push("parent's")
+    fork.push("fork's")
+    rig.engine.run()
+    grandchild = rig.engine.fork(fork, rig.engine.turn)
+    grandchild.push("grandchild's")
+    rig.engine.run()
+    fork.close()
+    rig.engine.erase(fork.id)
+    whole = {one.id: found(rig, one.id) for one in (parent, grandchild)}
+    rig = started(killed(rig))
+    assert {one.id for one in rig.engine.sessions()} == set(whole)
+    read_all(rig)
+    assert {name: found(rig, name) for name in whole} == whole
+    rig.engine.close()
+
+
+def test_a_fork_has_its_parents_snapshot(path: Path) -> None:
+    rig = started(path)
+    parent = rig.open("a" * 40, id="parent")
+    rig.engine.snapshot()
+    parent.push("b")
+    rig.engine.run()
+    fork = rig.engine.fork(parent, rig.engine.turn)
+    fork.push("c")
+    rig = started(killed(rig))
+    tokens = {one.id: one.tokens_to_read for one in rig.engine.recovery.sessions}
+    assert tokens == {"parent": 2, fork.id: 4}
+    read_all(rig)
+    assert found(rig, fork.id) == (3, b"a" * 40 + b"\nb\nc\n")
+    rig.engine.close()
+
+
+def test_a_restored_session_comes_back(path: Path, tmp_path: Path) -> None:
+    """Its tokens are in the journal, though nobody knows their text."""
+    plain = Rig()
+    session = plain.open("abcd")
+    plain.lives.capture(session.book, {})
+    saved = plain.lives.capture(session.book, {})
+    plain.engine.run()
+    saved.result(0)(tmp_path / "saved")
+    rig = started(path)
+    read_back = rig.lives.load(tmp_path / "saved")
+    rig.lives.restore("feed", read_back, 1, "block", tenant="default")
+    rig.engine.session("feed").push("ef")
+    rig = started(killed(rig))
+    assert rig.engine.recovery.sessions[0].version == 1
+    read_all(rig)
+    assert found(rig, "feed") == (2, b"abcd\nef\n")
+    again = killed(rig)
+    rig = started(again, template=Template(bare="other", opening=("", ""), asking=("", "")))
+    assert rig.engine.sessions() == []
+    ((name, reason),) = rig.engine.recovery.failed
+    assert name == "feed" and "another tokenizer or template" in reason
+    rig.engine.close()
+    rig = started(again)
+    read_all(rig)
+    assert found(rig, "feed") == (2, b"abcd\nef\n")
+    rig.engine.close()
+
+
+def test_a_second_restart_while_the_first_was_not_done(path: Path) -> None:
+    rig = started(path)
+    session = rig.open("ab", id="feed")
+    rig.engine.snapshot()
+    session.push(["cd", "ef"])
+    rig = started(killed(rig))
+    rig.engine.session("feed").push("gh")
+    rig = started(killed(rig))
+    rig.engine.session("feed").push("ij")
+    read_all(rig)
+    assert found(rig, "feed") == (5, b"ab\ncd\nef\ngh\nij\n")
+    rig.engine.close()
+
+
+def test_what_was_suspended_comes_back_too(path: Path) -> None:
+    """From the host's memory it is saved without the device."""
+    rig = started(path)
+    session = rig.open("a" * 30, id="feed", reserve=64)
+    session.suspending()
+    rig.engine.run()
+    assert session.info().residency == "host"
+    rig.news()
+    assert rig.engine.snapshot() == 1 and rig.news() == []
+    rig = started(killed(rig))
+    assert rig.engine.session("feed").info().reserve == 0
+    read_all(rig)
+    assert found(rig, "feed") == (1, b"a" * 30 + b"\n") and fetched(rig) == 0
+    rig.engine.close()
+
+
+def test_pieces_are_written_once(path: Path) -> None:
+    """Whole pieces stay from snapshot to snapshot, and sessions share those that are the same."""
+    rig = started(path, limits=SHARED_LIMITS)
+    prefix = "0123456789abcdef" * 3 + "x"
+    first = rig.open("a", id="first", prefix=prefix)
+    rig.engine.snapshot()
+    seen = segments(path)
+    assert len(seen) == 4
+    second = rig.open("b", id="second", prefix=prefix)
+    rig.engine.snapshot()
+    assert len(segments(path) - seen) == 1 and seen <= segments(path)
+    seen = segments(path)
+    first.push("c" * 30)
+    rig.engine.run()
+    rig.engine.snapshot()
+    assert len(segments(path) - seen) == 3  # 49 .. 83 in pieces of 16, of which none was whole
+    first.close()
+    second.close()
+    rig.engine.close()
+
+
+def segments(path: Path) -> set[str]:
+    with contextlib.closing(read_only(path)) as source:
+        named = segment_names(source)
+    assert named <= {one.name for one in (path / "segments").iterdir()}
+    return named
+
+
+def test_only_so_many_snapshots_are_kept(path: Path) -> None:
+    rig = started(path)
+    session = rig.open(id="feed")
+    for number in range(6):
+        session.push(f"{number}" * 20)
+        rig.engine.run()
+        rig.engine.snapshot()
+    rig.desk.keeper.clear_segments()
+    with contextlib.closing(read_only(path)) as source:
+        versions = [row[0] for row in source.execute("SELECT version FROM snapshots")]
+    assert versions == [5, 6]
+    assert segments(path) == {one.name for one in (path / "segments").iterdir()}
+    rig.engine.close()
+
+
+def snapshots(path: Path) -> Iterator[tuple[Path, Path]]:
+    """Every file of the snapshots at a path."""
+    for file in sorted((path / "segments").rglob("*")):
+        if file.is_file():
+            yield file, file.relative_to(path)
+
+
+def with_two(path: Path) -> Path:
+    """Two sessions with snapshots in several pieces, and something to read."""
+    rig = started(path)
+    for name in ("feed", "other"):
+        rig.open(name * 12, id=name)
+    rig.engine.snapshot()
+    for name in ("feed", "other"):
+        rig.engine.session(name).push("tail")
+    return killed(rig)
+
+
+WHOLE = {name: (2, name.encode() * 12 + b"\ntail\n") for name in ("feed", "other")}
+
+
+def test_damage_anywhere_in_a_snapshot(path: Path, tmp_path: Path) -> None:
+    """Every file removed, emptied, cut, flipped here and there: what is good is used, the rest is
+    read again; both sessions are what they should be, and so they are the next time."""
+    left = with_two(path)
+    number = 0
+    for _, name in list(snapshots(left)):
+        for damage in ("gone", "empty", "cut", "first", "middle", "last"):
+            number += 1
+            copy = tmp_path / f"damaged{number}"
+            shutil.copytree(left, copy)
+            _damage(copy / name, damage)
+            rig = started(copy)
+            read_all(rig)
+            assert {one: found(rig, one) for one in WHOLE} == WHOLE, (name, damage)
+            assert 10 <= fetched(rig) <= 10 + 61, "only what was damaged is read again"
+            assert rig.engine.snapshot() == 2
+            rig.news()
+            rig = started(killed(rig))
+            assert [one.tokens_to_read for one in rig.engine.recovery.sessions] == [0, 0]
+            read_all(rig)
+            assert {one: found(rig, one) for one in WHOLE} == WHOLE
+            assert fetched(rig) == 0
+            rig.engine.close()
+    assert number >= 30
+
+
+def _damage(file: Path, how: str) -> None:
+    content = file.read_bytes()
+    if how == "gone":
+        file.unlink()
+        return
+    at = {"first": 0, "middle": len(content) // 2, "last": len(content) - 1}.get(how, 0)
+    flipped = bytearray(content)
+    flipped[at] ^= 0xFF
+    changed = {"empty": b"", "cut": content[: len(content) // 2]}.get(how, bytes(flipped))
+    file.write_bytes(changed)
+
+
+ROWS = {
+    "no segments": "UPDATE snapshots SET segments = '[]'",
+    "other segments": "UPDATE snapshots SET segments = '[\"no\"]'",
+    "in another order": "UPDATE segments SET first = first + 1",
+    "short tokens": "UPDATE segments SET tokens = x'00000000'",
+    "rows gone": "DELETE FROM segments",
+    "of the future": "UPDATE snapshots SET version = 99",
+    "another model": "UPDATE snapshots SET fingerprint = 'another'",
+    "more cells": "UPDATE snapshots SET cells = cells + 1",
+}
+
+
+@pytest.mark.parametrize("what", ROWS)
+def test_a_snapshot_that_does_not_fit_is_set_aside(
+    path: Path, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = with_two(path)
+    with contextlib.closing(sqlite3.connect(left / DATABASE)) as database:
+        database.execute(ROWS[what])
+        database.commit()
+    with caplog.at_level(logging.WARNING):
+        rig = started(left)
+    assert "set aside" in caplog.text
+    assert len(rig.engine.recovery.set_aside) == 2
+    read_all(rig)
+    assert {one: found(rig, one) for one in WHOLE} == WHOLE
+    rig.desk.keeper.journal.write(lambda _: None)  # pyright: ignore
+    with contextlib.closing(read_only(left)) as source:
+        asides = [row[0] for row in source.execute("SELECT set_aside FROM snapshots")]
+    assert len(asides) == 2 and None not in asides
+    rig.engine.close()
+
+
+def test_the_snapshot_before_serves_if_the_newest_does_not(path: Path) -> None:
+    rig = started(path, config=dataclasses.replace(SMALL, snapshot_bytes=1 << 20))
+    session = rig.open("a" * 50, id="feed")
+    rig.engine.snapshot()
+    before = segments(path)
+    session.push("b" * 20)
+    rig.engine.run()
+    rig.engine.snapshot()
+    (newest,) = segments(path) - before
+    left = killed(rig)
+    shutil.rmtree(left / "segments" / newest / "cells.npz", ignore_errors=True)
+    (left / "segments" / newest / "cells.npz").unlink()
+    rig = started(left)
+    read_all(rig)
+    assert found(rig, "feed") == (2, b"a" * 50 + b"\n" + b"b" * 20 + b"\n")
+    assert fetched(rig) == 21
+    assert (left / "set-aside" / newest).is_dir()
+    rig.engine.close()
+
+
+def test_another_tokenizer_reads_the_texts_again(path: Path) -> None:
+    left = with_two(path)
+    spaced = Template(bare="", opening=("<", ">"), asking=("", ""))
+    rig = started(left, template=spaced)
+    assert len(rig.engine.recovery.set_aside) == 2
+    assert "tokenizer, template" in rig.engine.recovery.set_aside[0]
+    read_all(rig)
+    assert {one: found(rig, one) for one in WHOLE} == WHOLE
+    rig.engine.close()
+
+
+def test_a_session_that_cannot_come_back_harms_no_other(path: Path) -> None:
+    left = with_two(path)
+    with contextlib.closing(sqlite3.connect(left / DATABASE)) as database:
+        database.execute("UPDATE entries SET text = x'00' WHERE log = 1 AND sequence = 2")
+        database.commit()
+    rig = started(left)
+    read_all(rig)
+    ((name, reason),) = rig.engine.recovery.failed
+    assert name == "feed" and "entry 2 of session 'feed' is missing" in reason
+    assert found(rig, "other") == WHOLE["other"]
+    with pytest.raises(InvalidInput, match=r"in the journal, but could not.*erase\('feed'\)"):
+        rig.engine.open("feed")
+    assert rig.engine.erase("feed") == 1
+    assert rig.engine.open("feed").push("new").first == 1
+    with pytest.raises(InvalidInput, match="is open"):
+        rig.engine.erase("feed")
+    rig.engine.close()
+
+
+def test_an_engine_that_is_too_small_says_so_and_loses_nothing(path: Path) -> None:
+    left = with_two(path)
+    small = dataclasses.replace(FAKE_LIMITS, layout=fake_layout(40, 80))
+    rig = started(left, limits=small)
+    reasons = dict(rig.engine.recovery.failed)
+    assert set(reasons) == {"feed", "other"}
+    assert "holds 54 cells; a session of this engine holds 40" in reasons["feed"]
+    rig.engine.close()
+    rig = started(left)
+    read_all(rig)
+    assert {one: found(rig, one) for one in WHOLE} == WHOLE
+    rig.engine.close()
+
+
+def test_more_sessions_than_there_is_room_for_come_back_one_after_the_other(path: Path) -> None:
+    rig = started(path)
+    for number in range(6):
+        rig.open("x" * (20 + number), id=f"s{number}")
+        rig.engine.snapshot()
+    few = dataclasses.replace(FAKE_LIMITS, layout=fake_layout(48, 96))
+    rig = started(killed(rig), limits=few)
+    asks = [rig.engine.session(f"s{n}").submit("xyz") for n in range(6)]
+    read_all(rig)
+    assert [ask.result(0).text for ask in asks] == [f"{21 + n}:3" for n in range(6)]
+    assert fetched(rig) == 6 * 3
+    rig.check_blocks()
+    rig.engine.close()
+
+
+def test_the_last_used_comes_first(path: Path) -> None:
+    rig = started(path)
+    for number in range(3):
+        rig.open(f"{number}", id=f"s{number}")
+    rig.engine.session("s1").push("again")
+    rig = started(killed(rig))
+    assert rig.engine.recovery.sessions[0].id == "s1"
+    read_all(rig)
+    assert rig.news()[0].split()[1] == "s1"
+    rig.engine.close()
+
+
+def test_stray_pieces_of_a_killed_process_go(path: Path) -> None:
+    left = with_two(path)
+    (left / "segments" / "half.new").mkdir()
+    (left / "segments" / ("0" * 64)).mkdir()
+    rig = started(left)
+    assert {one.name for one in (left / "segments").iterdir()} == segments(left)
+    rig.engine.close()
+
+
+def test_a_snapshot_that_fails_is_taken_the_next_time(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full for every write in turn: nothing half written is ever named."""
+    rig = started(path)
+    session = rig.open("abcd" * 10, id="feed")
+    save, failing = rig.executor.save, 0
+
+    def full(*args: object) -> None:
+        nonlocal failing
+        failing -= 1
+        if failing == 0:
+            raise OSError(28, "No space left on device")
+        save(*args)  # pyright: ignore
+
+    monkeypatch.setattr(rig.executor, "save", full)
+    for number in (1, 2, 2):  # what was written the last time is there
+        failing = number
+        assert rig.engine.snapshot() == 0 and session.book.saved.version == -1
+        assert not list((path / "segments").glob("*.new"))
+    assert rig.engine.metrics().counts.snapshots_failed == 3
+    failing = 0
+    assert rig.engine.snapshot() == 1
+    rig = started(killed(rig))
+    assert rig.engine.recovery.sessions[0].tokens_to_read == 0
+    rig.engine.close()
