@@ -16,6 +16,7 @@ from jaxstate.cli.show import Show
 from jaxstate.errors import JaxstateError
 
 DTypeOption = Literal["float32", "bfloat16", "float16"]
+DurabilityOption = Literal["memory", "os", "fsync"]
 PolicyOption = Literal["block", "reject", "drop_oldest"]
 
 app = typer.Typer(
@@ -123,6 +124,21 @@ def stream(
             "each under its name in that directory."
         ),
     ] = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep the sessions in this directory as they are read: whatever ends this command "
+            "(also kill -9), the same command goes on where it was, and reads each line of a file "
+            "once. Needs --session NAME=FILE.",
+        ),
+    ] = None,
+    durability: Annotated[
+        DurabilityOption,
+        typer.Option(
+            help="With --journal: what a line outlives before the next is taken: nothing, the end "
+            "of this process (os), a power failure (fsync)."
+        ),
+    ] = "os",
     replace_invalid: Annotated[
         bool, typer.Option("--replace-invalid", help="Read bytes that are not UTF-8 as U+FFFD.")
     ] = False,
@@ -144,6 +160,8 @@ def stream(
     tail -f feed.log | jaxstate stream - -m gemma3-270m --flash "What failed?"
 
     jaxstate stream -m gemma3-270m --session web=web.log --session db=db.log
+
+    jaxstate stream -m gemma3-270m --journal kept --session web=web.log
     """
     from jaxstate.cli.stream import StreamOptions, run_stream
     from jaxstate.cli.streaming import Plan
@@ -168,6 +186,8 @@ def stream(
         steps=steps,
         load=load,
         save=save,
+        journal=journal,
+        durability=durability,
         plan=plan,
     )
     raise typer.Exit(run_stream(Show(as_json=as_json), options))
@@ -207,13 +227,37 @@ def ask(
 
 @app.command()
 def inspect(
-    source: Annotated[str, typer.Argument(help="A model (path or name), or a saved session.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A model (path or name), a saved session, a journal, or an exported session."
+        ),
+    ],
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Of a journal: read every entry, compute the cells of every snapshot again, and "
+            "compare.",
+        ),
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="For --verify.", show_default="as the journal says"),
+    ] = None,
+    dtype: DType = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a model or a saved session is, without loading it."""
-    from jaxstate.cli.inspect import run_inspect
+    """Show what a model, a saved session or a journal is, without loading it.
 
-    raise typer.Exit(run_inspect(Show(as_json=as_json), source))
+    Nothing is changed, and an engine may be using the journal meanwhile. Exit
+    code 1 if something is wrong with a session; the last column says what.
+    """
+    from jaxstate.cli.inspect import run_inspect
+    from jaxstate.cli.inspect_journal import Audit
+
+    audit = Audit(model=model, dtype=dtype) if verify else None
+    raise typer.Exit(run_inspect(Show(as_json=as_json), source, audit))
 
 
 @app.command()

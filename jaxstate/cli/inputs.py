@@ -6,6 +6,7 @@ thread of their own. Does not know: sessions, models.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import queue
 import re
@@ -49,6 +50,15 @@ class Input:
     def is_bulk(self) -> bool:
         """Whether many lines wait from the start."""
         return self.source != STANDARD_INPUT and os.stat(self.source).st_size > _BULK_BYTES
+
+    @property
+    def client(self) -> str | None:
+        """Under which name its lines are numbered, so that reading the file once more adds only
+        what is new; None for a pipe, which nobody can read twice."""
+        if self.source == STANDARD_INPUT or not stat.S_ISREG(os.stat(self.source).st_mode):
+            return None
+        path = os.path.realpath(self.source)
+        return f"file:{hashlib.sha256(path.encode()).hexdigest()[:32]}"
 
     def place(self, directory: Path | None) -> Path | None:
         """Where its session lies: the directory itself, or one of its name in there."""

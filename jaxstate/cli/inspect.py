@@ -1,4 +1,4 @@
-"""`jaxstate inspect`: what a model or a saved session is, without loading its weights or cells.
+"""`jaxstate inspect`: what a model, a saved session or a journal is.
 
 Comes in: a path or a known name. Goes out: a table, or one JSON line.
 """
@@ -10,16 +10,22 @@ from pathlib import Path
 from rich.table import Table
 
 from jaxstate.cells.layout import plan_layout
+from jaxstate.cli.inspect_journal import Audit, is_export, is_journal, run_inspect_journal
 from jaxstate.cli.show import Show
 from jaxstate.config import ModelConfig, StepConfig
 from jaxstate.engine.metrics import JsonValue
+from jaxstate.errors import InvalidInput
 from jaxstate.model.loading import read_source, resolve_dtype
 from jaxstate.model.params import abstract_params
 from jaxstate.persist.files import RECORD_NAME, inspect_snapshot
 
 
-def run_inspect(show: Show, source: str) -> int:
-    """Shows what is there."""
+def run_inspect(show: Show, source: str, audit: Audit | None = None) -> int:
+    """Shows what is there; `audit` is for journals."""
+    if is_journal(source) or (audit is None and is_export(source)):
+        return run_inspect_journal(show, source, audit)
+    if audit is not None:
+        raise InvalidInput(f"{source} is no journal: only a journal can be verified")
     is_session = (Path(source) / RECORD_NAME).exists()
     facts = _session_facts(source) if is_session else _model_facts(source)
     show.event("session" if is_session else "model", source=source, **facts)

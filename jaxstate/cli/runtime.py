@@ -28,6 +28,7 @@ from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model
 from jaxstate.model.loading import DTypeName, load_files, read_source, resolve_dtype
 from jaxstate.persist.files import inspect_snapshot
+from jaxstate.records import Durability
 from jaxstate.steps.buckets import smallest_fitting
 from jaxstate.steps.compiled import compile_all
 from jaxstate.steps.engine_steps import EngineSteps, plan_engine
@@ -206,7 +207,13 @@ def results(futures: Sequence[Future[T]]) -> list[T]:
 
 
 def engine_for(
-    model: Model, cells: int | None, config: EngineConfig, *, sessions: int = 1
+    model: Model,
+    cells: int | None,
+    config: EngineConfig,
+    *,
+    sessions: int = 1,
+    journal: Path | None = None,
+    durability: Durability = "os",
 ) -> Engine:
     """An engine for sessions of so many cells each, which compiles on use what `open_model` did
     not."""
@@ -218,6 +225,8 @@ def engine_for(
         sessions=sessions,
         config=config,
         warm_up=False,
+        journal=journal,
+        durability=durability,
     )
 
 

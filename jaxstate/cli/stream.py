@@ -34,6 +34,7 @@ from jaxstate.engine.session import Session
 from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model
 from jaxstate.model.loading import DTypeName
+from jaxstate.records import Durability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class StreamOptions:
     steps: Path | None
     load: Path | None
     save: Path | None
+    journal: Path | None
+    durability: Durability
     plan: Plan
 
 
@@ -60,15 +63,34 @@ def run_stream(show: Show, options: StreamOptions) -> int:
         raise InvalidInput("--every says when to ask, but not what: add --ask, or drop --every")
     inputs = inputs_of(options.source, options.sessions)
     check_targets(inputs, options.save)
+    _check_journal(options)
     prefix = _prefix(options)
     saved = [place for one in inputs if (place := one.place(options.load)) is not None]
     cells = capacity(options.cells, saved)
     model = _load(show, options, inputs, model_name(options.model, saved), cells)
     config = EngineConfig(queue_entries=options.queue, queue_policy=options.policy)
-    with engine_for(model, cells, config, sessions=len(inputs)) as engine:
+    with engine_for(
+        model,
+        cells,
+        config,
+        sessions=len(inputs),
+        journal=options.journal,
+        durability=options.durability,
+    ) as engine:
+        _note_recovery(show, engine)
         sessions = [_session(engine, one, options, prefix) for one in inputs]
+        numbered = options.journal is not None
         streams = [
-            Streaming(show, options.plan, one, one.place(options.save), model, engine, session)
+            Streaming(
+                show,
+                options.plan,
+                one,
+                one.place(options.save),
+                model,
+                engine,
+                session,
+                client=one.client if numbered else None,
+            )
             for one, session in zip(inputs, sessions, strict=True)
         ]
         return _run(show, engine, streams)
@@ -106,10 +128,36 @@ def _prefix(options: StreamOptions) -> str:
 
 
 def _session(engine: Engine, one: Input, options: StreamOptions, prefix: str) -> Session:
+    if options.journal is not None and one.name in {there.id for there in engine.sessions()}:
+        return engine.session(str(one.name))
     place = one.place(options.load)
     if place is not None:
         return engine.restore(place, one.name)
     return engine.open(one.name, prefix=prefix)
+
+
+def _check_journal(options: StreamOptions) -> None:
+    """In a journal a session needs a name that it can be found by."""
+    if options.journal is not None and not options.sessions:
+        raise InvalidInput(
+            "--journal keeps sessions by their names: give the input as --session NAME=FILE"
+        )
+    if options.journal is not None and options.load is not None:
+        raise InvalidInput("--journal brings sessions back by itself: drop --load or --journal")
+
+
+def _note_recovery(show: Show, engine: Engine) -> None:
+    """What the journal brought back, and what it could not."""
+    for one in engine.recovery.sessions:
+        show.event("recovered", session=one.id, version=one.version, last=one.last)
+        show.note(
+            f"{one.id}: goes on after entry {one.last} (version {max(one.version, 0)} from its "
+            f"snapshot, {one.tokens_to_read:,} tokens to read)"
+        )
+    for reason in engine.recovery.set_aside:
+        show.note(f"set aside: {reason}")
+    for name, reason in engine.recovery.failed:
+        show.error(f"{name} could not be brought back: {reason}")
 
 
 def _run(show: Show, engine: Engine, streams: Sequence[Streaming]) -> int:

@@ -60,6 +60,7 @@ class Streaming:
         model: of the engine.
         engine: of the session.
         session: that reads.
+        client: under which its lines are numbered, if each is to be read once whatever happens.
 
     Raises:
         InvalidInput, PromptTooLong: a flash question cannot be asked.
@@ -74,7 +75,9 @@ class Streaming:
         model: Model,
         engine: Engine,
         session: Session,
+        client: str | None = None,
     ) -> None:
+        self._client = client
         self._show = show.about(session.id, source.label)
         self._plan = plan
         self._source = source
@@ -112,18 +115,28 @@ class Streaming:
 
     def _push_all(self, interrupt: Interrupt, follower: Follower) -> None:
         """Pushes until the stream ends or Ctrl-C, and waits until all of it is read."""
-        every = self._plan.every
+        every, before = self._plan.every, self._read_before()
         with LineReader(self._source, self._plan.invalid) as lines:
             for line in lines.until(lambda: _goes_on(interrupt, follower)):
-                receipt = self._push(line)
+                if line.number < before:
+                    continue
+                receipt = self._push(line)  # the last one again: is it the same file?
                 self._pushed += 1
                 if every and receipt.last % every == 0:
                     self._session.wait(receipt.last)
                     self._ask_all(interrupt)
         self._note_backlog(interrupt)
         self._session.wait()
+        if before and self._pushed <= 1 and not interrupt.pressed:
+            self._show.note(f"nothing new in {self._source.source}")
         if self._pushed == 0 and not interrupt.pressed:
             raise InvalidInput(f"{self._source.source} is empty: nothing was read")
+
+    def _read_before(self) -> int:
+        """Number of the last line of this file that the session has already; 0 for none."""
+        if self._client is None:
+            return 0
+        return self._session.client_seq(self._client) or 0
 
     def _note_backlog(self, interrupt: Interrupt) -> None:
         pending = self._session.info().pending
@@ -150,7 +163,10 @@ class Streaming:
 
     def _push(self, line: Line) -> Receipt:
         try:
-            receipt = self._session.push(line.text)
+            numbered = self._client is not None
+            receipt = self._session.push(
+                line.text, client=self._client, client_seq=line.number if numbered else None
+            )
         except CapacityExceeded as error:
             raise CapacityExceeded(f"line {line.number}: {self._no_room(line)}") from error
         except JaxstateError as error:

@@ -35,6 +35,7 @@ def opened_keeper(
     durability: Durability,
     tokenizer: Tokenizer,
     template: Template,
+    model: str = "",
 ) -> Iterator[Keeper]:
     """A keeper of the journal at a path; if what is made with it fails, the journal is let go.
 
@@ -45,7 +46,7 @@ def opened_keeper(
     level = checked_durability(durability)
     journal = None if path is None else Journal(path)
     try:
-        yield Keeper(journal, level, text_fingerprint(tokenizer, template))
+        yield Keeper(journal, level, text_fingerprint(tokenizer, template), model)
     except BaseException:
         if journal is not None:
             journal.close()

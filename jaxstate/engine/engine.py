@@ -86,7 +86,7 @@ class Engine(SessionHost):
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         tokenizer, template = model.text, model.template
-        with opened_keeper(journal, durability, tokenizer, template) as keeper:
+        with opened_keeper(journal, durability, tokenizer, template, model.source) as keeper:
             if executor is None:
                 size = pool_size(model, cells, memory, session_cells, sessions)
                 executor = _device(model, size, warm_up, progress)

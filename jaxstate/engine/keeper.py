@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from jaxstate.engine.receipts import Receipts
 from jaxstate.errors import InvalidInput
-from jaxstate.persist.changes import Push
+from jaxstate.persist.changes import Push, model_noted
 from jaxstate.persist.journal import SEGMENTS, Change, Journal, Ticket, could_not_write
 from jaxstate.persist.logged import last_seq, push_of, segment_names
 from jaxstate.persist.segments import SegmentStore
@@ -33,6 +33,7 @@ class Keeper:
         journal: None for none.
         level: what changes are to outlive, unless whoever makes them says otherwise.
         text_fingerprint: of the tokenizer and template that make tokens of texts.
+        model: where the engine's model comes from.
 
     Attributes:
         journal: None for none.
@@ -41,12 +42,17 @@ class Keeper:
     """
 
     def __init__(
-        self, journal: Journal | None, level: Durability = "memory", text_fingerprint: str = ""
+        self,
+        journal: Journal | None,
+        level: Durability = "memory",
+        text_fingerprint: str = "",
+        model: str = "",
     ) -> None:
         self.journal = journal
         self.segments = None if journal is None else SegmentStore(journal.path / SEGMENTS)
         self.text_fingerprint = text_fingerprint
         self._level: Durability = level if journal is not None else "memory"
+        self._model = model
         self._keys = 0
 
     def attach(self, lock: threading.Lock, tell_loop: Callable[[], None]) -> None:
@@ -55,6 +61,7 @@ class Keeper:
             self.journal.settle = lambda tickets, error: self._settle(
                 lock, tell_loop, tickets, error
             )
+            self.journal.submit(Ticket(model_noted(self._model), "memory"))
             self.journal.start()
 
     def keys_from(self, key: int) -> None:

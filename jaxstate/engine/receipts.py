@@ -126,7 +126,7 @@ class Receipts:
             InvalidInput: the number was used for other texts.
             SequenceGap: under strict order, numbers before it are missing.
         """
-        last = self._last_of(origin.client)
+        last = self.last_of(origin.client)
         if last is None or origin.seq > last:
             if origin.strict and last is not None and origin.seq != last + 1:
                 raise SequenceGap(
@@ -142,7 +142,7 @@ class Receipts:
 
     def note(self, origin: Origin, pushed: Pushed) -> None:
         """A push was taken."""
-        last = self._last_of(origin.client)
+        last = self.last_of(origin.client)
         self._given[origin.client, origin.seq] = _Given(
             digest=origin.digest, pushed=pushed, last_before=last
         )
@@ -162,7 +162,8 @@ class Receipts:
                 return
             self._given.popitem(last=False)
 
-    def _last_of(self, client: str) -> int | None:
+    def last_of(self, client: str) -> int | None:
+        """The largest number that a client has given; None if it gave none."""
         if client not in self._last and self._older is not None:
             self._last[client] = self._older.last_seq(client)
         return self._last.get(client)

@@ -115,6 +115,17 @@ class Session:
         self._desk.settled(outcome.ticket)
         return outcome.receipt
 
+    def client_seq(self, client: str) -> int | None:
+        """The largest number that a client has given a push of this session: where it goes on from
+        after a restart. None if it has given none.
+
+        Raises:
+            ClosedError: the session or the engine is closed.
+        """
+        with self._desk.changing():
+            self._book.check_open()
+            return self._book.receipts.last_of(client)
+
     def wait(self, version: int | None = None, timeout: float | None = None) -> int:
         """Waits until the entries up to `version` are in the cells; returns the version then.
 

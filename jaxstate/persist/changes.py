@@ -258,6 +258,15 @@ def snapshot_taken(snapshot: SnapshotRow, segments: Sequence[SegmentRow], keep: 
     return change
 
 
+def model_noted(source: str) -> Change:
+    """Which model the engine has, so that others can find it."""
+
+    def change(to: sqlite3.Connection) -> None:
+        to.execute("INSERT OR REPLACE INTO meta VALUES ('model', ?)", (source,))
+
+    return change
+
+
 def set_aside(numbers: Sequence[int], reason: str) -> Change:
     """Snapshots that cannot be used, and why."""
 

@@ -81,6 +81,13 @@ def keys_of(source: sqlite3.Connection, *, ended: bool = False) -> list[tuple[in
     return sorted(((key, id) for key, id, _ in rows), key=lambda one: -used[one[0]])
 
 
+def model_of(source: sqlite3.Connection) -> str | None:
+    """The model of the engine that had the journal last; None if that is not known."""
+    with readable("the name of the model"):
+        row = source.execute("SELECT value FROM meta WHERE name = 'model'").fetchone()
+    return None if row is None or not row[0] else str(row[0])
+
+
 def largest_key(source: sqlite3.Connection) -> int:
     """The largest key that a session, or an entry of one, has; 0 if there is none."""
     with readable("the list of sessions"):

@@ -1,0 +1,142 @@
+"""Whether what a journal holds agrees with itself, and with a model that reads it again.
+
+Comes in: a journal, and a model. Goes out: what was compared, or what is wrong. Nothing is changed.
+Does not know: engines.
+
+A snapshot's tokens must be those of the session's opening and entries, and its cells those that the
+model computes of them, up to float error: chunks of other sizes add up in another order.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxstate.errors import JaxstateError, SnapshotDamaged
+from jaxstate.model.bundle import Model
+from jaxstate.persist.files import Arrays
+from jaxstate.persist.logged import (
+    LoggedSession,
+    LoggedSnapshot,
+    entries_of,
+    root_of,
+    segment_of,
+    snapshots_of,
+)
+from jaxstate.persist.segments import READY, SegmentStore, joined
+from jaxstate.persist.snapshot import capture_arrays, read_snapshot
+from jaxstate.steps.functional import extend, init_state, steps_of
+
+# Of the largest cell of its layer: what may differ, times the precision of the dtype.
+_ULPS = 2.0**10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """A snapshot that was computed again.
+
+    Attributes:
+        version: of it.
+        cells: that were compared.
+        difference: the largest between two cells, as a share of the largest cell of its layer.
+        allowed: what is taken for float error.
+    """
+
+    version: int
+    cells: int
+    difference: float
+    allowed: float
+
+
+def check_entries(source: sqlite3.Connection, session: LoggedSession) -> int:
+    """Reads all entries of a session; returns how many there are.
+
+    Raises:
+        JournalDamaged: one is missing, or not as it was written.
+    """
+    root = root_of(source, session)
+    return sum(1 for _ in entries_of(source, session, root.base_version))
+
+
+def check_snapshots(
+    source: sqlite3.Connection, segments: SegmentStore, session: LoggedSession, model: Model
+) -> list[Compared | JaxstateError]:
+    """Computes every snapshot of a session again; for each what was found, or what is wrong."""
+    found: list[Compared | JaxstateError] = []
+    for snapshot in snapshots_of(source, session.opening.key):
+        if snapshot.set_aside is None:
+            try:
+                found.append(_check(source, segments, session, snapshot, model))
+            except JaxstateError as error:
+                found.append(error)
+    return found
+
+
+def _check(
+    source: sqlite3.Connection,
+    segments: SegmentStore,
+    session: LoggedSession,
+    snapshot: LoggedSnapshot,
+    model: Model,
+) -> Compared:
+    tokens = _tokens(source, session, snapshot.row.version, model)
+    kept = [_kept_tokens(source, name) for name in snapshot.row.segments]
+    if len(tokens) != snapshot.row.cells or tokens != [one for part in kept for one in part]:
+        raise SnapshotDamaged(
+            f"the snapshot at version {snapshot.row.version} is not of the tokens of the session's "
+            "entries"
+        )
+    state = init_state(model, len(tokens))
+    parts = [
+        read_snapshot(segments.path(name) / "cells", model, len(tokens)).arrays
+        for name in snapshot.row.segments
+    ]
+    saved = joined(state.layout, parts)
+    state = extend(model, state, np.array(tokens, np.int32))
+    again = capture_arrays(steps_of(model, state), state, len(tokens))
+    return Compared(
+        version=snapshot.row.version,
+        cells=len(tokens),
+        difference=_difference(saved, again),
+        allowed=_ULPS * float(jnp.finfo(model.dtype).eps),
+    )
+
+
+def _tokens(
+    source: sqlite3.Connection, session: LoggedSession, version: int, model: Model
+) -> list[int]:
+    """Of a session's opening and entries up to a version."""
+    root, template, tokenizer = root_of(source, session), model.template, model.text
+    if root.base_tokens is not None:
+        tokens = np.frombuffer(root.base_tokens, "<i4").tolist()
+    else:
+        tokens = template.open_tokens(tokenizer, root.prefix or "")
+    for entry in entries_of(source, session, root.base_version):
+        if entry.sequence <= version:
+            tokens += template.entry_tokens(tokenizer, entry.text)
+    return tokens
+
+
+def _kept_tokens(source: sqlite3.Connection, name: str) -> list[int]:
+    row = segment_of(source, name)
+    if row is None:
+        raise SnapshotDamaged(f"the piece {name} is missing")
+    return np.frombuffer(row.tokens, "<i4").tolist()
+
+
+def _difference(saved: Arrays, again: Arrays) -> float:
+    """The largest, as a share of the largest cell of its layer."""
+    if saved.keys() != again.keys():
+        raise SnapshotDamaged("the snapshot has other layers than the model")
+    found = 0.0
+    for name, array in again.items():
+        if name == READY or not array.size:
+            continue
+        if array.shape != saved[name].shape:
+            raise SnapshotDamaged(f"the snapshot's {name} has another shape")
+        ours, theirs = array.astype(np.float32), saved[name].astype(np.float32)
+        found = max(found, float(np.abs(ours - theirs).max() / max(np.abs(ours).max(), 1e-30)))
+    return found
