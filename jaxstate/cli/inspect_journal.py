@@ -1,7 +1,8 @@
 """`jaxstate inspect` of a journal or an exported session: what is there, and whether it is sound.
 
 Comes in: a path. Goes out: a table of sessions, one JSON line each, and an exit code: 1 if
-something is wrong. Nothing is changed, and an engine may have the journal meanwhile. Does not know: engines.
+something is wrong. Nothing is changed, and an engine may have the journal meanwhile. Does not
+know: engines.
 """
 
 from __future__ import annotations

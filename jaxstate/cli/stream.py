@@ -103,7 +103,7 @@ def _load(
         in_bulk=any(one.is_bulk for one in inputs),
         asks=bool(options.plan.questions),
         flashes=len(options.plan.flash),
-        copies=options.load is not None or options.save is not None,
+        copies=any(place is not None for place in (options.load, options.save, options.journal)),
         sessions=len(inputs),
     )
     return open_model(
