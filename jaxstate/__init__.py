@@ -66,6 +66,7 @@ from jaxstate.errors import (
     TimedOut,
     UnknownSession,
     UnsupportedModel,
+    VersionUnavailable,
     WeightsMismatch,
 )
 from jaxstate.model.bundle import Model
@@ -143,6 +144,7 @@ __all__ = [
     "UnknownSession",
     "UnsupportedModel",
     "Usage",
+    "VersionUnavailable",
     "WeightsMismatch",
     "__version__",
     "chat_template",

@@ -11,6 +11,7 @@
     ├── ClosedError                  the engine or the session was closed
     │   └── EngineFailed             the engine's own thread died; its cause is chained
     ├── UnknownSession (KeyError)    no open session has that id
+    ├── VersionUnavailable           an earlier version's cells are gone, and may not be computed
     ├── StepFailed                   the device failed in a step; its cause is chained
     ├── StaleState                   a session state was used again after a step took it over
     ├── UnsupportedModel             a model that this version cannot run exactly, and every reason
@@ -77,6 +78,10 @@ class UnknownSession(JaxstateError, KeyError):
     def __str__(self) -> str:
         """The message itself (KeyError would quote it)."""
         return str(self.args[0])
+
+
+class VersionUnavailable(JaxstateError):
+    """A session no longer holds that version; says what it holds and what computing it takes."""
 
 
 class StepFailed(JaxstateError):

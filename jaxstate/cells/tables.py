@@ -105,12 +105,13 @@ class TableBook:
         """Blocks of the primary group in it."""
         return int(np.count_nonzero(table.blocks[self.layout.primary] != NO_BLOCK))
 
-    def fork_blocks(self, table: CellTable) -> int:
-        """Blocks that have to be there so that a fork and its parent can both go on: each may have
-        to copy the block that is half full. Of a ring that turns nothing stays shared."""
+    def fork_blocks(self, cells: int) -> int:
+        """Blocks that have to be there so that a fork of so many cells and its parent can both go
+        on: each may have to copy the block that is half full. Of a ring that turns nothing stays
+        shared."""
         if self.layout.turns:
-            return self.layout.held_blocks(table.cells)
-        return 2 * (table.cells % self.layout.block_cells > 0)
+            return self.layout.held_blocks(cells)
+        return 2 * (cells % self.layout.block_cells > 0)
 
     def copies_first(self, table: CellTable) -> bool:
         """Whether its next cell lies in a block that others see as well."""
@@ -137,12 +138,34 @@ class TableBook:
         table.cells = cells
         return copies
 
-    def fork(self, table: CellTable) -> CellTable:
-        """An equal table that shares every block; the device has nothing to do."""
-        for group, entries in enumerate(table.blocks):
-            for block in entries[entries != NO_BLOCK].tolist():
-                self.groups[group].share(block)
-        return CellTable(tuple(entries.copy() for entries in table.blocks), table.cells)
+    def fork(self, table: CellTable, cells: int | None = None) -> CellTable:
+        """A table that shares its blocks; the device has nothing to do.
+
+        Args:
+            table: its cells stay as they are.
+            cells: the fork has only its first so many, all of which must be there still
+                (`PoolLayout.readable_until`); None for all.
+        """
+        if cells is None or cells == table.cells:
+            shared = [np.arange(len(entries)) for entries in table.blocks]
+        else:
+            shared = [self._entries_before(table, entries, cells) for entries in table.blocks]
+        twin = self.new()
+        twin.cells = table.cells if cells is None else cells
+        for group, (entries, taken) in enumerate(zip(table.blocks, shared, strict=True)):
+            twin.blocks[group][taken] = entries[taken]
+            for block in entries[taken].tolist():
+                if block != NO_BLOCK:
+                    self.groups[group].share(block)
+        return twin
+
+    def _entries_before(
+        self, table: CellTable, entries: NDArray[np.int32], cells: int
+    ) -> NDArray[np.int64]:
+        """Which entries of a table have blocks of its first `cells` cells. Those that a ring used
+        again for later ones are not among them."""
+        end, last = (-(-count // self.layout.block_cells) for count in (cells, table.cells))
+        return np.arange(max(0, last - len(entries)), max(end, 0)) % len(entries)
 
     def adopt(self, table: CellTable, blocks: Sequence[Sequence[int]]) -> None:
         """Begins an empty table with whole blocks that are kept.

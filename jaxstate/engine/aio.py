@@ -90,6 +90,8 @@ class AsyncSession:
         max_tokens: int | None = None,
         choices: Sequence[str] | None = None,
         min_version: int | None = None,
+        as_of: int | None = None,
+        rebuild_tokens: int = 0,
         stop: Sequence[str] | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -102,6 +104,8 @@ class AsyncSession:
             max_tokens=max_tokens,
             choices=choices,
             min_version=min_version,
+            as_of=as_of,
+            rebuild_tokens=rebuild_tokens,
             stop=stop,
             temperature=temperature,
             top_p=top_p,
@@ -160,9 +164,13 @@ class AsyncSession:
         """As `Session.info`."""
         return self.session.info()
 
-    async def fork(self, id: str | None = None) -> AsyncSession:
+    async def fork(
+        self, id: str | None = None, *, version: int | None = None, rebuild_tokens: int = 0
+    ) -> AsyncSession:
         """As `Session.fork`; if the task is cancelled, what comes of it is closed."""
-        return AsyncSession(await _made(lambda: self.session.fork(id), Session.close))
+        fork = self.session.fork
+        make = lambda: fork(id, version=version, rebuild_tokens=rebuild_tokens)  # noqa: E731
+        return AsyncSession(await _made(make, Session.close))
 
     async def save(
         self, path: str | os.PathLike[str], notes: dict[str, str | int] | None = None

@@ -65,6 +65,58 @@ class Settings:
         return self.same_length(asked) or ended_sooner
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which version an answer is to have seen.
+
+    Attributes:
+        least: this or a later one.
+        as_of: exactly this one; None for the newest.
+        rebuild_tokens: that may be computed again for it.
+    """
+
+    least: int = 0
+    as_of: int | None = None
+    rebuild_tokens: int = 0
+
+    def suits(self, version: int) -> bool:
+        """Whether an answer that saw `version` is what is wanted."""
+        return version >= self.least if self.as_of is None else version == self.as_of
+
+
+ANY = Wanted()
+
+
+def checked_wanted(min_version: int | None, as_of: int | None, rebuild_tokens: int) -> Wanted:
+    """Versions as a caller gave them.
+
+    Raises:
+        InvalidInput: one of them is of a wrong type or out of range, or two contradict.
+    """
+    if as_of is None:
+        least = 0 if min_version is None else checked_int("min_version", min_version)
+        return Wanted(least=least, rebuild_tokens=checked_rebuild(rebuild_tokens))
+    if min_version is not None:
+        raise InvalidInput(
+            f"as_of={as_of!r} with min_version={min_version!r}: one asks for exactly that version, "
+            "which the session has, the other waits for it or a later one; give one of them"
+        )
+    if checked_int("as_of", as_of) < 0:
+        raise InvalidInput(f"as_of={as_of} must be 0 (the opening alone) or more")
+    return Wanted(as_of=int(as_of), rebuild_tokens=checked_rebuild(rebuild_tokens))
+
+
+def checked_rebuild(rebuild_tokens: int) -> int:
+    """How much may be computed again, as a caller gave it.
+
+    Raises:
+        InvalidInput: it is no integer, or negative.
+    """
+    if checked_int("rebuild_tokens", rebuild_tokens) < 0:
+        raise InvalidInput(f"rebuild_tokens={rebuild_tokens} must not be negative")
+    return int(rebuild_tokens)
+
+
 def sampling_of(temperature: float, top_p: float, seed: int) -> Sampling:
     """`Sampling`; the usual one is neither made nor checked anew.
 
@@ -97,6 +149,23 @@ def checked_settings(
         stop=None if stop is None else checked_stop(stop),
         sampling=sampling,
     )
+
+
+def settings_of(
+    max_tokens: int | None,
+    choices: Sequence[str] | None,
+    stop: Sequence[str] | None,
+    temperature: float,
+    top_p: float,
+    seed: int,
+) -> Settings:
+    """The same with a sampling as a caller gave it.
+
+    Raises:
+        InvalidInput: as `checked_settings` and `Sampling`.
+    """
+    sampling = sampling_of(temperature, top_p, seed)
+    return checked_settings(max_tokens=max_tokens, choices=choices, stop=stop, sampling=sampling)
 
 
 def _checked_choices(choices: Sequence[str]) -> tuple[str, ...]:

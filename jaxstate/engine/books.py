@@ -17,7 +17,7 @@ from jaxstate.engine.flash import FlashBook, Registered, WarmBook
 from jaxstate.engine.ingest import IngestQueue
 from jaxstate.engine.policies import QueuePolicy
 from jaxstate.engine.receipts import Receipts
-from jaxstate.engine.residence import Residence
+from jaxstate.engine.residence import Border, Residence
 from jaxstate.engine.runs import Run
 from jaxstate.engine.subscription import Subscription
 from jaxstate.engine.values import Answer
@@ -28,11 +28,19 @@ from jaxstate.persist.segments import Segment
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Ask:
-    """A question that somebody waits for."""
+    """A question that somebody waits for.
+
+    Attributes:
+        run: it.
+        future: its answer.
+        min_version: it waits until its session has that version.
+        as_of: the earlier version that it is about; None for the newest.
+    """
 
     run: Run
     future: Future[Answer]
     min_version: int
+    as_of: Border | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +100,11 @@ class Book:
         stranded: the step that should have landed them failed.
         asks: all, in the order of arrival; `asks_begun` are those of them that are under way.
         asks_served, ingest_served: numbers of the steps that last began an ask, and last read.
+        past_served: number of the step that last began an ask about an earlier version which keeps
+            the session from reading on.
+        stands_for: the session that it is an earlier version of, made for one question; users
+            never see it. None for sessions of their own.
+        stand_ins: those of this session.
         leave_waiters, come_waiters: those who wait for it to leave the device, or for all its cells
             to be there.
         border_jobs: forks and saves that wait for the end of the entry that is half read.
@@ -120,7 +133,7 @@ class Book:
         self.version = -1
         self.seen_cells = 0
         self.committed_s = 0.0
-        self.ingest_served = 0
+        self.ingest_served = self.past_served = 0
         self.opened = False
         self.opens = False
         self.border_jobs = 0
@@ -140,6 +153,13 @@ class Book:
         self.noted: Ticket | None = None
         self.receipts = Receipts()
         self.saved = SavedCells()
+        self.stands_for: Book | None = None
+        self.stand_ins: list[Book] = []
+
+    @property
+    def border(self) -> Border:
+        """Where its version ends: what a question that begins now looks at."""
+        return Border(self.version, self.seen_cells)
 
     @property
     def closed(self) -> bool:
@@ -184,7 +204,7 @@ class Book:
     @property
     def usable(self) -> bool:
         """Whether users may see it: not before what it is made from is there."""
-        return self.version >= 0 or self.opens
+        return self.stands_for is None and (self.version >= 0 or self.opens)
 
     @property
     def up_to_date(self) -> bool:

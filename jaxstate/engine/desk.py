@@ -26,6 +26,7 @@ from jaxstate.engine.keeper import Keeper
 from jaxstate.engine.ledger import Ledger
 from jaxstate.engine.metrics import EngineMetrics, Gauges, MetricsRecorder
 from jaxstate.engine.outcomes import Delivery, Outcomes
+from jaxstate.engine.residence import Border
 from jaxstate.engine.runs import Asked, Run
 from jaxstate.engine.subscription import FlashMode, Subscription
 from jaxstate.engine.values import Connected, SessionInfo
@@ -177,9 +178,13 @@ class Desk:
         with self.lock:
             if book.closed or self.ended is not None:
                 return None
-            noted = self.keeper.note(
-                ended(book.log_key), apply=lambda: self.outcomes.close(book, reason)
-            )
+            noted = None
+            if book.log_key:
+                noted = self.keeper.note(
+                    ended(book.log_key), apply=lambda: self.outcomes.close(book, reason)
+                )
+            else:  # no journal knows it
+                self.outcomes.close(book, reason)
             self.tell_loop()
             return noted
 
@@ -234,26 +239,50 @@ class Desk:
             QueueFull: a session has as many asks as it may.
             ClosedError: a session or the engine is closed.
         """
-        futures: list[AskFuture] = []
-        noted: list[tuple[Book, int, AskFuture]] = []
         with self.changing():
-            self._check_asks([book for book, _, _ in asks])
-            for book, asked, min_version in asks:
-                run, future = Run(self.ledger.new_key(), "ask", asked, arrived_s), AskFuture()
-                book.asks[run.key] = Ask(run=run, future=future, min_version=min_version)
-                book.residence.used_s = arrived_s
-                futures.append(future)
-                noted.append((book, run.key, future))
+            self.check_asks([book for book, _, _ in asks])
+            noted = [
+                (book, *self.note(book, asked, arrived_s, min_version=min_version))
+                for book, asked, min_version in asks
+            ]
         for one in noted:
-            one[2].add_done_callback(functools.partial(self._if_cancelled, *one))
-        return futures
+            self.follow(*one)
+        return [future for _, _, future in noted]
 
-    def _check_asks(self, books: Sequence[Book]) -> None:
+    def note(
+        self,
+        book: Book,
+        asked: Asked,
+        arrived_s: float,
+        *,
+        min_version: int = 0,
+        as_of: Border | None = None,
+    ) -> tuple[int, AskFuture]:
+        """One question in the books, its name and its future; the caller holds the lock, and has
+        it followed afterwards."""
+        run, future = Run(self.ledger.new_key(), "ask", asked, arrived_s), AskFuture()
+        ask = Ask(run=run, future=future, min_version=min_version, as_of=as_of)
+        book.asks[run.key] = ask
+        book.residence.used_s = arrived_s
+        return run.key, future
+
+    def follow(self, book: Book, key: int, future: AskFuture) -> None:
+        """Takes a question off the books if its future is cancelled; without the lock."""
+        future.add_done_callback(functools.partial(self._if_cancelled, book, key, future))
+
+    def check_asks(self, books: Sequence[Book]) -> None:
+        """Refuses questions, one to each of these, that a session cannot take.
+
+        Raises:
+            QueueFull: a session has as many asks as it may.
+            ClosedError: a session is closed.
+        """
         for book, more in Counter(books).items():
             book.check_open()
-            if len(book.asks) + more > self.config.waiting_asks:
+            waiting = len(book.asks) + len(book.stand_ins)
+            if waiting + more > self.config.waiting_asks:
                 raise QueueFull(
-                    f"session {book.id!r} has {len(book.asks)} asks waiting; it may have "
+                    f"session {book.id!r} has {waiting} asks waiting; it may have "
                     f"{self.config.waiting_asks}; wait for some, or raise waiting_asks in "
                     "EngineConfig"
                 )
@@ -341,7 +370,7 @@ class Desk:
         asks = [ask.run for book in books for ask in book.asks.values()]
         oldest_s = [one for book in books if (one := book.queue.oldest_s) is not None]
         return Gauges(
-            sessions=len(books),
+            sessions=sum(book.stands_for is None for book in books),
             pending_entries=sum(book.queue.pending for book in books),
             pending_tokens=sum(book.queue.pending_tokens for book in books),
             asks_waiting=sum(not run.begun for run in asks),

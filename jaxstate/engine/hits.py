@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
-from jaxstate.engine.asking import Asker, Settings
+from jaxstate.engine.asking import ANY, Asker, Settings, Wanted
 from jaxstate.engine.books import Book
 from jaxstate.engine.desk import Desk
 from jaxstate.engine.flash import Registered
@@ -55,7 +55,7 @@ class FlashQuery:
 
 
 def flash_hit(
-    desk: Desk, book: Book, question: str, settings: Settings, least: int, started_s: float
+    desk: Desk, book: Book, question: str, settings: Settings, wanted: Wanted, started_s: float
 ) -> tuple[Answer | None, Asked | None]:
     """The answer of the flash query of that text, if it is fresh and just what is asked for.
 
@@ -64,7 +64,7 @@ def flash_hit(
         book: the session's.
         question: as it was asked.
         settings: likewise.
-        least: the version that the answer must have seen.
+        wanted: the version that the answer must have seen.
         started_s: when it was asked.
 
     Returns:
@@ -76,7 +76,9 @@ def flash_hit(
         if registered is None or book.closed:
             return None, None
         answer = registered.given
-        fresh = answer is not None and book.flash.is_fresh(registered) and answer.version >= least
+        fresh = (
+            answer is not None and book.flash.is_fresh(registered) and wanted.suits(answer.version)
+        )
         if (
             answer is not None
             and fresh
@@ -87,13 +89,15 @@ def flash_hit(
         return None, registered.asked if same else None
 
 
-def ready_hit(desk: Desk, book: Book, asked: Asked, least: int, started_s: float) -> Answer | None:
+def ready_hit(
+    desk: Desk, book: Book, asked: Asked, wanted: Wanted, started_s: float
+) -> Answer | None:
     """The best of the choices, read off what is kept for the warm question of that text."""
     if asked.choices is None or len(book.warm) == 0:
         return None
     with desk.lock:
         warm = None if book.closed else book.warm.fresh(asked)
-        if warm is None or warm.version < least:
+        if warm is None or not wanted.suits(warm.version):
             return None
         return _given(desk, warm.answer(asked), started_s)
 
@@ -103,21 +107,21 @@ def given_or_asked(
     book: Book,
     question: str,
     settings: Settings,
-    least: int,
+    wanted: Wanted,
     make: Callable[[], Asked],
 ) -> Answer | Asked:
     """The answer if it is there already, or the question as it is to be computed.
 
     Args:
-        desk, book, question, settings, least: as for `flash_hit`.
+        desk, book, question, settings, wanted: as for `flash_hit`.
         make: tokenises the question, if that is needed.
     """
     started_s = desk.clock()
-    given, registered = flash_hit(desk, book, question, settings, least, started_s)
+    given, registered = flash_hit(desk, book, question, settings, wanted, started_s)
     if given is not None:
         return given
     asked = registered or make()
-    return ready_hit(desk, book, asked, least, started_s) or asked
+    return ready_hit(desk, book, asked, wanted, started_s) or asked
 
 
 def submit(
@@ -126,7 +130,7 @@ def submit(
     """One question to many sessions, tokenised once and noted at once."""
     started_s = desk.clock()
     make = functools.cache(lambda: asker.ask(question, settings))
-    found = [given_or_asked(desk, book, question, settings, 0, make) for book in books]
+    found = [given_or_asked(desk, book, question, settings, ANY, make) for book in books]
     pairs = zip(books, found, strict=True)
     asks = [(book, one, 0) for book, one in pairs if isinstance(one, Asked)]
     computed = iter(desk.ask(asks, started_s))

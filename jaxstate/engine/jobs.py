@@ -28,6 +28,7 @@ class Job(Generic[T]):
         border: it waits until this session is on the device, at a version's border: no entry half
             read.
         creates: whether it makes `session`, which is closed if it fails.
+        midway: an entry may be half read: it is about a version before that.
     """
 
     act: Callable[[], T]
@@ -36,6 +37,7 @@ class Job(Generic[T]):
     session: Book
     border: Book | None = None
     creates: bool = False
+    midway: bool = False
 
     @property
     def may_run(self) -> bool:
@@ -44,8 +46,8 @@ class Job(Generic[T]):
         if border is None:
             return True
         residence = border.residence
-        there = residence.on_device and not residence.missing and not border.landing
-        return there and border.version >= 0 and not border.queue.partly_read
+        there = residence.on_device and not residence.missing and border.version >= 0
+        return there and (self.midway or not (border.landing or border.queue.partly_read))
 
     @property
     def ended(self) -> bool:

@@ -6,15 +6,18 @@ know: devices, threads, text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 
 from jaxstate.cells.prefixes import Link, PrefixCache
 from jaxstate.cells.tables import TableBook
-from jaxstate.engine.books import Book, TailBlocks
+from jaxstate.engine.books import Ask, Book, TailBlocks
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.executor import Executor
 from jaxstate.engine.moves import Now
+from jaxstate.engine.residence import Residence
 from jaxstate.engine.room import Room
 from jaxstate.engine.runs import Run
 from jaxstate.engine.swapping import Swapper
@@ -182,6 +185,25 @@ class Ledger:
         """Whether so many cells can still be looked at in a session of that length."""
         return length <= self._readable_until(seen_cells)
 
+    def holds(self, residence: Residence, cells: int) -> bool:
+        """Whether a session still has all that who sees so many of its cells needs, wherever they
+        are. Who sees more finds it as well."""
+        return cells >= residence.oldest_cells and self.readable(cells, residence.cells)
+
+    def oldest_held(self, residence: Residence) -> int:
+        """The fewest cells of which that is so; one more than it has if there are none."""
+        counts = range(residence.cells + 1)
+        return bisect_left(counts, True, key=lambda cells: self.holds(residence, cells))
+
+    def oldest_copied(self, readable_cells: int) -> int:
+        """`Residence.oldest_cells` of a copy that was made for who sees so many cells."""
+        turns = self._readable_until(0) < self.limits.session_cells
+        return readable_cells if turns else 0
+
+    def holds_up(self, book: Book, cells: int) -> bool:
+        """Whether a session could not read on while a question looks at so many of its cells."""
+        return self._readable_until(cells) <= book.residence.table.cells
+
     def _leaves_blocks(self) -> dict[str, int]:
         """Tail blocks that tenants with asks under way leave to the others, if there are any."""
         books = self.books.values()
@@ -216,7 +238,14 @@ class Ledger:
             ingest_served=book.ingest_served,
             growth_tokens=growth,
             asks_served=book.asks_served,
-            runs=tuple(self._run_views(book, blocked=rests or stuck)),
+            runs=tuple(
+                self._run_views(
+                    book,
+                    blocked=rests or stuck,
+                    past_blocked=residence.missing > 0 or leaves or stuck,
+                    reads=reads,
+                )
+            ),
             flash_due=len(due),
             warm_due=0 if rests else len(book.warm.due()),
             flash_rows=len(book.flash_runs),
@@ -236,34 +265,50 @@ class Ledger:
         ends = (self._readable_until(run.seen_cells) for run in book.holding())
         return min(ends, default=1 << 30) - book.residence.table.cells
 
-    def _run_views(self, book: Book, *, blocked: bool) -> Iterator[RunView]:
-        yield from self._waiting_views(book, blocked=blocked)
+    def _run_views(
+        self, book: Book, *, blocked: bool, past_blocked: bool, reads: bool
+    ) -> Iterator[RunView]:
+        waits = functools.partial(
+            self._waits, book, blocked=blocked, past_blocked=past_blocked, reads=reads
+        )
+        yield from self._waiting_views(book, waits)
         begun = (ask.run for ask in book.asks_begun.values())
         for run in (*begun, *(run for run, _ in book.flash_runs.values())):
             if run.wants_step:
-                yield self._run_view(book, run, blocked=False)
+                yield self._run_view(run, run.seen_cells, blocked=False)
 
-    def _waiting_views(self, book: Book, *, blocked: bool) -> Iterator[RunView]:
+    def _waits(
+        self, book: Book, ask: Ask, *, blocked: bool, past_blocked: bool, reads: bool
+    ) -> bool:
+        """Whether an ask cannot begin yet. Those about earlier versions may keep the session from
+        reading on; one after the other would do so for ever, so it reads in between."""
+        if ask.as_of is None:
+            return blocked or book.version < max(ask.min_version, 0)
+        turn = book.ingest_served < book.past_served
+        return past_blocked or (reads and turn and self.holds_up(book, ask.as_of.cells))
+
+    def _waiting_views(self, book: Book, waits: Callable[[Ask], bool]) -> Iterator[RunView]:
         """The oldest that could begin, no more than a step takes, and the oldest that could not."""
         ready, seen_blocked = 0, False
         for ask in book.asks.values():
             if ask.run.begun:
                 continue
-            waits = blocked or book.version < max(ask.min_version, 0)
-            if not (waits and seen_blocked):
-                yield self._run_view(book, ask.run, blocked=waits)
-            ready, seen_blocked = ready + (not waits), seen_blocked or waits
+            blocked = waits(ask)
+            if not (blocked and seen_blocked):
+                border = ask.as_of or book.border
+                yield self._run_view(ask.run, border.cells, blocked=blocked)
+            ready, seen_blocked = ready + (not blocked), seen_blocked or blocked
             if ready == self.limits.rows:
                 return
 
-    def _run_view(self, book: Book, run: Run, *, blocked: bool) -> RunView:
+    def _run_view(self, run: Run, seen_cells: int, *, blocked: bool) -> RunView:
         return RunView(
             key=run.key,
             work=run.work,
             stage=run.stage,
             arrived_s=run.arrived_s,
             served=run.served,
-            seen_cells=run.seen_cells if run.begun else book.seen_cells,
+            seen_cells=seen_cells,
             tokens=run.next_tokens(self.limits),
             blocks=len(run.blocks) if run.begun else run.asked.blocks(self.limits),
             blocked=blocked,

@@ -79,7 +79,9 @@ class Mover:
             if cells is not None:
                 desk.vault.put(book.key, cells)
                 residence.place, residence.failures = "host", 0
+                residence.oldest_cells = desk.ledger.oldest_copied(readable_cells)
                 desk.recorder.moved(cells.bytes, took_s)
+            desk.outcomes.drop_unreadable(book)
             desk.recorder.count("sessions_suspended")
             self._tell(book, took_s)
 
@@ -91,7 +93,9 @@ class Mover:
             cells = self._kept(book)
             if book.closed or (cells is None and residence.place != "log"):
                 return
-            if cells is not None:
+            if cells is None:
+                residence.oldest_cells = 0
+            else:
                 desk.ledger.tables.grow(residence.table, cells.cells)
             desk.ledger.room.arrive(book, desk.ledger.steps)
             seen, began_s = residence.seen(book.key, residence.table.cells), desk.clock()

@@ -21,6 +21,7 @@ from jaxstate.engine.metrics import MetricsRecorder
 from jaxstate.engine.runs import Run
 from jaxstate.engine.subscription import Subscription
 from jaxstate.engine.values import Answer, DataUpdated, Event, FlashReady
+from jaxstate.engine.versions import unavailable
 from jaxstate.errors import ClosedError, JaxstateError, StepFailed
 
 T = TypeVar("T")
@@ -209,8 +210,13 @@ class Outcomes:
         self._ledger.fresh_waiters = [
             (one, future) for one, future in self._ledger.fresh_waiters if one is not book
         ]
+        for stand_in in tuple(book.stand_ins):
+            self.close(stand_in, reason, error)
+        if book.stands_for is not None:
+            book.stands_for.stand_ins.remove(book)
+        else:
+            self._ledger.by_id.pop(book.id, None)
         self._ledger.books.pop(book.key, None)
-        self._ledger.by_id.pop(book.id, None)
         self._ledger.stop_computing(book)
         self._ledger.room.forget(book)
         self._forget(book)
@@ -238,10 +244,22 @@ class Outcomes:
         waiters.clear()
 
     def drop_unreadable(self, book: Book) -> None:
-        """Registered questions under way that would lose cells to what is read now begin again."""
+        """Registered questions under way that would lose cells to what is read now begin again;
+        asks about a version that has lost some, and that wait, fail."""
         for run, _ in tuple(book.flash_runs.values()):
             if not self._ledger.readable(run.seen_cells, book.residence.table.cells):
                 self._drop_flash(book, run)
+        for key, ask in tuple(book.asks.items()):
+            if not ask.run.begun:
+                self.fail_unheld(book, key)
+
+    def fail_unheld(self, book: Book, key: int) -> bool:
+        """Whether an ask is about a version that its session does not hold any more; it fails."""
+        border = book.asks[key].as_of
+        if border is None or self._ledger.holds(book.residence, border.cells):
+            return False
+        self.fail_ask(book, key, unavailable(self._ledger, book, border))
+        return True
 
     def _drop_all_flash(self, book: Book) -> None:
         for run, _ in tuple(book.flash_runs.values()):

@@ -34,6 +34,7 @@ from jaxstate.engine.launches import (
 )
 from jaxstate.engine.ledger import Ledger
 from jaxstate.engine.outcomes import Outcomes
+from jaxstate.engine.residence import Border
 from jaxstate.engine.runs import Asked, Run
 from jaxstate.engine.together import Want, go_together
 from jaxstate.engine.views import Begin, GoOn, Ingest, Step, Work
@@ -153,10 +154,12 @@ class Reader:
         return Want(kind, book.key, len(asked) - 1, tokens, question.blocks(self._limits))
 
     def _reaching(self, book: Book, key: int) -> Run | None:
-        """An ask that may begin; it fails if it would go too far."""
-        run = book.asks[key].run
+        """An ask that may begin; it fails if it would go too far, or what it is about is gone."""
+        if self._outcomes.fail_unheld(book, key):
+            return None
+        run, border = book.asks[key].run, book.asks[key].as_of or book.border
         try:
-            run.asked.check_reach(book.seen_cells, self._limits)
+            run.asked.check_reach(border.cells, self._limits)
         except CapacityExceeded as error:
             self._outcomes.fail_ask(book, key, error)
             return None
@@ -183,8 +186,9 @@ class Reader:
     def _begin(self, batch: _Batch, book: Book, one: Registered | Run, now_s: float) -> None:
         run = one if isinstance(one, Run) else self._flash_run(book, one)
         blocks = self._ledger.blocks.take(run.asked.blocks(self._limits))
-        seen = book.residence.seen(book.key, book.seen_cells)
-        run.begin(book.version, seen, blocks, self._tokenizer)
+        border = self._border(book, one)
+        seen = book.residence.seen(book.key, border.cells)
+        run.begin(border.version, seen, blocks, self._tokenizer)
         run.served = self._ledger.steps
         if isinstance(one, Run):
             book.asks_begun[run.key] = book.asks[run.key]
@@ -196,6 +200,13 @@ class Reader:
             batch.runs.append((book, run))
             batch.rows.append(row)
             self._ledger.charge(book, len(row.tokens), seen.cells)
+
+    def _border(self, book: Book, one: Registered | Run) -> Border:
+        """What a question looks at: the newest version, or the one that it is about."""
+        as_of = book.asks[one.key].as_of if isinstance(one, Run) else None
+        if as_of is not None and self._ledger.holds_up(book, as_of.cells):
+            book.past_served = self._ledger.steps
+        return as_of or book.border
 
     def _flash_run(self, book: Book, one: Registered) -> Run:
         since_s = max(book.committed_s, one.registered_s)

@@ -8,7 +8,7 @@ be computed again. Does not know: other sessions, devices, text.
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -33,6 +33,19 @@ def checked_residency(value: object) -> bool:
     if value not in ("evictable", "pinned"):
         raise InvalidInput(f'residency={value!r} is neither "evictable" nor "pinned"')
     return value == "pinned"
+
+
+@dataclass(frozen=True, slots=True)
+class Border:
+    """Where a version ends.
+
+    Attributes:
+        version: it saw the opening and entries 1 .. `version`, nothing else.
+        cells: how many those are.
+    """
+
+    version: int
+    cells: int
 
 
 class TokenLog:
@@ -88,6 +101,11 @@ class TokenLog:
         known = bisect_right(self._entries, version)
         return self._ends[known - 1] if known else None
 
+    def first_version(self, cells: int) -> int | None:
+        """The first version that saw at least so many tokens; None if the log has none."""
+        known = bisect_left(self._ends, cells)
+        return self._entries[known] if known < len(self._entries) else None
+
     def ends(self, start: int, end: int) -> list[tuple[int, int]]:
         """Entries that end beyond token `start`, up to token `end`, as `append` takes them."""
         first, last = bisect_right(self._ends, start), bisect_right(self._ends, end)
@@ -133,6 +151,8 @@ class Residence:
         failures: steps and moves that failed for it, in a row.
         landed_cells: the most that were ever there: beyond them tokens are read for the first time.
         there_cells: that are there now, those of steps under way not counted.
+        oldest_cells: who sees fewer of its cells does not find all of them, however short it is: a
+            ring had turned before these cells were copied, or shared with it.
     """
 
     table: CellTable
@@ -156,6 +176,7 @@ class Residence:
     failures: int = 0
     landed_cells: int = 0
     there_cells: int = 0
+    oldest_cells: int = 0
 
     @property
     def on_device(self) -> bool:

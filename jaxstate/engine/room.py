@@ -212,7 +212,7 @@ class Room:
         residence = book.residence
         self._tables.drop(residence.table)
         self._on_device -= 1
-        residence.place = "log"
+        residence.place, residence.oldest_cells = "log", 0
         residence.granted_blocks = 0
         if residence.leaving:
             residence.reserve_blocks = 0

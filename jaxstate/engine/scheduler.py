@@ -236,6 +236,8 @@ def _ask_candidates(
     if blocked and session.ingest_entries:
         yield from _ingest_candidates(session, view, work="ask", since_s=blocked[0].arrived_s)
     ready = [run for run in waiting if not run.blocked]
+    # What begins in one step looks at one version; the oldest says which.
+    ready = [run for run in ready if run.seen_cells == ready[0].seen_cells]
     if may_begin and (begun := _fitting(ready, session.leaves_blocks, view)):
         evict = sum(run.blocks for run in begun) > view.free_blocks
         keys = tuple(run.key for run in begun)

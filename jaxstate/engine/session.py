@@ -6,19 +6,19 @@ that say that they wait. Safe to use from any thread. Does not know: devices, th
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 
 from jaxstate.engine import registry
-from jaxstate.engine.asking import Asker, checked_settings, sampling_of
+from jaxstate.engine.asking import Asker, Settings, Wanted, checked_wanted, settings_of
 from jaxstate.engine.books import Book
 from jaxstate.engine.conditions import Condition
 from jaxstate.engine.desk import Desk
 from jaxstate.engine.going import resume, suspend
-from jaxstate.engine.hits import FlashQuery, given_or_asked
+from jaxstate.engine.hits import FlashQuery
 from jaxstate.engine.lifecycle import Lifecycle
+from jaxstate.engine.past import given_or_submitted
 from jaxstate.engine.pushing import NewEntries, new_entries, push
 from jaxstate.engine.receipts import Pushed, origin_of
 from jaxstate.engine.registering import OnFire, new_registered
@@ -26,7 +26,7 @@ from jaxstate.engine.subscription import FlashMode, Subscription, checked_timeou
 from jaxstate.engine.values import Answer, Event, Receipt, SessionInfo
 from jaxstate.engine.waiting import AskFuture, countdown
 from jaxstate.errors import InvalidInput
-from jaxstate.records import Durability, Sampling, checked_int
+from jaxstate.records import Durability, checked_int
 
 
 class Session:
@@ -161,13 +161,15 @@ class Session:
         max_tokens: int | None = None,
         choices: Sequence[str] | None = None,
         min_version: int | None = None,
+        as_of: int | None = None,
+        rebuild_tokens: int = 0,
         stop: Sequence[str] | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
         timeout: float | None = None,
     ) -> Answer:
-        """Answers a question at the newest committed version; waits for the answer.
+        """Answers a question at the newest committed version, or an earlier one; waits for it.
 
         The text of a flash query is answered from there if that is fresh and computing would give
         the same; what is left at None is then what the flash query has. A warm question with
@@ -178,20 +180,26 @@ class Session:
             max_tokens: of the answer; None for 16.
             choices: score these and answer with the best.
             min_version: wait until the session has that version.
+            as_of: a version that the session has: the opening and entries 1 .. `as_of`, nothing
+                else. None for the newest.
+            rebuild_tokens: where the cells of `as_of` are gone, compute as many again at most.
             stop: strings that end the answer, instead of the template's own.
             temperature, top_p, seed: as in `Sampling`.
             timeout: seconds at most; None for ever.
 
         Raises:
-            InvalidInput, PromptTooLong: the question cannot be asked.
+            InvalidInput, PromptTooLong: the question cannot be asked, or the version not be had.
+            VersionUnavailable: its cells are gone, and computing them takes more tokens.
+            BudgetExceeded: there is no room to compute them.
             CapacityExceeded: it would reach past the positions that the model was made for.
             TimedOut: it took longer; the question is taken off the device.
             StepFailed: the device failed.
             ClosedError: the session or the engine was closed.
         """
         checked_timeout(timeout)
-        sampling = sampling_of(temperature, top_p, seed)
-        outcome = self._asked(question, max_tokens, choices, min_version, stop, sampling)
+        settings = settings_of(max_tokens, choices, stop, temperature, top_p, seed)
+        wanted = checked_wanted(min_version, as_of, rebuild_tokens)
+        outcome = self._asked(question, settings, wanted)
         if isinstance(outcome, Answer):
             return outcome
         return self._desk.outcome(outcome, timeout, "the question was not answered")
@@ -203,36 +211,23 @@ class Session:
         max_tokens: int | None = None,
         choices: Sequence[str] | None = None,
         min_version: int | None = None,
+        as_of: int | None = None,
+        rebuild_tokens: int = 0,
         stop: Sequence[str] | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
     ) -> AskFuture:
         """Like `ask`, but returns a future at once; cancelling it ends the question."""
-        sampling = sampling_of(temperature, top_p, seed)
-        outcome = self._asked(question, max_tokens, choices, min_version, stop, sampling)
+        settings = settings_of(max_tokens, choices, stop, temperature, top_p, seed)
+        wanted = checked_wanted(min_version, as_of, rebuild_tokens)
+        outcome = self._asked(question, settings, wanted)
         return AskFuture.of(outcome) if isinstance(outcome, Answer) else outcome
 
-    def _asked(
-        self,
-        question: str,
-        max_tokens: int | None,
-        choices: Sequence[str] | None,
-        min_version: int | None,
-        stop: Sequence[str] | None,
-        sampling: Sampling,
-    ) -> Answer | AskFuture:
+    def _asked(self, question: str, settings: Settings, wanted: Wanted) -> Answer | AskFuture:
         """The answer if it is there already, or its future."""
-        started_s = self._desk.clock()
-        settings = checked_settings(
-            max_tokens=max_tokens, choices=choices, stop=stop, sampling=sampling
-        )
-        least = 0 if min_version is None else checked_int("min_version", min_version)
-        make = functools.partial(self._asker.ask, question, settings)
-        found = given_or_asked(self._desk, self._book, question, settings, least, make)
-        if isinstance(found, Answer):
-            return found
-        return self._desk.ask([(self._book, found, least)], started_s)[0]
+        desk, book = self._desk, self._book
+        return given_or_submitted(desk, self._lives, self._asker, book, question, settings, wanted)
 
     def flash(
         self,
@@ -339,17 +334,26 @@ class Session:
         """Facts about this session at this moment."""
         return self._desk.info(self._book)
 
-    def fork(self, id: str | None = None) -> Session:
+    def fork(
+        self, id: str | None = None, *, version: int | None = None, rebuild_tokens: int = 0
+    ) -> Session:
         """A session that has read what this one has, and from then on goes its own way; waits for
         the end of an entry that is half read. The two share their cells, and a copy is made of what
         one of them goes on to write. Flash queries and what waits in the queue stay here.
 
+        Args:
+            id: its name; None for one of our own.
+            version: an earlier one that it is to have read, and goes on from; None for the newest.
+            rebuild_tokens: where the cells of `version` are gone, compute as many again at most.
+
         Raises:
+            InvalidInput: this session has no such version, or the id is in use or malformed.
+            VersionUnavailable: its cells are gone, and computing them takes more tokens.
             BudgetExceeded: there are no cells for one more session.
             ClosedError: this session or the engine is closed.
         """
         self._desk.check_may_wait()
-        book, future = self._lives.fork(self._book, id)
+        book, future = self._lives.fork(self._book, id, version, rebuild_tokens)
         self._desk.outcome(future, None, "the session was not forked")
         self._desk.settled(book.noted)
         return Session(self._desk, self._lives, self._asker, book, self._export)

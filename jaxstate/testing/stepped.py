@@ -75,13 +75,20 @@ class SteppedEngine(SessionHost):
                 return done
         raise AssertionError(f"the engine is still busy after {turns} turns")
 
-    def fork(self, session: Session, turn: Callable[[], bool]) -> Session:
+    def fork(
+        self,
+        session: Session,
+        turn: Callable[[], bool],
+        *,
+        version: int | None = None,
+        rebuild_tokens: int = 0,
+    ) -> Session:
         """`Session.fork`, for which `turn` is called until it is there.
 
         Raises:
             AssertionError: nothing is left to do, and it is not there.
         """
-        book, future = self._lives.fork(session.book, None)
+        book, future = self._lives.fork(session.book, None, version, rebuild_tokens)
         while not future.done():
             assert turn() or future.done(), "the fork never came to be"
         future.result()

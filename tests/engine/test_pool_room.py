@@ -173,7 +173,7 @@ class Pool:
         residence.log = source.log.copy()
         self.room.admit(book, 0, len(residence.log))
         self.books[book.key] = book
-        if self.room.has_room(self.tables.fork_blocks(source.table)):
+        if self.room.has_room(self.tables.fork_blocks(source.table.cells)):
             residence.table = self.tables.fork(source.table)
             self.room.arrive(book, self.step)
             self.room.update(parent)
