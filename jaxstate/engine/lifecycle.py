@@ -258,6 +258,7 @@ class Lifecycle:
             shares = may_be_shared(ledger, parent, border)
             if not shares:  # more was read since it was asked for
                 check_rebuild(ledger, parent, border, rebuild_tokens, forks=True)
+                book.residence.coming = True
             self._has_read(book, parent, border)
             if shares and self._share(book, parent):
                 ledger.room.update(parent)
@@ -316,10 +317,9 @@ class Lifecycle:
         """A fork that is computed from the other's token log, as soon as there is room."""
         tenant = parent.residence.tenant
         book = self._new_book(session_id, parent.queue.policy, tenant, pinned=False)
+        book.residence.coming = True
         self._read_again(book, parent, border)
         self._note_fork(book, parent)
-        book.residence.coming = True
-        self._desk.ledger.room.update(book)
         return book
 
     def _read_again(self, book: Book, parent: Book, border: Border) -> None:

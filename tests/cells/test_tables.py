@@ -120,7 +120,7 @@ class World:
         self.suspended: list[Session] = []
         self.fresh = itertools.count(1000)
         self.free = [set(range(count)) for count in layout.group_blocks]
-        self.adopted_cells = self.copied_blocks = self.reclaimed = 0
+        self.adopted_cells = self.copied_blocks = self.reclaimed = self.cut_forks = 0
 
     # --- what a caller may do ---------------------------------------------------------------
 
@@ -192,6 +192,27 @@ class World:
             floor=parent.floor,
         )
         self.sessions.append(twin)
+
+    def fork_back(self, parent: Session, back: int) -> Session | None:
+        """At an earlier length, if that can still be read; what it shares stays the parent's."""
+        cells = max(0, parent.table.cells - back)
+        oldest = next(v for v in range(self.layout.cells + 1) if parent.longest <= self._until(v))
+        floor = max(parent.floor, oldest)
+        if cells < floor:
+            return None
+        before = [entries.copy() for entries in parent.table.blocks]
+        table = self.tables.fork(parent.table, cells)
+        for own, old, group in zip(table.blocks, before, self.layout.groups, strict=True):
+            held = {*own.tolist()} - {NO_BLOCK}
+            assert held <= {*old.tolist()}, "it has blocks that its parent has not"
+            most = group.held_blocks(cells, self.layout.block_cells)
+            assert len(held) <= most or cells == parent.table.cells, "it has blocks behind its end"
+        for entries, old in zip(parent.table.blocks, before, strict=True):
+            assert (entries == old).all(), "its parent's table has changed"
+        twin = Session(parent.tenant, table, parent.tokens[:cells], longest=cells, floor=floor)
+        self.sessions.append(twin)
+        self.cut_forks += cells < parent.table.cells
+        return twin
 
     def close(self, session: Session) -> None:
         self.tables.drop(session.table)
@@ -507,6 +528,60 @@ def test_the_check_finds_tables_that_are_wrong() -> None:
         book.check([table], [kept])
 
 
+# --- forks at an earlier length ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cells", [0, 1, 3, 4, 5, 7, 8, 9])
+def test_a_fork_at_an_earlier_length_has_the_blocks_of_that_length(cells: int) -> None:
+    """Of 9 cells in blocks of 4; whoever writes into a block that is half full copies it."""
+    book = book_of(GLOBAL, 4)
+    table = book.new()
+    book.grow(table, 9)
+    twin = book.fork(table, cells)
+    whole = blocks_of(table)
+    assert twin.cells == cells and blocks_of(twin) == whole[: -(-cells // 4)]
+    book.check([table, twin], [])
+    copies = book.grow(twin, cells + 1)
+    half = [whole[cells // 4]] if cells % 4 else []
+    assert [one.source for one in copies] == half
+    assert not {*blocks_of(twin)[cells // 4 :]} & {*whole}, "it writes into its parent's blocks"
+    assert blocks_of(table) == whole
+    book.check([table, twin], [])
+    book.drop(table)
+    book.check([twin], [])
+    assert book.primary.held == len(blocks_of(twin)), "a block behind its end was kept"
+
+
+def test_a_parent_does_not_copy_what_a_shorter_fork_does_not_share() -> None:
+    book = book_of(GLOBAL, 4)
+    table = book.new()
+    book.grow(table, 9)
+    twin = book.fork(table, 6)
+    assert not book.copies_first(table) and book.copies_first(twin)
+    assert book.grow(table, 10) == []
+    other = book.fork(table, 9)
+    assert book.copies_first(table) and book.copies_first(other)
+
+
+def test_a_fork_of_a_ring_that_has_turned_shares_what_is_before_its_end() -> None:
+    """Windows of 7 and 5 cells of slack: a ring of 4 blocks of 4, which 22 cells fill with the
+    blocks 2 to 5; of the first 17 it has 2 to 4, and the place of block 5 is free."""
+    book = book_of(RING, 4)
+    table = book.new()
+    book.grow(table, 22)
+    assert len(table.blocks[0]) == 4
+    twin = book.fork(table, 17)
+    assert twin.blocks[0].tolist() == [table.blocks[0][0], NO_BLOCK, *table.blocks[0][2:]]
+    book.check([table, twin], [])
+    book.grow(twin, 22)
+    shared = [own == old for own, old in zip(*(t.blocks[0].tolist() for t in (twin, table)))]  # noqa: B905
+    assert shared == [False, False, True, True]
+    book.check([table, twin], [])
+    book.drop(table)
+    book.drop(twin)
+    assert book.primary.free == book.primary.count
+
+
 # --- any order of everything ------------------------------------------------------------------
 
 
@@ -558,6 +633,11 @@ class TablesMachine(RuleBasedStateMachine):
     @rule(number=some_session)
     def fork(self, number: int) -> None:
         self.world.fork(self.one(number))
+
+    @precondition(lambda self: self.any() and self.room())
+    @rule(number=some_session, back=st.integers(0, 41))
+    def fork_back(self, number: int, back: int) -> None:
+        self.world.fork_back(self.one(number), back)
 
     @precondition(any)
     @rule(number=some_session)
@@ -639,7 +719,8 @@ def test_a_hundred_thousand_operations_lose_no_block(
             rng.choice([world.resume_copied, world.resume_rebuilt])(resumed)
         elif do < 0.13 and room:
             forks += 1
-            world.fork(one)
+            if rng.random() < 0.5 or world.fork_back(one, rng.randint(0, 12)) is None:
+                world.fork(one)
         elif 0.13 <= do < 0.18:
             leaves = len(suspended) < SESSIONS and rng.random() < 0.3
             world.suspend(one) if leaves else world.close(one)
@@ -665,6 +746,7 @@ def test_a_hundred_thousand_operations_lose_no_block(
                 world.check_cells(session)
     # Else the test would show little.
     assert min(full, forks, world.reclaimed) > operations / 100
+    assert world.cut_forks > operations / 400
     assert world.adopted_cells > operations / 25
     assert (world.copied_blocks > operations / 400) == (block_cells > 1)
     all_closed(world)
