@@ -420,7 +420,7 @@ def test_a_version_that_is_overwritten_before_the_ask_begins_fails_it() -> None:
             break
     assert not busy.done()
     message = refused(future)
-    assert "no longer holds version 2 (8 cells)" in message and "versions 3 to 4" in message
+    assert "no longer holds version 2 (8 cells)" in message and "versions 3 to 3" in message
     rig.engine.run()
     assert said(newest) == "16:3 v4" and busy.done()
     assert rig.engine.metrics().counts.asks_failed == 1
