@@ -6,12 +6,16 @@ the engine makes of it.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.hits import FlashQuery
 from jaxstate.engine.runs import Asked
+from jaxstate.engine.scheduler import Policy
 from jaxstate.engine.session import Session
+from jaxstate.engine.tenants import Tenant
 from jaxstate.engine.values import Span
 from jaxstate.engine.waiting import AskFuture
 
@@ -45,6 +49,11 @@ class Life:
                 tokens += self.entries[number]
         return tokens
 
+    def some_version(self, chance: random.Random) -> int | None:
+        """One that it has and knows what was read of; None before it has one."""
+        first, last = 0 if self.base is None else self.base[0], self.session.version
+        return chance.randint(first, last) if last >= first else None
+
     def drop(self, spans: Sequence[Span]) -> None:
         """Notes entries that will never be read."""
         for span in spans:
@@ -53,12 +62,18 @@ class Life:
 
 @dataclass(eq=False)
 class Waiting:
-    """An ask under way."""
+    """An ask under way.
+
+    Attributes:
+        least_version: its answer saw this version, or a later one.
+        as_of: its answer saw this version and no other.
+    """
 
     life: Life
     future: AskFuture
     asked: Asked
     least_version: int
+    as_of: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,3 +89,21 @@ class Tally:
     operations: dict[str, int]
     sources: dict[str, int]
     turns: int
+
+
+def some_config(chance: random.Random) -> EngineConfig:
+    """Bounds and shares of an engine."""
+    patience = chance.choice((1, 2, 8))
+    policy = Policy(
+        ingest_patience=patience,
+        flash_patience=2 * patience,
+        warm_patience=3 * patience,
+        room_patience=4 * patience,
+    )
+    return EngineConfig(
+        queue_entries=chance.choice((3, 8)),
+        scheduling=policy,
+        resume=chance.choice(("copy", "copy", "rebuild", "auto")),
+        idle_s=chance.choice((None, None, 3.0)),
+        tenants={"b": Tenant(weight=2.0, quota_cells=chance.choice((None, 120)))},
+    )

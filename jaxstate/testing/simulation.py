@@ -25,21 +25,20 @@ from concurrent.futures import Future
 
 from jaxstate.engine.asking import Asker, Settings
 from jaxstate.engine.conditions import Changed, ConfidenceAbove
-from jaxstate.engine.config import EngineConfig
+from jaxstate.engine.ingest import Coalesce, QueuePolicy
 from jaxstate.engine.policies import Coalesce, QueuePolicy
 from jaxstate.engine.runs import Asked
-from jaxstate.engine.scheduler import Policy
-from jaxstate.engine.tenants import Tenant
 from jaxstate.engine.values import Answer
 from jaxstate.errors import (
     BudgetExceeded,
     CapacityExceeded,
     ClosedError,
     QueueFull,
+    VersionUnavailable,
 )
 from jaxstate.model.bundle import Model
 from jaxstate.testing.clock import FakeClock
-from jaxstate.testing.lives import Life, Tally, Waiting
+from jaxstate.testing.lives import Life, Tally, Waiting, some_config
 from jaxstate.testing.reference import Reference
 from jaxstate.testing.stepped import SteppedEngine
 from jaxstate.testing.watched import WatchedExecutor
@@ -95,7 +94,7 @@ class Simulation:
         self._engine = SteppedEngine(
             self._executor,
             self._clock,
-            config=self._config(),
+            config=some_config(self._random),
             template=TEMPLATE,
         )
         limits = self._executor.limits
@@ -125,22 +124,6 @@ class Simulation:
         self._engine.close()
         return Tally(self._counts, self._sources, self._turns)
 
-    def _config(self) -> EngineConfig:
-        patience = self._random.choice((1, 2, 8))
-        policy = Policy(
-            ingest_patience=patience,
-            flash_patience=2 * patience,
-            warm_patience=3 * patience,
-            room_patience=4 * patience,
-        )
-        return EngineConfig(
-            queue_entries=self._random.choice((3, 8)),
-            scheduling=policy,
-            resume=self._random.choice(("copy", "copy", "rebuild", "auto")),
-            idle_s=self._random.choice((None, None, 3.0)),
-            tenants={"b": Tenant(weight=2.0, quota_cells=self._random.choice((None, 120)))},
-        )
-
     def _act(self) -> None:
         acts: list[tuple[Callable[[], None], int]] = [
             (self._push, 10),
@@ -155,6 +138,8 @@ class Simulation:
             (self._suspend, 1),
             (self._resume, 1),
             (self._ask_many, 1),
+            (self._ask_past, 3),
+            (self._fork_past, 1),
             (self._pass_time, 2),
         ]
         (act,) = self._random.choices([one for one, _ in acts], [weight for _, weight in acts])
@@ -162,7 +147,7 @@ class Simulation:
         self._counts[name] = self._counts.get(name, 0) + 1
         try:
             act()
-        except (QueueFull, CapacityExceeded, BudgetExceeded) as refusal:
+        except (QueueFull, CapacityExceeded, BudgetExceeded, VersionUnavailable) as refusal:
             name = type(refusal).__name__
             self._counts[name] = self._counts.get(name, 0) + 1
 
@@ -294,6 +279,33 @@ class Simulation:
         life.base = (version, parent.read(version))
         self._lives.append(life)
 
+    def _ask_past(self) -> None:
+        """About an earlier version; what is registered or warm is left to `_ask`."""
+        life, question = self._some_life(), self._random.choice(QUESTIONS)
+        version = life.some_version(self._random)
+        known = {*life.warm, *(one.question for one in life.flashes.values())}
+        if version is None or question in known:
+            return
+        choices, rebuild = self._random.choice(CHOICES), self._random.choice((0, 0, 1000))
+        future = life.session.submit(
+            question, choices=choices, max_tokens=3, as_of=version, rebuild_tokens=rebuild
+        )
+        asked = self._asker.ask(question, Settings(max_tokens=3, choices=choices))
+        self._waiting.append(Waiting(life, future, asked, version, version))
+
+    def _fork_past(self) -> None:
+        parent = self._some_life()
+        version = parent.some_version(self._random)
+        if version is None:
+            return
+        rebuild = self._random.choice((0, 1000))
+        read = parent.read(version)
+        session = self._engine.fork(
+            parent.session, self._turn, version=version, rebuild_tokens=rebuild
+        )
+        assert session.version == version, "it is a fork at another version"
+        self._lives.append(Life(session=session, opening=parent.opening, base=(version, read)))
+
     def _suspend(self) -> None:
         session = self._some_life().session
         if not session.info().pinned:
@@ -335,11 +347,14 @@ class Simulation:
                 continue
             error = waiting.future.exception()
             if error is not None:
+                if waiting.as_of is not None and isinstance(error, VersionUnavailable):
+                    continue
                 assert isinstance(error, ClosedError), f"an ask failed: {error!r}"
                 assert waiting.life not in self._lives, "an ask of an open session was refused"
                 continue
             self._check_answer(waiting.life, waiting.future.result(), waiting.asked)
-            assert waiting.future.result().version >= waiting.least_version
+            version = waiting.future.result().version
+            assert version >= waiting.least_version and waiting.as_of in (None, version)
 
     def _check_flashes(self) -> None:
         for life in self._lives:
