@@ -127,7 +127,7 @@ class Simulation:
     def _act(self) -> None:
         acts: list[tuple[Callable[[], None], int]] = [
             (self._push, 10),
-            (self._ask, 8),
+            (self._ask, 12),
             (self._flash, 3),
             (self._unflash, 1),
             (self._warm, 2),
@@ -138,7 +138,7 @@ class Simulation:
             (self._suspend, 1),
             (self._resume, 1),
             (self._ask_many, 1),
-            (self._ask_past, 3),
+            (self._ask_past, 2),
             (self._fork_past, 1),
             (self._pass_time, 2),
         ]

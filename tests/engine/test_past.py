@@ -536,6 +536,19 @@ def test_a_ring_that_is_computed_again_holds_what_it_did() -> None:
     assert said(future) == "8:3 v2"
 
 
+def test_a_ring_whose_copy_was_lost_is_computed_and_holds_what_it_did() -> None:
+    rig, session = rung(ring_cells=6, config=EngineConfig(resume="copy"))
+    session.suspending()
+    rig.engine.run()
+    rig.desk.vault.drop(session.book.key)
+    session.resuming()
+    rig.engine.run()
+    future = session.submit("xyz", as_of=2)
+    rig.engine.run()
+    assert said(future) == "8:3 v2"
+    only(rig, session)
+
+
 def test_an_ask_fails_if_its_session_leaves_without_what_it_is_about() -> None:
     """It waits for tail blocks; its session is sent away and copied meanwhile."""
     limits = dataclasses.replace(AHEAD, tail_blocks=8)

@@ -52,7 +52,7 @@ def test_random_lives_keep_every_promise() -> None:
         sources.update(tally.sources)
     # The lives were full ones: every kind of thing happened, and every way of answering.
     wanted = {"push", "ask", "flash", "unflash", "warm", "cancel", "open", "close", "fork"}
-    wanted |= {"suspend", "resume", "ask_many"}
+    wanted |= {"suspend", "resume", "ask_many", "ask_past", "fork_past", "VersionUnavailable"}
     assert wanted <= set(operations), operations
     assert {"QueueFull", "CapacityExceeded", "BudgetExceeded"} <= set(operations), operations
     assert sources["computed"] > 10 * SEEDS // 2
