@@ -112,9 +112,9 @@ def _oldest_known(book: Book) -> int:
 def _oldest_held(ledger: Ledger, book: Book, *, forks: bool) -> str:
     """The versions that it holds, in words."""
     residence = book.residence
-    if forks and not residence.log.complete:
-        return f"version {book.version} alone"
     oldest = residence.log.first_version(ledger.oldest_held(residence) + forks)
+    if oldest == book.version or (forks and not residence.log.complete):
+        return f"version {book.version} alone"
     if oldest is None or oldest > book.version:
         return "none but its newest"
     return f"versions {oldest} to {book.version}"

@@ -420,7 +420,7 @@ def test_a_version_that_is_overwritten_before_the_ask_begins_fails_it() -> None:
             break
     assert not busy.done()
     message = refused(future)
-    assert "no longer holds version 2 (8 cells)" in message and "versions 3 to 3" in message
+    assert "no longer holds version 2 (8 cells)" in message and "version 3 alone" in message
     rig.engine.run()
     assert said(newest) == "16:3 v4" and busy.done()
     assert rig.engine.metrics().counts.asks_failed == 1
@@ -511,11 +511,11 @@ def test_a_copy_on_the_host_holds_what_the_newest_version_needs() -> None:
     waiting.cancel()
     session.suspending()
     rig.engine.run()
-    with pytest.raises(VersionUnavailable, match="versions 3 to 3"):
+    with pytest.raises(VersionUnavailable, match="version 3 alone"):
         session.submit("xyz", as_of=2)
     session.resuming()
     rig.engine.run()
-    with pytest.raises(VersionUnavailable, match="versions 3 to 3"):
+    with pytest.raises(VersionUnavailable, match="version 3 alone"):
         session.submit("xyz", as_of=2)
     newest = session.submit("xyz", as_of=3)
     session.push("y")
@@ -560,7 +560,7 @@ def test_an_ask_fails_if_its_session_leaves_without_what_it_is_about() -> None:
     session.suspending()
     for _ in range(3):
         rig.engine.turn()
-    assert not busy.done() and "versions 3 to 3" in refused(future)
+    assert not busy.done() and "version 3 alone" in refused(future)
     rig.engine.run()
     only(rig, session, other)
 
@@ -631,7 +631,7 @@ def test_a_fork_brings_its_parent_back_first() -> None:
 
 def test_a_fork_at_a_version_that_is_gone() -> None:
     rig, session = rung()
-    with pytest.raises(VersionUnavailable, match="can be forked at versions 3 to 3 now"):
+    with pytest.raises(VersionUnavailable, match="can be forked at version 3 alone now"):
         session.fork(version=1)
     with pytest.raises(VersionUnavailable, match="rebuild_tokens=8"):
         session.fork(version=2, rebuild_tokens=7)  # its last token sees one cell more
@@ -652,10 +652,10 @@ def test_a_shorter_fork_does_not_hold_what_its_parent_had_overwritten() -> None:
     child = rig.engine.fork(session, rig.engine.turn, version=2)
     rig.engine.run()
     assert rig.news() == ["copy", "extend s2 1"]
-    with pytest.raises(VersionUnavailable, match="versions 2 to 2"):
+    with pytest.raises(VersionUnavailable, match="version 2 alone"):
         child.submit("xyz", as_of=1)
     grandchild = rig.engine.fork(child, rig.engine.turn)
-    with pytest.raises(VersionUnavailable, match="versions 2 to 2"):
+    with pytest.raises(VersionUnavailable, match="version 2 alone"):
         grandchild.submit("xyz", as_of=1)
     asked = [one.submit("xyz", as_of=2) for one in (child, grandchild)]
     rig.engine.run()
