@@ -25,7 +25,6 @@ from concurrent.futures import Future
 
 from jaxstate.engine.asking import Asker, Settings
 from jaxstate.engine.conditions import Changed, ConfidenceAbove
-from jaxstate.engine.ingest import Coalesce, QueuePolicy
 from jaxstate.engine.policies import Coalesce, QueuePolicy
 from jaxstate.engine.runs import Asked
 from jaxstate.engine.values import Answer
