@@ -18,7 +18,8 @@ Everything that users need is here; `docs` in the repository describe what is be
 
 from jaxstate.cells.session import SessionState
 from jaxstate.config import LayerAttention, ModelConfig, Rope, StepConfig
-from jaxstate.engine.aio import AsyncEngine, AsyncSession
+from jaxstate.engine.aio import AsyncEngine
+from jaxstate.engine.aio_session import AsyncSession
 from jaxstate.engine.conditions import Changed, Condition, ConfidenceAbove, Crosses, Equals
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.engine import Engine

@@ -1,4 +1,4 @@
-"""How sessions come to be, move and multiply: open, restore, fork, save, suspend, resume.
+"""How sessions come to be and end: open, restore, come back from a journal, save, erase.
 
 Comes in: what callers want, from any thread. Goes out: books that are admitted, or one clear
 refusal and nothing changed; futures of what the loop's thread has to do. Does not know: text, how
@@ -7,37 +7,31 @@ steps are planned.
 
 from __future__ import annotations
 
-import itertools
 import os
-import re
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar, cast
 
 import numpy as np
 
-from jaxstate.engine.asking import checked_rebuild
-from jaxstate.engine.books import Book, SavedCells
+from jaxstate.engine.books import Book
 from jaxstate.engine.desk import Desk
 from jaxstate.engine.executor import Executor, HostCells, Saved, Tokens
+from jaxstate.engine.forking import Forks
 from jaxstate.engine.jobs import Job
-from jaxstate.engine.openings import Origins, opening_of
+from jaxstate.engine.openings import Origins
 from jaxstate.engine.policies import QueuePolicy, kept_name
-from jaxstate.engine.residence import Border, Residence, TokenLog
-from jaxstate.engine.versions import border_of, check_rebuild, may_be_shared, shared_cells
-from jaxstate.errors import BudgetExceeded, CapacityExceeded, InvalidInput, JournalError
-from jaxstate.persist.changes import Opening, opened
+from jaxstate.engine.residence import TokenLog
+from jaxstate.errors import CapacityExceeded, InvalidInput
+from jaxstate.persist.changes import Opening
 from jaxstate.persist.journal import Ticket
 from jaxstate.records import checked_int
 
-T = TypeVar("T")
-_NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]{1,128}")
 # The array of a saved session, beside its cells, that holds the tokens they were made of.
 TOKENS = "tokens"
 
 
-class Lifecycle:
+class Lifecycle(Forks):
     """Brings sessions into the books, and moves them.
 
     Args:
@@ -46,7 +40,7 @@ class Lifecycle:
     """
 
     def __init__(self, desk: Desk, executor: Executor) -> None:
-        self._desk = desk
+        super().__init__(desk)
         self._executor = executor
 
     def open(
@@ -186,152 +180,6 @@ class Lifecycle:
                 "restore it in an engine without a journal, or read its text again"
             )
 
-    def _note(self, book: Book, origins: Origins) -> Ticket | None:
-        """Tells the journal of a new session, which is closed if it cannot be kept."""
-        desk = self._desk
-        if desk.keeper.journal is None:
-            return None
-        book.log_key, error = desk.keeper.new_key(), JournalError("it could not be journaled")
-        book.receipts = desk.keeper.receipts(book.log_key)
-        return desk.keeper.note(
-            opened(opening_of(book, origins, desk)),
-            undo=lambda: desk.outcomes.close(book, str(error), error),
-        )
-
-    def fork(
-        self,
-        parent: Book,
-        session_id: str | None,
-        version: int | None = None,
-        rebuild_tokens: int = 0,
-    ) -> tuple[Book, Future[None]]:
-        """A session that has read what another has, and goes its own way.
-
-        Args:
-            parent: the other one's.
-            session_id: not in use; None for one of our own.
-            version: what it has read; None for all that the other has at that moment.
-            rebuild_tokens: that may be computed again, if the other does not hold that version.
-
-        Returns:
-            It, and when it can be used.
-
-        Raises:
-            InvalidInput: the other has no such version, or the id is in use or malformed.
-            VersionUnavailable: it does not hold that version, which takes more to compute.
-            BudgetExceeded: there are no cells to compute it.
-        """
-        may_compute = checked_rebuild(rebuild_tokens)
-        with self._desk.changing() as ledger:
-            parent.check_open()
-            border = None if version is None else border_of(parent, "version", version)
-            future: Future[None] = Future()
-            if border is not None and not may_be_shared(ledger, parent, border):
-                check_rebuild(ledger, parent, border, may_compute, forks=True)
-                book = self._computed(parent, border, session_id)
-                future.set_result(None)
-                return book, future
-            tenant = parent.residence.tenant
-            book = self._new_book(session_id, parent.queue.policy, tenant, pinned=False)
-            self.at_border(
-                Job(
-                    act=lambda: self._fork_now(parent, book, border, may_compute),
-                    booked=lambda _: None,
-                    future=future,
-                    session=book,
-                    border=parent,
-                    creates=True,
-                    midway=border is not None,
-                )
-            )
-            return book, future
-
-    def _fork_now(
-        self, parent: Book, book: Book, border: Border | None, rebuild_tokens: int
-    ) -> None:
-        """On the loop's thread: a table that shares its blocks, nothing for the device to do."""
-        ledger = self._desk.ledger
-        with self._desk.lock:
-            parent.check_open()
-            book.check_open()
-            border = border or parent.border
-            shares = may_be_shared(ledger, parent, border)
-            if not shares:  # more was read since it was asked for
-                check_rebuild(ledger, parent, border, rebuild_tokens, forks=True)
-                book.residence.coming = True
-            self._has_read(book, parent, border)
-            if shares and self._share(book, parent):
-                ledger.room.update(parent)
-            elif not book.residence.log.complete:
-                raise BudgetExceeded(
-                    f"session {parent.id!r} cannot be forked now: the pool is full, and its copy "
-                    "could not be computed later, since it was saved without its tokens"
-                )
-            self._note_fork(book, parent)
-            self._desk.outcomes.reached(book)
-
-    def _has_read(self, book: Book, parent: Book, border: Border) -> None:
-        """A new session is at a version of another's; its cells are to be computed yet."""
-        residence = book.residence
-        residence.log = parent.residence.log.copy(border.cells)
-        residence.landed_cells = border.cells
-        self._desk.ledger.room.admit(book, 0, border.cells)
-        book.number_from(border.version)
-        book.commit(border.version, border.cells, self._desk.clock())
-        book.opened = True
-
-    def _note_fork(self, book: Book, parent: Book) -> None:
-        """The pieces of its parent's snapshot are its own; the journal hears of it."""
-        book.saved = SavedCells(segments=parent.saved.until(book.seen_cells))
-        book.noted = self._note(book, Origins(version=book.version, parent=parent.log_key))
-
-    def _share(self, book: Book, parent: Book) -> bool:
-        """Lets it have the cells of the other's table, if there is room for one session more."""
-        ledger, residence, source = self._desk.ledger, book.residence, parent.residence
-        cells = shared_cells(parent, book.border)
-        blocks = ledger.room.blocks_of(book.seen_cells) - ledger.room.blocks_of(cells)
-        if not ledger.room.has_room(ledger.tables.fork_blocks(cells) + blocks):
-            return False
-        residence.table = ledger.tables.fork(source.table, cells)
-        ledger.room.arrive(book, ledger.steps)
-        residence.there_cells = cells
-        residence.oldest_cells = min(ledger.oldest_held(source), cells)
-        return True
-
-    def stand_in(self, parent: Book, border: Border) -> Book:
-        """A session that nobody sees, to be computed at a version of another; the caller holds the
-        lock, and closes it.
-
-        Raises:
-            BudgetExceeded: there are no cells for it.
-        """
-        book = self._add_book(
-            f"{parent.id}@{border.version}", parent.queue.policy, parent.residence.tenant
-        )
-        book.stands_for = parent
-        self._read_again(book, parent, border)
-        parent.stand_ins.append(book)
-        return book
-
-    def _computed(self, parent: Book, border: Border, session_id: str | None) -> Book:
-        """A fork that is computed from the other's token log, as soon as there is room."""
-        tenant = parent.residence.tenant
-        book = self._new_book(session_id, parent.queue.policy, tenant, pinned=False)
-        book.residence.coming = True
-        self._read_again(book, parent, border)
-        self._note_fork(book, parent)
-        return book
-
-    def _read_again(self, book: Book, parent: Book, border: Border) -> None:
-        """Into the budget, or out of the books again; what is kept of its opening it need not
-        read."""
-        book.residence.chain = parent.residence.chain
-        try:
-            self._has_read(book, parent, border)
-        except BudgetExceeded:
-            self._forget(book)
-            raise
-
     def capture(
         self, book: Book, notes: dict[str, str | int]
     ) -> Future[Callable[[str | os.PathLike[str]], None]]:
@@ -383,78 +231,6 @@ class Lifecycle:
         with self._desk.lock:
             self._desk.ledger.prefixes.publish(opening)
 
-    def _admit(self, book: Book, reserve_blocks: int, cells: int) -> None:
-        """Into the budget, or out of the books again."""
-        try:
-            self._desk.ledger.room.admit(book, reserve_blocks, cells)
-        except BudgetExceeded:
-            self._forget(book)
-            raise
-
-    def free_name(self, name: str) -> str:
-        """A name that a session may have.
-
-        Raises:
-            InvalidInput: it is malformed, or in use.
-        """
-        _check_name("id", name)
-        with self._desk.lock:
-            self._check_free(name)
-        return name
-
-    def _check_free(self, name: str) -> None:
-        ledger = self._desk.ledger
-        if name in ledger.by_id:
-            raise InvalidInput(
-                f"session {name!r} is open already: engine.session({name!r}), or choose another id"
-            )
-        if name in ledger.lost:
-            raise InvalidInput(
-                f"session {name!r} is in the journal, but could not be brought back: "
-                f"{ledger.lost[name]}. Choose another id, or remove it with engine.erase({name!r})"
-            )
-
-    def _forget(self, book: Book) -> None:
-        """It never was."""
-        self._desk.ledger.books.pop(book.key)
-        self._desk.ledger.by_id.pop(book.id, None)
-
-    def _new_book(
-        self, session_id: str | None, policy: QueuePolicy, tenant: str, *, pinned: bool
-    ) -> Book:
-        ledger = self._desk.ledger
-        name = self._free_id() if session_id is None else session_id
-        _check_name("id", name)
-        self._check_free(name)
-        _check_name("tenant", tenant)
-        book = ledger.by_id[name] = self._add_book(name, policy, tenant, pinned=pinned)
-        return book
-
-    def _add_book(
-        self, name: str, policy: QueuePolicy, tenant: str, *, pinned: bool = False
-    ) -> Book:
-        """Books of a session that has read nothing."""
-        ledger = self._desk.ledger
-        table, used_s = ledger.tables.new(), self._desk.clock()
-        residence = Residence(table=table, tenant=tenant, pinned=pinned, used_s=used_s)
-        book = Book(ledger.new_key(), name, policy, self._desk.config, residence)
-        ledger.books[book.key] = book
-        return book
-
-    def _free_id(self) -> str:
-        taken = {*self._desk.ledger.by_id, *self._desk.ledger.lost}
-        return next(name for n in itertools.count(1) if (name := f"s{n}") not in taken)
-
-    def at_border(self, job: Job[T]) -> None:
-        """A job that needs a session on the device, at the end of an entry; the caller holds the
-        lock."""
-        self._desk.jobs.append(cast("Job[object]", job))
-        assert job.border is not None
-        job.border.border_jobs += 1
-        job.border.residence.used_s = self._desk.clock()
-        job.border.residence.coming = not job.border.residence.on_device
-        self._desk.ledger.room.update(job.border)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CameBack:
@@ -505,10 +281,3 @@ def _checked_cells(opening: Tokens, reserve: int | None, session_cells: int) -> 
             "(session_cells=)"
         )
     return cells
-
-
-def _check_name(what: str, name: object) -> None:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise InvalidInput(
-            f"{what}={name!r} must be 1 to 128 of A-Z a-z 0-9 _ . - and not dots alone"
-        )

@@ -19,7 +19,7 @@ from jaxstate.config import StepConfig
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.executor import Chunk, Pending
 from jaxstate.engine.tenants import Tenant
-from jaxstate.errors import BudgetExceeded, ClosedError, TimedOut
+from jaxstate.errors import BudgetExceeded, ClosedError, SequenceGap, TimedOut
 from jaxstate.model.bundle import Model
 from jaxstate.testing import FakeClock, FakeExecutor, tiny_model
 from jaxstate.testing.simulation import TEMPLATE
@@ -276,3 +276,38 @@ def test_a_push_waits_for_room_without_blocking_the_event_loop() -> None:
             assert await session.wait(4) == 4
 
     run(push())
+
+
+def test_a_journal_in_asyncio(tmp_path: Path) -> None:
+    """What was pushed is there again; a session goes through a file, and is erased."""
+
+    async def first() -> None:
+        async with journaled(tmp_path) as engine:
+            session = engine.open("feed")
+            receipt = await session.push(["a", "b"], client="c", client_seq=1, durability="fsync")
+            assert await session.push(["a", "b"], client="c", client_seq=1) == receipt
+            assert receipt.durable == "fsync" and session.client_seq("c") == 1
+            await session.wait()
+            await session.export(tmp_path / "file")
+            with pytest.raises(SequenceGap):
+                await session.push("d", client="c", client_seq=3, strict=True)
+
+    async def second() -> None:
+        async with journaled(tmp_path) as engine:
+            assert [one.id for one in engine.recovery.sessions] == ["feed"]
+            assert engine.session("feed").client_seq("c") == 1
+            copy = await engine.import_session(tmp_path / "file", "copy")
+            assert await copy.wait() == 2
+            await copy.erase()
+            engine.session("feed").close()
+            assert await engine.erase("feed") == 1
+            assert engine.sessions() == []
+
+    run(first())
+    run(second())
+
+
+def journaled(path: Path) -> jaxstate.AsyncEngine:
+    made = jaxstate.AsyncEngine(model())
+    made._make = lambda: faked(journal=path / "j")
+    return made

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import jaxstate
-from jaxstate.engine.aio import AsyncSession
+from jaxstate.engine.aio_session import AsyncSession
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.executor import HostCells
 from jaxstate.engine.session import Session
