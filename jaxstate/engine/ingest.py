@@ -53,6 +53,9 @@ class IngestQueue:
         # Entries that may not be read yet, with their tokens: all behind `_released`.
         self._held: dict[int, int] = {}
         self._released = self._last
+        # Entries that a held push displaced, and its last number: they may come back, so nothing
+        # behind them is read.
+        self._unsettled: dict[int, int] = {}
 
     @property
     def pending(self) -> int:
@@ -175,6 +178,8 @@ class IngestQueue:
             raise QueueFull(self._full_message(len(new)))
         assert hold or not self._held, "it would be read before what was pushed before it"
         self._swap(new, displaced, hold=hold)
+        if hold:
+            self._unsettled.update((one.sequence, self._last) for one in displaced)
         dropped = spans_of([entry.sequence for entry in displaced])
         return Offer(
             first=new[0].sequence, last=self._last, dropped=dropped, displaced=tuple(displaced)
@@ -187,6 +192,10 @@ class IngestQueue:
             if number > self._released:
                 break
             del self._held[number]
+        if self._unsettled:
+            self._unsettled = {
+                number: last for number, last in self._unsettled.items() if last > self._released
+            }
 
     def retract(self, offer: Offer) -> None:
         """Takes back the last push, which is still held, as if it had never come."""
@@ -202,6 +211,9 @@ class IngestQueue:
         self._last, self._dropped = offer.first - 1, self._dropped - len(offer.displaced)
         self._held = {
             one.sequence: len(one.tokens) for one in waiting if one.sequence > self._released
+        }
+        self._unsettled = {
+            number: last for number, last in self._unsettled.items() if last < offer.last
         }
 
     def bring_back(
@@ -276,7 +288,11 @@ class IngestQueue:
         if self._reading is not None:
             return self._reading
         front = next(iter(self._waiting.values()), None)
-        return None if front is None or front.sequence in self._held else front
+        if front is None or front.sequence in self._held:
+            return None
+        if self._unsettled and front.sequence > min(self._unsettled):
+            return None
+        return front
 
     def _advance(self, tokens: int) -> None:
         self._read_tokens += tokens

@@ -297,6 +297,8 @@ class QueueMachine(RuleBasedStateMachine):
         self.token = 0
         self.completed: list[int] = []
         self.dropped: list[int] = []
+        # Pushes that are held, with what they displaced, oldest first.
+        self.held: list[tuple[Offer, list[Waiting]]] = []
         if opening is not None:
             fresh = self.fresh_tokens(opening)
             self.queue.open_with(np.array(fresh, np.int32))
@@ -335,9 +337,13 @@ class QueueMachine(RuleBasedStateMachine):
         ),
         room=st.just(PLENTY) | st.integers(0, 25),
         passed_s=st.floats(0.0, 2.0),
+        hold=st.booleans(),
     )
-    def offer(self, sizes_keys: list[tuple[int, Hashable]], room: int, passed_s: float) -> None:
+    def offer(
+        self, sizes_keys: list[tuple[int, Hashable]], room: int, passed_s: float, hold: bool
+    ) -> None:
         self.now_s += passed_s
+        hold = hold or bool(self.held)
         new = [
             Waiting(self.last + 1 + i, self.fresh_tokens(size), self.now_s, key)
             for i, (size, key) in enumerate(sizes_keys)
@@ -348,10 +354,10 @@ class QueueMachine(RuleBasedStateMachine):
         before = facts(self.queue)
         if refusal is not None:
             with pytest.raises(refusal):
-                self.queue.offer(offered, self.now_s, room)
+                self.queue.offer(offered, self.now_s, room, hold=hold)
             assert facts(self.queue) == before
             return
-        offer = self.queue.offer(offered, self.now_s, room)
+        offer = self.queue.offer(offered, self.now_s, room, hold=hold)
         if self.policy == "block" and self.too_many(after):
             assert offer is None
             assert facts(self.queue) == before
@@ -364,7 +370,39 @@ class QueueMachine(RuleBasedStateMachine):
         for left, right in zip(offer.dropped, offer.dropped[1:], strict=False):
             assert left.last + 1 < right.first
         self.dropped += gone
+        if hold:
+            self.held.append((offer, [one for one in self.waiting + new if one not in after]))
         self.waiting, self.last = after, offer.last
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        """Some of the pushes that are held, the oldest first, are kept."""
+        count = data.draw(st.integers(1, len(self.held)))
+        self.queue.release(self.held[count - 1][0].last)
+        del self.held[:count]
+
+    @precondition(lambda self: self.held)
+    @rule()
+    def retract(self) -> None:
+        """All that are held never came, the newest first."""
+        while self.held:
+            offer, displaced = self.held.pop()
+            self.queue.retract(offer)
+            back = [one for one in displaced if one.sequence < offer.first]
+            stay = [one for one in self.waiting if one.sequence < offer.first]
+            self.waiting = sorted(stay + back, key=lambda one: one.sequence)
+            self.last = offer.first - 1
+            gone = [one.sequence for one in displaced]
+            self.dropped = [number for number in self.dropped if number not in gone]
+
+    def may_read(self, one: Waiting) -> bool:
+        """Nothing is read that may have to be taken back, nor behind what may come back."""
+        if one.begun:
+            return True
+        firsts = [offer.first for offer, _ in self.held[:1]]
+        back = [gone.sequence for _, displaced in self.held for gone in displaced]
+        return all(one.sequence < number for number in (*firsts, *back))
 
     def refusal(
         self, new: list[Waiting], after: list[Waiting], room: int
@@ -381,7 +419,11 @@ class QueueMachine(RuleBasedStateMachine):
     def take(self, max_tokens: int) -> None:
         read: list[int] = []
         done: list[Waiting] = []
-        while self.waiting and (len(read) < max_tokens or not self.waiting[0].rest):
+        while (
+            self.waiting
+            and self.may_read(self.waiting[0])
+            and (len(read) < max_tokens or not self.waiting[0].rest)
+        ):
             front = self.waiting[0]
             front.begun = True
             part = front.rest[: max_tokens - len(read)]
@@ -409,7 +451,11 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.queue.pending == len(entries)
         assert self.queue.pending_tokens == sum(len(one.rest) for one in entries)
         assert self.queue.unread_tokens == sum(len(one.rest) for one in self.waiting)
-        assert self.queue.empty == (not self.waiting)
+        assert self.queue.empty == (not (self.waiting and self.may_read(self.waiting[0])))
+        assert self.queue.holds == any(
+            one.sequence >= offer.first for one in self.waiting for offer, _ in self.held[:1]
+        )
+        assert self.completed == sorted(self.completed), "a version would go back"
         assert self.queue.oldest_s == (entries[0].pushed_s if entries else None)
         assert self.queue.last == self.last
         assert self.queue.dropped == len(self.dropped)
