@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +22,7 @@ from jaxstate.engine.session import Session
 from jaxstate.engine.values import Receipt, Span
 from jaxstate.errors import ClosedError, InvalidInput, JournalError, QueueFull, SequenceGap
 from jaxstate.persist import journal
-from jaxstate.persist.journal import Journal, Ticket
+from jaxstate.persist.journal import DATABASE, Journal, Ticket
 from jaxstate.records import Durability
 from tests.engine.rig import Rig
 from tests.persist.failing import FailingDisk
@@ -479,6 +481,45 @@ def test_a_push_that_waits_for_room_is_found_by_its_repeat(rig: Rig) -> None:
     until(lambda: first.kept)
     rig.engine.run()
     assert kept(session) == list("abcde")
+
+
+@contextlib.contextmanager
+def files_up_to(size_bytes: int) -> Iterator[None]:
+    """No file of this process grows beyond that: a disk that is full, for real."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("level", ["os", "fsync"])
+def test_a_disk_that_is_full_for_real(tmp_path: Path, level: Durability) -> None:
+    """Pushes are taken until one is refused; each that was taken is there, each that was refused is
+    not, before and after there is room again, and after a restart."""
+    rig = Rig(journal=tmp_path / "j", durability=level)
+    session = rig.open(id="feed")
+    taken, refused = [], 0
+    log = tmp_path / "j" / f"{DATABASE}-wal"
+    for extra in (5_000, 9_000, 14_000):
+        with files_up_to(log.stat().st_size + extra):
+            for _ in range(8):
+                text = f"{len(taken)} " + "x" * 50
+                try:
+                    session.push(text, client="c", client_seq=len(taken))
+                except JournalError:
+                    refused += 1
+                    break
+                taken.append(text)
+        assert kept(session) == taken
+        rig.engine.run()
+        assert session.version == len(taken)
+    assert refused >= 2 and len(taken) >= 4
+    text = "last"
+    assert session.push(text, client="c", client_seq=len(taken)).last == len(taken) + 1
+    rig.engine.close()
+    assert texts(tmp_path / "j") == [*taken, text]
 
 
 def test_closing_the_engine_keeps_what_was_acknowledged(tmp_path: Path) -> None:

@@ -326,6 +326,34 @@ def test_a_fork_has_its_parents_snapshot(path: Path) -> None:
     rig.engine.close()
 
 
+def test_earlier_versions_are_known_after_a_restart(path: Path) -> None:
+    """Before and after the snapshot; a fork at one of them comes back as well."""
+    rig = started(path)
+    session = rig.open(id="feed", prefix="0")
+    session.push(["ab", "c", "", "def"])
+    rig.engine.run()
+    rig.engine.snapshot()
+    session.push(["g", "hi"])
+    rig = started(killed(rig))
+    read_all(rig)
+    back = rig.engine.session("feed")
+    answers = [back.submit("xyz", as_of=version) for version in range(7)]
+    fork = rig.engine.fork(back, rig.engine.turn, version=2)
+    fork.push("fork's")
+    read_all(rig)
+    cells = [1, 4, 6, 7, 11, 13, 16]
+    assert [one.result(0).text for one in answers] == [f"{count}:3" for count in cells]
+    assert found(rig, fork.id) == (3, b"0ab\nc\nfork's\n")
+    rig.engine.snapshot()
+    rig = started(killed(rig))
+    read_all(rig)
+    assert found(rig, fork.id) == (3, b"0ab\nc\nfork's\n")
+    assert rig.engine.session(fork.id).submit("x", as_of=1) is not None
+    with pytest.raises(InvalidInput, match="versions 0 to 3"):
+        rig.engine.session(fork.id).submit("x", as_of=4)
+    rig.engine.close()
+
+
 def test_a_restored_session_comes_back(path: Path, tmp_path: Path) -> None:
     """Its tokens are in the journal, though nobody knows their text."""
     plain = Rig()
