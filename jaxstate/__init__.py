@@ -78,7 +78,7 @@ from jaxstate.records import QueryResult, Sampling
 from jaxstate.steps.functional import extend, init_state, query, ready_logits, warm_up
 from jaxstate.text import IncrementalDecoder, Template, Tokenizer, chat_template, plain_template
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 __all__ = [
     "Answer",
