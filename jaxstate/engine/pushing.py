@@ -21,9 +21,9 @@ from jaxstate.engine.desk import Desk
 from jaxstate.engine.entries import Offer
 from jaxstate.engine.executor import Tokens
 from jaxstate.engine.policies import QueuePolicy, key_of
-from jaxstate.engine.receipts import Origin, Pushed, receipt_json
+from jaxstate.engine.receipts import Origin, Pushed, origin_of, receipt_json
 from jaxstate.engine.values import Receipt
-from jaxstate.errors import CapacityExceeded
+from jaxstate.errors import CapacityExceeded, InvalidInput
 from jaxstate.persist.changes import Push, pushed
 from jaxstate.records import LEVELS, Durability
 
@@ -48,19 +48,25 @@ class NewEntries:
 def new_entries(
     asker: Asker,
     policy: QueuePolicy,
-    texts: Sequence[str],
-    origin: Origin | None,
+    entries: str | Sequence[str],
     level: Durability,
+    client: str | None,
+    client_seq: int | None,
+    strict: bool,
 ) -> NewEntries:
-    """Entries in tokens, with keys where the policy wants them.
+    """What is pushed, in tokens, with keys where the policy wants them.
 
     Raises:
-        InvalidInput: one of them is no text.
+        InvalidInput: something is no text, or who pushes is not said whole.
     """
+    texts = (entries,) if isinstance(entries, str) else entries
+    if not isinstance(texts, Sequence):
+        raise InvalidInput(f"entries={entries!r} must be a text or a list of texts")
+    tokens = tuple((asker.entry(text), key_of(policy, text)) for text in texts)
     return NewEntries(
         texts=tuple(texts),
-        tokens=tuple((asker.entry(text), key_of(policy, text)) for text in texts),
-        origin=origin,
+        tokens=tokens,
+        origin=origin_of(client, client_seq, strict, texts),
         level=level,
     )
 

@@ -16,12 +16,11 @@ from jaxstate.engine.handle import Handle
 from jaxstate.engine.hits import FlashQuery
 from jaxstate.engine.past import given_or_submitted
 from jaxstate.engine.pushing import NewEntries, new_entries, push
-from jaxstate.engine.receipts import Pushed, origin_of
+from jaxstate.engine.receipts import Pushed
 from jaxstate.engine.registering import OnFire, new_registered
 from jaxstate.engine.subscription import checked_timeout
 from jaxstate.engine.values import Answer, Receipt
 from jaxstate.engine.waiting import AskFuture, countdown
-from jaxstate.errors import InvalidInput
 from jaxstate.records import Durability
 
 
@@ -279,12 +278,9 @@ class Session(Handle):
         durability: Durability | None = None,
     ) -> NewEntries:
         """The first half of `push`: tokens, and keys where the policy wants them."""
-        texts = (entries,) if isinstance(entries, str) else entries
-        if not isinstance(texts, Sequence):
-            raise InvalidInput(f"entries={entries!r} must be a text or a list of texts")
-        origin = origin_of(client, client_seq, strict, texts)
-        policy, level = self._book.queue.policy, self._desk.keeper.level(durability)
-        return new_entries(self._asker, policy, texts, origin, level)
+        level = self._desk.keeper.level(durability)
+        policy = self._book.queue.policy
+        return new_entries(self._asker, policy, entries, level, client, client_seq, strict)
 
     def push_prepared(self, new: NewEntries) -> Pushed | Future[None]:
         """The second half of `push`; a future to wait for, if there is no room now."""

@@ -117,9 +117,11 @@ class Snapshotter:
 
     def _run(self) -> None:
         while not self._stopping.wait(self._desk.config.snapshot_s):
-            self.take_all()
-            with contextlib.suppress(Exception):
-                self._clear()
+            try:
+                self.take_all()
+                self._desk.keeper.clear_segments()
+            except Exception:  # the next round comes all the same
+                _log.exception("snapshots could not be taken")
 
     def _is_due(self, book: Book) -> bool:
         with self._desk.lock:
@@ -208,10 +210,6 @@ class Snapshotter:
         with desk.lock:
             book.saved = SavedCells(version, segments)
             desk.recorder.count("snapshots_taken")
-
-    def _clear(self) -> None:
-        """Removes pieces that no snapshot has any more."""
-        self._desk.keeper.clear_segments()
 
 
 def _row(part: _Part, tokens: Tokens, ends: list[tuple[int, int]]) -> SegmentRow:

@@ -55,6 +55,7 @@ class Ticket:
         apply: what takes effect once it is written.
         settled: ends once it is written, or could not be. It cannot be cancelled: others may wait
             for it too.
+        hopeless: it contradicts what is in the journal, so it never can be written.
     """
 
     change: Change
@@ -62,6 +63,7 @@ class Ticket:
     undo: Callable[[], None] = lambda: None
     apply: Callable[[], None] = lambda: None
     settled: Future[None] = field(default_factory=Future)
+    hopeless: bool = False
 
     def __post_init__(self) -> None:
         """Nobody cancels it."""
@@ -70,7 +72,7 @@ class Ticket:
     @property
     def stays(self) -> bool:
         """Whether it was acknowledged already, so that it must be written in the end."""
-        return self.level == "memory"
+        return self.level == "memory" and not self.hopeless
 
 
 Settle: TypeAlias = Callable[[Sequence[Ticket], Exception | None], None]
@@ -197,12 +199,38 @@ class Journal:
         """Writes a batch, and tells; whether it is written."""
         try:
             self._commit(batch)
+        except sqlite3.IntegrityError:
+            return self._settled_alone(batch)
         except Exception as error:
             _log.exception("the journal %s could not be written", self.path)
-            self.settle(batch, error)
+            self._tell(batch, error)
             return False
-        self.settle(batch, None)
+        self._tell(batch, None)
         return True
+
+    def _settled_alone(self, batch: list[Ticket]) -> bool:
+        """Each change by itself, up to the one that contradicts what is there: whatever came after
+        it may build on it."""
+        for number, ticket in enumerate(batch):
+            try:
+                self._commit([ticket])
+            except Exception as error:
+                _log.exception("a change can never be written to the journal %s", self.path)
+                ticket.hopeless = isinstance(error, sqlite3.IntegrityError)
+                self._tell(batch[number:], error)
+                return False
+            self._tell([ticket], None)
+        return True
+
+    def _tell(self, batch: Sequence[Ticket], error: Exception | None) -> None:
+        """Whoever is told may fail; this thread must not end, or all would wait for ever."""
+        try:
+            self.settle(batch, error)
+        except Exception as trouble:
+            _log.exception("what was written to the journal could not be booked")
+            for ticket in batch:
+                if not ticket.settled.done():
+                    ticket.settled.set_exception(could_not_write(trouble))
 
     def _commit(self, batch: Sequence[Ticket]) -> None:
         """All of it in one transaction, or none."""
@@ -327,9 +355,12 @@ def _no_settle(tickets: Sequence[Ticket], error: Exception | None) -> None:
 
 def could_not_write(error: Exception) -> JournalError:
     """The error for a change that was not written."""
-    refusal = JournalError(
-        f"the journal could not be written: {error}; nothing was added. It is tried again with the "
-        "next change: make room on the disk, then repeat what you did"
+    what = (
+        "it contradicts what is there"
+        if isinstance(error, sqlite3.IntegrityError)
+        else "it is tried again with the next change: make room on the disk, then repeat what you "
+        "did"
     )
+    refusal = JournalError(f"the journal could not be written: {error}; nothing was added; {what}")
     refusal.__cause__ = error
     return refusal

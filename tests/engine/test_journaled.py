@@ -190,9 +190,11 @@ def test_who_pushes_must_be_said_whole(rig: Rig) -> None:
         {"client": "a", "client_seq": 1 << 63},
         {"client": "a", "client_seq": 1.0},
         {"client": "a", "client_seq": True},
+        {"entries": 7, "client": "a", "client_seq": 1},
+        {"entries": ["x", 7], "client": "a", "client_seq": 1},
     ):
         with pytest.raises(InvalidInput):
-            session.push("x", **wrong)  # pyright: ignore
+            session.push(**{"entries": "x", **wrong})  # pyright: ignore
     assert session.push("x", client="a" * 128, client_seq=(1 << 63) - 1).first == 1
     assert session.push("y", client="b", client_seq=0).first == 2
 
@@ -528,6 +530,7 @@ def test_closing_the_engine_keeps_what_was_acknowledged(tmp_path: Path) -> None:
     for number in range(300):
         session.push(f"{number % 10}")
         rig.engine.run()
+    rig.engine.close()
     rig.engine.close()
     assert texts(tmp_path / "j") == [f"{number % 10}" for number in range(300)]
     with pytest.raises(ClosedError):

@@ -185,6 +185,51 @@ def test_what_was_acknowledged_before_stays_in_line(
     assert texts(tmp_path) == ["1", "2", "3", "4"]
 
 
+def wait_for(event: threading.Event) -> None:
+    assert event.wait(10)
+
+
+def test_a_change_that_contradicts_what_is_there_takes_no_other_with_it(tmp_path: Path) -> None:
+    """It fails by itself, with what came after it; the journal goes on."""
+    with opened(tmp_path) as made:
+        begin(made)
+        told: list[tuple[int, bool]] = []
+        go = threading.Event()
+
+        def settle(tickets: Sequence[Ticket], error: Exception | None) -> None:
+            told.append((len(tickets), error is None))
+            if error is not None:
+                made.put_back([one for one in tickets if one.stays])
+            for ticket in tickets:
+                if error is None:
+                    ticket.settled.set_result(None)
+
+        made.settle = settle
+        made.submit(Ticket(lambda _: wait_for(go), "os"))
+        last = Ticket(changes.pushed(1, 2, ["b"]), "memory")
+        for ticket in (
+            Ticket(changes.pushed(1, 1, ["a"]), "os"),
+            Ticket(changes.opened(opening(1)), "memory"),  # there is one of that key
+            last,
+        ):
+            made.submit(ticket)
+        go.set()
+        last.settled.result(10)
+    assert told == [(1, True), (1, True), (2, False), (1, True)]
+    assert texts(tmp_path) == ["a", "b"]
+
+
+def test_an_error_of_who_is_told_does_not_end_the_writer(tmp_path: Path) -> None:
+    with opened(tmp_path) as made:
+        settle = made.settle
+        made.settle = lambda tickets, error: 1 / 0
+        with pytest.raises(JournalError, match="division by zero"):
+            made.write(changes.opened(opening(1)), "os")
+        made.settle = settle
+        made.write(changes.pushed(1, 1, ["a"]), "os")
+    assert texts(tmp_path) == ["a"]
+
+
 def test_what_could_never_be_written_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
