@@ -56,6 +56,8 @@ class IngestQueue:
         # Entries that a held push displaced, and its last number: they may come back, so nothing
         # behind them is read.
         self._unsettled: dict[int, int] = {}
+        # Entries up to that one came back from a journal; so many of them wait.
+        self._returned_last = self._returned = 0
 
     @property
     def pending(self) -> int:
@@ -126,8 +128,15 @@ class IngestQueue:
         return self._dropped
 
     def has_room(self, count: int) -> bool:
-        """Whether `count` more entries could wait without displacing any."""
-        return self.pending + count <= self._max_entries
+        """Whether `count` more entries could wait without displacing any. Those that came back take
+        no room: they had theirs, and may have been read long ago."""
+        return self._new_pending + count <= self._max_entries
+
+    @property
+    def _new_pending(self) -> int:
+        """Entries that did not come back, and are not completely taken."""
+        reading = self._reading is not None and self._reading.sequence > self._returned_last
+        return len(self._waiting) - self._returned + reading
 
     def open_with(self, tokens: Tokens) -> None:
         """Puts what the session starts with, int32 [n], before the first entry.
@@ -216,25 +225,23 @@ class IngestQueue:
             number: last for number, last in self._unsettled.items() if last < offer.last
         }
 
-    def bring_back(
-        self, entries: Sequence[tuple[int, Tokens, Hashable | None]], last: int, now_s: float
-    ) -> None:
+    def bring_back(self, entries: Sequence[tuple[int, Tokens]], last: int, now_s: float) -> None:
         """Entries of a journal that are still to be read, however many; nothing was offered yet.
 
+        None of them is ever displaced: whoever asked before the engine ended may have had an answer
+        that saw it, and so may forks.
+
         Args:
-            entries: number, tokens and key of each, in order.
+            entries: number and tokens of each, in order.
             last: the last number that was given.
             now_s: the time, in monotonic seconds.
         """
         assert not self._waiting, "what is brought back comes first"
-        for number, tokens, key in entries:
-            keyed = key if isinstance(self._policy, Coalesce) else None
-            entry = Entry(sequence=number, tokens=tokens, pushed_s=now_s, key=keyed)
-            self._waiting[number] = entry
+        for number, tokens in entries:
+            self._waiting[number] = Entry(sequence=number, tokens=tokens, pushed_s=now_s)
             self._unread_tokens += len(tokens)
-            if keyed is not None:
-                self._of_key[keyed] = entry
-        self._last = self._released = last
+        self._last = self._released = self._returned_last = last
+        self._returned = len(entries)
 
     def skip(self, count: int) -> Tokens:
         """The next `count` tokens of the opening, which need not be read: its cells are there.
@@ -319,8 +326,8 @@ class IngestQueue:
         if isinstance(self._policy, Coalesce):
             return self._outdated_by(new)
         if self._policy == "drop_oldest":
-            excess = self.pending + len(new) - self._max_entries
-            return list(islice(self._waiting.values(), max(0, excess)))
+            excess = max(0, self._new_pending + len(new) - self._max_entries)
+            return list(islice(self._waiting.values(), self._returned, self._returned + excess))
         return []
 
     def _outdated_by(self, new: Sequence[Entry]) -> list[Entry]:
@@ -378,5 +385,6 @@ class IngestQueue:
 
     def _remove(self, entry: Entry) -> None:
         del self._waiting[entry.sequence]
+        self._returned -= entry.sequence <= self._returned_last
         self._of_key.pop(entry.key, None)
         self._held.pop(entry.sequence, None)

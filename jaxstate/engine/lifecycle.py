@@ -8,7 +8,7 @@ steps are planned.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -133,7 +133,7 @@ class Lifecycle(Forks):
             BudgetExceeded, CapacityExceeded: this engine has no cells for all that it holds.
         """
         desk, ledger, log = self._desk, self._desk.ledger, state.log
-        cells = len(log) + len(state.opening) + sum(len(tokens) for _, tokens, _ in state.entries)
+        cells = len(log) + len(state.opening) + sum(len(tokens) for _, tokens in state.entries)
         _check_holds(opening.id, cells, desk.limits.session_cells)
         with desk.changing():
             book = self._new_book(opening.id, state.policy, opening.tenant, pinned=opening.pinned)
@@ -241,7 +241,7 @@ class CameBack:
         version: that the log ends at; -1 for none.
         prefix: what it starts with, in tokens, int32 [n], as far as others may share it.
         opening: the same, if it is still to be read.
-        entries: number, tokens and key of those that are still to be read.
+        entries: number and tokens of those that are still to be read.
         last: number of the last entry.
         policy: of its queue.
     """
@@ -250,7 +250,7 @@ class CameBack:
     version: int
     prefix: Tokens
     opening: Tokens
-    entries: Sequence[tuple[int, Tokens, Hashable | None]]
+    entries: Sequence[tuple[int, Tokens]]
     last: int
     policy: QueuePolicy
 

@@ -21,10 +21,10 @@ import numpy as np
 from jaxstate.engine.asking import Asker
 from jaxstate.engine.books import Book
 from jaxstate.engine.desk import Desk
-from jaxstate.engine.executor import Executor
+from jaxstate.engine.executor import Executor, Tokens
 from jaxstate.engine.lifecycle import CameBack, Lifecycle
 from jaxstate.engine.openings import ends_of, tokens_of
-from jaxstate.engine.policies import QueuePolicy, key_of, policy_of
+from jaxstate.engine.policies import policy_of
 from jaxstate.engine.registering import registered_of
 from jaxstate.engine.reloading import Reloader
 from jaxstate.engine.residence import TokenLog
@@ -188,7 +188,7 @@ class Recoverer:
             version=version,
             prefix=opening,
             opening=opening if version < 0 else _NO_TOKENS,
-            entries=self._entries(session, max(version, 0), policy),
+            entries=self._entries(session, max(version, 0)),
             last=session.last,
             policy=policy,
         )
@@ -211,11 +211,9 @@ class Recoverer:
         log.append(tokens_of(root.base_tokens), ends_of(root.base_ends or b""))
         return log, root.base_version
 
-    def _entries(
-        self, session: LoggedSession, after: int, policy: QueuePolicy
-    ) -> list[tuple[int, np.ndarray, object]]:
+    def _entries(self, session: LoggedSession, after: int) -> list[tuple[int, Tokens]]:
         return [
-            (one.sequence, self._asker.entry(one.text), key_of(policy, one.text))
+            (one.sequence, self._asker.entry(one.text))
             for one in entries_of(self._source, session, after)
         ]
 

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
+import jaxstate
 from jaxstate.engine.conditions import Crosses, Equals
 from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.policies import Coalesce
+from jaxstate.engine.policies import Coalesce, QueuePolicy
 from jaxstate.engine.recovery import RecoveredSession
 from jaxstate.engine.tenants import Tenant
 from jaxstate.errors import InvalidInput
@@ -261,15 +262,26 @@ def test_displaced_entries_stay_displaced(path: Path) -> None:
     rig.engine.close()
 
 
-def test_keys_are_found_again(path: Path) -> None:
-    config = dataclasses.replace(SMALL, queue_policy=Coalesce(lambda text: text[:1]))
+@pytest.mark.parametrize("policy", ["drop_oldest", Coalesce(lambda text: text[:1])])
+def test_what_came_back_is_not_displaced(path: Path, policy: QueuePolicy) -> None:
+    """It may have been read before: an answer has seen it, and a fork has it."""
+    config = dataclasses.replace(SMALL, queue_policy=policy, queue_entries=2)
     rig = started(path, config=config)
-    rig.open(id="feed").push(["a1", "b1"])
+    session = rig.open(id="feed")
+    for text in ("a1", "b1", "c1"):
+        session.push(text)
+        rig.engine.run()
+    fork = rig.engine.fork(session, rig.engine.turn).id
     rig = started(killed(rig), config=config)
-    back = rig.engine.session("feed")
-    assert back.push("a2").dropped[0].first == 1
-    read_all(rig)
-    assert found(rig, "feed") == (3, b"b1\na2\n")
+    for name in ("feed", fork):
+        back = rig.engine.session(name)
+        assert back.push(["a2", "b2"]).dropped == ()
+        assert back.push("a3").dropped == (jaxstate.Span(first=4, last=4),)
+    for _ in range(2):
+        read_all(rig)
+        for name in ("feed", fork):
+            assert found(rig, name) == (6, b"a1\nb1\nc1\nb2\na3\n")
+        rig = started(killed(rig), config=config)
     rig.engine.close()
 
 
@@ -283,10 +295,11 @@ def test_more_than_a_queue_holds_is_read_all_the_same(path: Path) -> None:
     rig = started(killed(rig), config=dataclasses.replace(SMALL, queue_entries=2))
     back = rig.engine.session("feed")
     assert back.info().pending == 20
+    back.push(["there is", "room"], timeout=0)
     with pytest.raises(Exception, match="queue was full"):
         back.push("more", timeout=0)
     read_all(rig)
-    assert found(rig, "feed") == (20, whole)
+    assert found(rig, "feed") == (22, whole + b"there is\nroom\n")
     rig.engine.close()
 
 
