@@ -227,7 +227,8 @@ def reserve_given_up(session: int) -> Change:
 
 
 def snapshot_taken(snapshot: SnapshotRow, segments: Sequence[SegmentRow], keep: int) -> Change:
-    """A snapshot becomes the newest of its session, of which `keep` stay."""
+    """A snapshot becomes the newest of its session, of which `keep` stay; of one that was closed
+    meanwhile nothing becomes."""
 
     def change(to: sqlite3.Connection) -> None:
         to.executemany(
@@ -236,7 +237,8 @@ def snapshot_taken(snapshot: SnapshotRow, segments: Sequence[SegmentRow], keep: 
         )
         to.execute(
             "INSERT INTO snapshots (session, version, cells, bytes, fingerprint, segments, answers,"
-            " saved_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            " saved_s) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 WHERE EXISTS "
+            "(SELECT 1 FROM sessions WHERE key = ?1 AND ended_s IS NULL)",
             (
                 snapshot.session,
                 snapshot.version,

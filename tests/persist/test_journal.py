@@ -371,3 +371,21 @@ def test_compacting_leaves_nothing_of_what_was_erased(tmp_path: Path) -> None:
         everything = b"".join(one.read_bytes() for one in tmp_path.iterdir() if one.is_file())
         assert secret.encode() not in everything
         assert texts(tmp_path, 2) == ["other"] * 40
+
+
+def test_a_snapshot_that_comes_after_the_end_of_its_session_is_none(tmp_path: Path) -> None:
+    """It was under way while the session was closed; its pieces would stay for ever."""
+    row = changes.SnapshotRow(
+        session=1, version=0, cells=1, bytes=1, fingerprint="f", segments=("a",), answers="[]"
+    )
+    piece = changes.SegmentRow(name="a", first=0, last=1, tokens=b"", ends=b"")
+    with opened(tmp_path) as made:
+        begin(made)
+        made.write(changes.snapshot_taken(row, [piece], keep=2), "os")
+        with contextlib.closing(made.read()) as source:
+            assert logged.segment_names(source) == {"a"}
+        made.write(changes.ended(1), "os")
+        made.write(changes.snapshot_taken(row, [piece], keep=2), "os")
+        with contextlib.closing(made.read()) as source:
+            assert logged.snapshots_of(source, 1) == []
+            assert logged.segment_names(source) == set()
