@@ -2,6 +2,7 @@
 
 from jaxstate.testing.byte_tokenizer import ByteTokenizer
 from jaxstate.testing.clock import FakeClock
+from jaxstate.testing.crash import CrashReport, CrashTest
 from jaxstate.testing.fake_executor import FakeExecutor, FakeStep
 from jaxstate.testing.fake_limits import FAKE_LIMITS, SHARED_LIMITS, fake_layout
 from jaxstate.testing.lives import Tally
@@ -19,6 +20,8 @@ __all__ = [
     "TINY_CONFIG",
     "TINY_STEPS",
     "ByteTokenizer",
+    "CrashReport",
+    "CrashTest",
     "FakeClock",
     "FakeExecutor",
     "FakeStep",
