@@ -41,6 +41,7 @@ _MOST_SAVES = 20
 # A life that does not save as often as was wanted is killed so long after its clients began.
 _PATIENCE_S = 2.0
 _STUCK_S = 90.0
+_CLIENTS_TELL = {"op", "ok", "no", "saw"}
 _FOREVER_S = 200.0
 # Acknowledged pushes that are repeated after each start.
 _AGAIN = 6
@@ -235,7 +236,7 @@ class CrashTest:
                 due_s = min(due_s, now_s + fate.delay_s)
 
     def _told(self, report: Report) -> None:
-        if "op" in report or "ok" in report or "no" in report:
+        if not _CLIENTS_TELL.isdisjoint(report):
             self._known.told(report)
         elif "broken" in report:
             self._broke(f"life {self._lives}: {report['broken']}")

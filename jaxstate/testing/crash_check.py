@@ -182,6 +182,9 @@ class JournalCheck:
         first = logged.opening.base_version + 1
         if [one.sequence for one in entries] != list(range(first, logged.last + 1)):
             self._broke(f"session {stream.name}: numbers of entries have gaps")
+        if logged.last < stream.seen:
+            self._lost(f"session {stream.name}: version {stream.seen} was seen", True)
+            stream.seen = logged.last
         seen = [(one.push, one.index) for one in entries]
         if len(set(seen)) < len(seen):
             self._broke(f"session {stream.name}: an entry is there twice")

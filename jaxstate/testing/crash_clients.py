@@ -83,6 +83,7 @@ class Client:
         acts: list[tuple[Callable[[Session], None], int]] = [
             (self._push, 16),
             (self._rest, 8),
+            (self._look, 6),
             (self._flash, 1),
             (self._unflash, 1),
             (self._suspend, 1),
@@ -132,6 +133,10 @@ class Client:
 
     def _rest(self, _: Session) -> None:
         time.sleep(self._random.random() * _REST_S)
+
+    def _look(self, session: Session) -> None:
+        """What somebody has seen must not be undone."""
+        self._tell({"saw": session.id, "version": session.version})
 
     def _new_name(self) -> str:
         return f"{self._name}-{self._life}-{next(self._opened)}"

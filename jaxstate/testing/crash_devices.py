@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 import time
 from collections.abc import Callable, Mapping
 from typing import Literal, TypeAlias
@@ -29,8 +30,8 @@ CrashDevice: TypeAlias = Literal["fake", "tiny"]
 SESSION_CELLS = 384
 # Less than all sessions have, so that they move.
 _CELLS = 3 * SESSION_CELLS
-# Time for entries to wait in.
-_EXTEND_S = 0.001
+# Time for entries to wait in, at most.
+_EXTEND_S = 0.002
 # Few shapes, so that a process soon begins.
 _STEPS = dataclasses.replace(
     TINY_STEPS,
@@ -85,7 +86,7 @@ class _FakeDevice(FakeExecutor):
     ) -> None:
         super()._call(call, sessions, rows, tokens, chunks)
         if call == "extend":
-            time.sleep(_EXTEND_S)
+            time.sleep(random.random() * _EXTEND_S)
 
     def save(
         self, path: str | os.PathLike[str], cells: HostCells, notes: Mapping[str, Note]

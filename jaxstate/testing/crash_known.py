@@ -62,6 +62,7 @@ class Stream:
         ended: whether it was closed; None: not known.
         pushes: by client and number.
         flashes: by question: whether it is registered; None: not known.
+        seen: the largest version that somebody saw it have.
         settled: it has ended, and was looked at since.
     """
 
@@ -74,6 +75,7 @@ class Stream:
     ended: bool | None = False
     pushes: dict[ClientSeq, SentPush] = field(default_factory=dict[ClientSeq, SentPush])
     flashes: dict[str, bool | None] = field(default_factory=dict[str, bool | None])
+    seen: int = -1
     settled: bool = False
 
     @property
@@ -128,8 +130,12 @@ class Known:
         self._under_way: dict[int, Report] = {}
 
     def told(self, report: Report) -> None:
-        """One report: {"op": n, "do": …} before a call, {"ok": n, …} or {"no": n, …} after it."""
-        if "op" in report:
+        """One report: {"op": n, "do": …} before a call, {"ok": n, …} or {"no": n, …} after it; or
+        {"saw": a session, …} for a version that it had."""
+        if "saw" in report:
+            stream = self.streams[report["saw"]]
+            stream.seen = max(stream.seen, report["version"])
+        elif "op" in report:
             self._under_way[report["op"]] = report
             getattr(self, f"_sent_{report['do']}")(report)
         elif "ok" in report:
