@@ -57,12 +57,14 @@ class Fate:
         delay_s: how long after it.
         saves: after how many pieces.
         act_s: how long clients act before the engine is closed.
+        hold_up: whether the disk is slow now and then.
     """
 
     moment: Moment
     delay_s: float = 0.0
     saves: int = 1
     act_s: float = _FOREVER_S
+    hold_up: bool = False
 
 
 @dataclass
@@ -166,6 +168,7 @@ class CrashTest:
             delay_s=share * spans[moment],
             saves=self._random.randint(1, _MOST_SAVES),
             act_s=self._random.random() * spans["work"] if closes else _FOREVER_S,
+            hold_up=self._random.random() < 0.5,
         )
 
     def _live(self, nursery: Nursery, journal: Path, fate: Fate) -> None:
@@ -196,6 +199,7 @@ class CrashTest:
             "repeat": self._repeats(),
             "show": True,
             "act_s": fate.act_s,
+            "hold_up": fate.hold_up,
             "warm_up": self._lives == 1,
         }
 

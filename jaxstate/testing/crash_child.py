@@ -16,6 +16,8 @@ import dataclasses
 import json
 import logging
 import os
+import random
+import sqlite3
 import sys
 import tempfile
 import threading
@@ -33,6 +35,7 @@ from jaxstate.engine.engine import Engine
 from jaxstate.engine.executor import Executor
 from jaxstate.engine.session import Session
 from jaxstate.errors import UnknownSession
+from jaxstate.persist.journal import DATABASE, connect
 from jaxstate.testing.crash_clients import STUCK_S, Client, Tell
 from jaxstate.testing.crash_devices import config_of, device_of, model_of
 from jaxstate.testing.crash_shown import ANSWER_TOKENS, QUESTION
@@ -42,6 +45,7 @@ Order: TypeAlias = Mapping[str, Any]
 CLIENTS = tuple(f"c{number}" for number in range(4))
 # Whoever waits for it to be killed is gone.
 _LONGEST_S = 300.0
+_HELD_UP_S = 0.02
 
 
 def main() -> None:
@@ -120,6 +124,8 @@ def live(order: Order, tell: Tell) -> None:
         journal=order["path"],
         durability=order["level"],
     )
+    if order["hold_up"]:
+        threading.Thread(target=_hold_up, args=(Path(order["path"]),), daemon=True).start()
     _tell_of_recovery(engine, tell)
     clients = {name: _client(engine, tell, order, name) for name in CLIENTS}
     for name, client, seq, texts in order["repeat"]:
@@ -148,6 +154,19 @@ def _acting(clients: Iterable[Client], seconds: float) -> list[threading.Thread]
         thread.start()
     time.sleep(seconds)
     return threads
+
+
+def _hold_up(journal: Path) -> None:
+    """A slow disk: now and then nobody can write to the database for a moment, so that what is not
+    written yet is there to be seen, if anything shows it."""
+    pause = random.Random()
+    with contextlib.closing(connect(journal / DATABASE)) as other:
+        while True:
+            time.sleep(pause.random() * _HELD_UP_S)
+            with contextlib.suppress(sqlite3.OperationalError):  # the engine was first
+                other.execute("BEGIN IMMEDIATE")
+                time.sleep(pause.random() * _HELD_UP_S)
+                other.execute("ROLLBACK")
 
 
 def _client(engine: Engine, tell: Tell, order: Order, name: str) -> Client:
