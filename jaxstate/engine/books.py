@@ -109,6 +109,8 @@ class Book:
             to be there.
         border_jobs: forks and saves that wait for the end of the entry that is half read.
         opens: whether it begins with an opening, and is not made from another or a saved one.
+        ending: its end is on the way to the journal, and it is open until it is there; what came
+            now would be behind it.
         log_key: its key in the journal; 0 without one.
         noted: what to wait for until the journal has a fork.
         receipts: of clients that number their pushes.
@@ -138,6 +140,7 @@ class Book:
         self.opens = False
         self.border_jobs = 0
         self.closed_because: str | None = None
+        self.ending = False
         self.landing: deque[tuple[int, Taken]] = deque()
         self.stranded = False
         self.asks: dict[int, Ask] = {}
@@ -167,13 +170,19 @@ class Book:
         return self.closed_because is not None
 
     def check_open(self) -> None:
-        """Refuses a session that is closed.
+        """Refuses a session that is closed, or is about to be.
 
         Raises:
             ClosedError: with the reason.
         """
         if self.closed_because is not None:
             raise ClosedError(f"session {self.id!r} is closed: {self.closed_because}")
+        if self.ending:
+            raise ClosedError(f"session {self.id!r} is being closed")
+
+    def stays(self) -> None:
+        """Its end could not be journaled."""
+        self.ending = False
 
     @property
     def busy(self) -> bool:

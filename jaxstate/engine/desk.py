@@ -180,8 +180,11 @@ class Desk:
                 return None
             noted = None
             if book.log_key:
+                book.ending = True
                 noted = self.keeper.note(
-                    ended(book.log_key), apply=lambda: self.outcomes.close(book, reason)
+                    ended(book.log_key),
+                    undo=book.stays,
+                    apply=lambda: self.outcomes.close(book, reason),
                 )
             else:  # no journal knows it
                 self.outcomes.close(book, reason)
@@ -196,7 +199,12 @@ class Desk:
         """
         wiped: Future[None] = Future()
         with self.changing():
-            noted = self.keeper.note(erased(book.log_key), apply=lambda: self._erase(book, wiped))
+            book.ending = True
+            noted = self.keeper.note(
+                erased(book.log_key),
+                undo=book.stays,
+                apply=lambda: self._erase(book, wiped),
+            )
             return noted, wiped
 
     def _erase(self, book: Book, wiped: Future[None]) -> None:

@@ -371,6 +371,35 @@ def test_a_session_whose_end_cannot_be_kept_is_open(rig: Rig, disk: FailingDisk)
         session.push("b")
 
 
+@pytest.mark.parametrize("erase", [False, True])
+def test_nothing_is_added_to_a_session_that_is_about_to_end(rig: Rig, erase: bool) -> None:
+    """It would be behind the end in the journal: texts of a session that was erased would stay, and
+    a fork would have lost what it has read."""
+    session = rig.open("text", id="feed")
+    go, line = held(rig), rig.desk.keeper.journal
+    assert line is not None
+    with ThreadPoolExecutor(4) as threads:
+        closing = threads.submit(session.close, erase=erase)
+        until(lambda: line.waiting == 1)
+        late = (
+            lambda: session.push("late"),
+            lambda: session.flash("abc"),
+            lambda: session.warm("abc"),
+            lambda: rig.engine.fork(session, rig.engine.turn),
+        )
+        refused = [threads.submit(act) for act in late]
+        try:
+            for one in refused:
+                with pytest.raises(ClosedError, match="is being closed"):
+                    one.result(5)
+        finally:
+            go()
+            until(lambda: (rig.engine.run(), closing.done())[1])
+    with contextlib.closing(line.read()) as source:
+        for table, wanted in (("entries", 0 if erase else 1), ("questions", 0)):
+            assert source.execute(f"SELECT count(*) FROM {table}").fetchone() == (wanted,), table
+
+
 def test_questions_that_cannot_be_kept(rig: Rig, disk: FailingDisk) -> None:
     session = rig.open()
     session.flash("abc")
