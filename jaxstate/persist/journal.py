@@ -20,6 +20,7 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -38,6 +39,8 @@ _log = logging.getLogger("jaxstate")
 DATABASE, LOCK, SEGMENTS = "journal.db", "lock", "segments"
 # After a failure, what must still be written is tried again so often.
 RETRY_S = 1.0
+# Whoever erased something waits so long for the log to be emptied.
+COMPACT_S = 30.0
 
 Change: TypeAlias = Callable[[sqlite3.Connection], None]
 Connect: TypeAlias = Callable[[Path], sqlite3.Connection]
@@ -164,9 +167,21 @@ class Journal:
         return read_only(self.path)
 
     def compact(self) -> None:
-        """Copies the log into the database and empties it, so that nothing erased is left there."""
+        """Copies the log into the database and empties it, so that nothing erased is left there.
+
+        Raises:
+            JournalError: somebody else read it, or did the same, for too long.
+        """
+        ends_s = time.monotonic() + COMPACT_S
         with contextlib.closing(connect(self.path / DATABASE)) as own:
-            own.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            # SQLite waits for those who read, and not for another who copies at this moment.
+            while own.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                if time.monotonic() > ends_s:
+                    raise JournalError(
+                        f"the log of {self.path} could not be emptied, since somebody reads it: "
+                        "what was erased may be in it until the engine is closed"
+                    )
+                time.sleep(0.005)
 
     def close(self) -> None:
         """Writes what is in line, and lets the journal go. What cannot be written is lost, and

@@ -389,3 +389,28 @@ def test_a_snapshot_that_comes_after_the_end_of_its_session_is_none(tmp_path: Pa
         with contextlib.closing(made.read()) as source:
             assert logged.snapshots_of(source, 1) == []
             assert logged.segment_names(source) == set()
+
+
+def test_compacting_waits_until_the_log_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One who copies at the same moment makes SQLite give up at once; here it is one who reads."""
+
+    def impatient(path: Path) -> sqlite3.Connection:
+        return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
+
+    with opened(tmp_path) as made, contextlib.closing(made.read()) as reader:
+        begin(made)
+        monkeypatch.setattr(journal, "connect", impatient)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM sessions").fetchone()
+        threading.Timer(0.1, reader.execute, ("COMMIT",)).start()
+        made.compact()
+        assert (tmp_path / f"{DATABASE}-wal").stat().st_size == 0
+        monkeypatch.setattr(journal, "COMPACT_S", 0.02)
+        made.write(changes.pushed(1, 1, ["a"]), "os")
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM sessions").fetchone()
+        with pytest.raises(JournalError, match="could not be emptied"):
+            made.compact()
+        reader.execute("COMMIT")
