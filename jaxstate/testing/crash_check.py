@@ -97,6 +97,7 @@ class JournalCheck:
             if sound != "ok":
                 self._broke(f"the database is damaged: {sound}")
             rows = self._sessions(source)
+            self._erased(source, copy)
             for name, row in rows.items():
                 stream = self._known.streams[name]
                 if everything or not stream.settled:
@@ -108,17 +109,40 @@ class JournalCheck:
         """All that are known to be there; what was not known about them is, from now on."""
         found = {
             name: _Row(key, ended_s is not None)
-            for key, name, ended_s in source.execute("SELECT key, id, ended_s FROM sessions")
+            for key, name, ended_s in source.execute(
+                "SELECT key, id, ended_s FROM sessions WHERE erased = 0"
+            )
         }
         for name in found.keys() - self._known.streams.keys():
             self._broke(f"session {name} was never opened, or was refused")
         for name, stream in list(self._known.streams.items()):
             if name in found:
                 stream.there = True
-            else:
+                self._lost(f"session {name} was erased", stream.erased)
+                stream.erased = False
+            elif stream.erased is False:
                 self._lost(f"session {name} was opened", stream.there)
                 del self._known.streams[name]
         return {name: row for name, row in found.items() if name in self._known.streams}
+
+    def _erased(self, source: sqlite3.Connection, copy: Path) -> None:
+        """Nothing is left of sessions that were erased, but what their forks have read."""
+        streams, files = self._known.streams, [file.read_bytes() for file in copy.iterdir()]
+        gone = [one for one in streams.values() if one.erased is not False]
+        for stream in gone:
+            del streams[stream.name]
+        wanted = {one for stream in streams.values() for one in stream.forebears}
+        kept = {bytes_text(text) for (text,) in source.execute("SELECT text FROM entries")}
+        for stream in gone:
+            if stream in wanted:
+                continue
+            texts = {text for push in stream.pushes.values() for text in push.texts}
+            if left := texts & kept:
+                self._broke(f"session {stream.name} was erased, and {sorted(left)} are there")
+            # Whoever was told that it was erased finds nothing in any file.
+            words = [text.partition(" ")[0].encode() + b" " for text in texts if stream.erased]
+            if found := [word for word in words if any(word in file for file in files)]:
+                self._broke(f"session {stream.name} was erased, and files hold {found}")
 
     def _lost(self, what: str, acknowledged: bool | None) -> None:
         """Something that was sent is not there."""
@@ -135,8 +159,7 @@ class JournalCheck:
             self._lost(f"session {stream.name} was closed", stream.ended)
         stream.ended = row.ended
         logged = session_of(source, row.key)
-        if stream.parent is not None:
-            self._fork(stream, logged)
+        self._forks(source, stream, logged)
         entries = self._entries(source, stream, row.key)
         self._order(stream, entries, logged)
         self._pushes(source, stream, row.key, entries)
@@ -147,8 +170,15 @@ class JournalCheck:
         if not row.ended:
             self._flashes(source, stream, row.key)
 
-    def _fork(self, stream: Stream, logged: LoggedSession) -> None:
-        version = logged.opening.base_version
+    def _forks(self, source: sqlite3.Connection, stream: Stream, logged: LoggedSession) -> None:
+        """Where it begins, if it is a fork, and where its forebears do."""
+        while stream.parent is not None and logged.opening.parent is not None:
+            self._fork(stream, logged.opening.base_version)
+            stream, logged = stream.parent, session_of(source, logged.opening.parent)
+            if stream.erased is not False:
+                self._erased_receipts(source, stream, logged.opening.key)
+
+    def _fork(self, stream: Stream, version: int) -> None:
         least, most = stream.between or (version, version)
         if stream.version not in (None, version) or not least <= version <= most:
             self._broke(
@@ -156,6 +186,14 @@ class JournalCheck:
                 f"between {least} and {most}"
             )
         stream.version = version
+
+    def _erased_receipts(self, source: sqlite3.Connection, stream: Stream, key: int) -> None:
+        """What nobody was told before a session was erased is not to be found out, but for what it
+        did to the entries that forks have read."""
+        if all(one.receipt for one in stream.pushes.values()):
+            return
+        rows = source.execute("SELECT sequence FROM entries WHERE log = ? AND dropped = 1", (key,))
+        stream.also_dropped.update(itertools.chain.from_iterable(rows))
 
     def _entries(self, source: sqlite3.Connection, stream: Stream, key: int) -> list[_Entry]:
         """Those of its own."""

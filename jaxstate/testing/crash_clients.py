@@ -43,6 +43,8 @@ _MOST_SESSIONS = 5
 _MOST_TEXTS = 4
 _MOST_FLASHES = 2
 _REST_S = 0.02
+# Of those that are closed.
+_ERASED = 0.3
 # Far longer than anything takes.
 STUCK_S = 30.0
 _NUMBERS = itertools.count(1)
@@ -163,11 +165,13 @@ class Client:
         self._did("fork", {"session": name, "parent": session.id}, call)
 
     def _close(self, session: Session) -> None:
+        erase = self._random.random() < _ERASED
+
         def call() -> dict[str, object]:
-            session.close()
+            session.close(erase=erase)
             return {}
 
-        self._did("close", {"session": session.id}, call)
+        self._did("erase" if erase else "close", {"session": session.id}, call)
 
     def _flash(self, session: Session) -> None:
         """A question that nobody else registers, and that is not registered yet."""

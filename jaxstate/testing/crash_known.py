@@ -60,8 +60,10 @@ class Stream:
         between: the least and the most that it can be, if it was acknowledged.
         there: whether it was opened; None: not known.
         ended: whether it was closed; None: not known.
+        erased: whether nothing of it may be left; None: not known.
         pushes: by client and number.
         flashes: by question: whether it is registered; None: not known.
+        also_dropped: entries that pushes of unknown fate displaced, whose receipts were erased.
         seen: the largest version that somebody saw it have.
         settled: it has ended, and was looked at since.
     """
@@ -73,10 +75,17 @@ class Stream:
     between: tuple[int, int] | None = None
     there: bool | None = None
     ended: bool | None = False
+    erased: bool | None = False
     pushes: dict[ClientSeq, SentPush] = field(default_factory=dict[ClientSeq, SentPush])
     flashes: dict[str, bool | None] = field(default_factory=dict[str, bool | None])
+    also_dropped: set[int] = field(default_factory=set[int])
     seen: int = -1
     settled: bool = False
+
+    @property
+    def forebears(self) -> list[Stream]:
+        """Whose entries it has read, the nearest first."""
+        return [] if self.parent is None else [self.parent, *self.parent.forebears]
 
     @property
     def root(self) -> Stream:
@@ -87,7 +96,8 @@ class Stream:
     def dropped(self) -> set[int]:
         """Its own entries that were displaced."""
         taken = (one for one in self.pushes.values() if one.receipt is not None)
-        return set(itertools.chain.from_iterable(one.dropped for one in taken))
+        told = itertools.chain.from_iterable(one.dropped for one in taken)
+        return self.also_dropped.union(told)
 
     def entries(self) -> dict[int, str]:
         """Its own entries by number, the displaced ones too."""
@@ -188,6 +198,19 @@ class Known:
 
     def _refused_close(self, sent: Report) -> None:
         self._broke(f"session {sent['session']} could not be closed")
+
+    def _sent_erase(self, sent: Report) -> None:
+        self._sent_close(sent)
+        stream = self.streams[sent["session"]]
+        if stream.erased is False:
+            stream.erased = None
+
+    def _done_erase(self, sent: Report, report: Report) -> None:
+        stream = self.streams[sent["session"]]
+        stream.ended = stream.erased = True
+
+    def _refused_erase(self, sent: Report) -> None:
+        """The engine was closed: it may have come too late, or just in time."""
 
     def _sent_push(self, sent: Report) -> None:
         client, seq = sent["client"], sent["seq"]

@@ -21,10 +21,15 @@ from jaxstate.testing import CrashReport, CrashTest
 from jaxstate.testing.crash_check import JournalCheck
 from jaxstate.testing.crash_clients import Client
 from jaxstate.testing.crash_devices import config_of, device_of, model_of
-from jaxstate.testing.crash_known import Known
+from jaxstate.testing.crash_known import Known, SentPush, Stream
 from jaxstate.testing.crash_shown import Uninterrupted
 
-WANTED = ("entries displaced", "fork, acknowledged", "close, acknowledged")
+WANTED = (
+    "entries displaced",
+    "fork, acknowledged",
+    "close, acknowledged",
+    "erase, acknowledged",
+)
 
 
 def checked(report: CrashReport, kills: int) -> None:
@@ -159,6 +164,19 @@ def test_a_journal_that_is_not_as_it_should_be_is_found_out(
         assert database.total_changes > 0
     broken = looked_at(path, known)
     assert any(part in one for one in broken for part in told.split("|")), broken
+
+
+def test_a_text_that_was_erased_and_is_somewhere_is_found_out(
+    left: tuple[Path, Known], tmp_path: Path
+) -> None:
+    path, known = Path(shutil.copytree(left[0], tmp_path / "j")), copy.deepcopy(left[1])
+    erased = Stream("erased", there=True, ended=True, erased=True)
+    erased.pushes["c9", 1] = SentPush(("c9.1.0 x",))
+    known.streams["erased"] = erased
+    assert looked_at(path, known) == []
+    with (path / f"{DATABASE}-old").open("wb") as file:
+        file.write(b"... c9.1.0 x ...")
+    assert "session erased was erased, and files hold" in looked_at(path, known)[0]
 
 
 def test_a_version_that_was_seen_and_is_gone_is_found_out(left: tuple[Path, Known]) -> None:
