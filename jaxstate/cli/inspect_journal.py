@@ -59,16 +59,21 @@ def run_inspect_journal(show: Show, path: str, audit: Audit | None) -> int:
     with contextlib.closing(_opened(path)) as source:
         model = None if audit is None else _model(show, source, audit)
         segments = SegmentStore(Path(path) / SEGMENTS)
-        table, sound = _table(path, model is not None), True
-        if model is not None:
-            sound = _check_pages(show, source)
+        verified = [] if model is None else ["verified"]
+        table = Table(
+            "session", "state", "version", "snapshot", *verified, "flash", "used", title=path
+        )
+        sound = model is None or _check_pages(show, source)
+        problems: list[str] = []
         for key, name in logged.keys_of(source, ended=True):
-            facts = _facts(source, key, name, segments, model)
-            sound = sound and not facts["problems"]
-            show.event("session", **facts)
-            table.add_row(*_row(facts, model is not None))
+            facts, wrong = _facts(source, key, name, segments, model)
+            problems += [f"{name}: {one}" for one in wrong]
+            show.event("session", **facts, problems=wrong)
+            table.add_row(*_row(facts, audited=model is not None))
         show.table(table)
-    return 0 if sound else 1
+        for one in problems:
+            show.error(one)
+    return 0 if sound and not problems else 1
 
 
 def _opened(path: str) -> sqlite3.Connection:
@@ -93,9 +98,9 @@ def _check_pages(show: Show, source: sqlite3.Connection) -> bool:
 
 def _facts(
     source: sqlite3.Connection, key: int, name: str, segments: SegmentStore, model: Model | None
-) -> dict[str, JsonValue]:
+) -> tuple[dict[str, JsonValue], list[str]]:
     """What is known of one session, and what is wrong with it."""
-    facts: dict[str, JsonValue] = {"id": name, "problems": []}
+    facts: dict[str, JsonValue] = {"id": name}
     problems: list[str] = []
     try:
         session = logged.session_of(source, key)
@@ -105,7 +110,7 @@ def _facts(
             "tenant": session.opening.tenant,
             "open": session.ended_s is None,
             "version": session.last,
-            "used": datetime.fromtimestamp(session.used_s).isoformat(" ", "seconds"),
+            "used": datetime.fromtimestamp(session.used_s).isoformat(" ", "minutes"),
             "flash_queries": len(logged.questions_of(source, key, "flash")),
             "snapshot_version": None if newest is None else newest.row.version,
             "snapshot_cells": None if newest is None else newest.row.cells,
@@ -123,8 +128,7 @@ def _facts(
             problems += wrong
     except JaxstateError as error:
         problems.append(str(error))
-    facts["problems"] = problems
-    return facts
+    return facts, problems
 
 
 def _compared(
@@ -149,27 +153,17 @@ def _compared(
     return differences, wrong
 
 
-def _table(path: str, audited: bool) -> Table:
-    names = ["session", "tenant", "state", "version", "last push", "flash", "snapshot", "problems"]
-    table = Table(*names[:-1], *(["verified"] if audited else []), names[-1], title=path)
-    return table
-
-
-def _row(facts: dict[str, JsonValue], audited: bool) -> list[str]:
+def _row(facts: dict[str, JsonValue], *, audited: bool) -> list[str]:
     version, cells = facts.get("snapshot_version"), facts.get("snapshot_cells")
-    snapshot = "none" if version is None else f"version {version}, {cells:,} cells"
-    problems = facts["problems"]
-    assert isinstance(problems, list)
     found = facts.get("differences")
-    verified = ", ".join(f"{one:.0e}" for one in found) if isinstance(found, list) else ""
+    shares = ", ".join(f"{one:.0e}" for one in found) if isinstance(found, list) else ""
+    verified = f"{facts.get('entries', '?')} entries, cells within {shares or '-'}"
     return [
         str(facts["id"]),
-        str(facts.get("tenant", "?")),
         "open" if facts.get("open") else "closed",
         str(facts.get("version", "?")),
-        str(facts.get("used", "?")),
+        "none" if version is None else f"{version}, {cells:,} cells",
+        *([verified] if audited else []),
         str(facts.get("flash_queries", "?")),
-        snapshot,
-        *([f"{facts.get('entries', '?')} entries; cells {verified or '-'}"] if audited else []),
-        "\n".join(map(str, problems)) or "none",
+        str(facts.get("used", "?")),
     ]

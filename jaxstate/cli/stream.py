@@ -150,9 +150,10 @@ def _note_recovery(show: Show, engine: Engine) -> None:
     """What the journal brought back, and what it could not."""
     for one in engine.recovery.sessions:
         show.event("recovered", session=one.id, version=one.version, last=one.last)
+        there = "no snapshot" if one.version < 0 else f"a snapshot of version {one.version}"
         show.note(
-            f"{one.id}: goes on after entry {one.last} (version {max(one.version, 0)} from its "
-            f"snapshot, {one.tokens_to_read:,} tokens to read)"
+            f"{one.id}: goes on after entry {one.last} ({there}, {one.tokens_to_read:,} tokens to "
+            "read)"
         )
     for reason in engine.recovery.set_aside:
         show.note(f"set aside: {reason}")

@@ -30,9 +30,6 @@ from jaxstate.persist.segments import READY, SegmentStore, joined
 from jaxstate.persist.snapshot import capture_arrays, read_snapshot
 from jaxstate.steps.functional import extend, init_state, steps_of
 
-# Of the largest cell of its layer: what may differ, times the precision of the dtype.
-_ULPS = 2.0**10
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
@@ -42,7 +39,9 @@ class Compared:
         version: of it.
         cells: that were compared.
         difference: the largest between two cells, as a share of the largest cell of its layer.
-        allowed: what is taken for float error.
+        allowed: what is taken for float error, which grows from layer to layer: the cube root of
+            the dtype's precision (0.5 % in float32, 20 % in bfloat16). Cells of other tokens
+            differ by about as much as the largest is.
     """
 
     version: int
@@ -101,7 +100,7 @@ def _check(
         version=snapshot.row.version,
         cells=len(tokens),
         difference=_difference(saved, again),
-        allowed=_ULPS * float(jnp.finfo(model.dtype).eps),
+        allowed=float(jnp.finfo(model.dtype).eps) ** (1 / 3),
     )
 
 

@@ -23,6 +23,7 @@ class Modelled:
 
     entries: dict[int, str | None]
     base: int = 0
+    parent: int | None = None
     open: bool = True
     erased: bool = False
     names: set[str] = field(default_factory=set)
@@ -66,7 +67,11 @@ class JournalAgainstModel(RuleBasedStateMachine):
         texts = [f"text {self.written + n}." for n in range(count)]
         self.written += count
         first, gone = one.last + 1, []
-        if drop and one.last > one.base:
+        # What a fork has read was committed, and what is committed is never displaced.
+        forked = max(
+            (fork.base for fork in self.sessions.values() if fork.parent == key), default=0
+        )
+        if drop and one.last > max(one.base, forked):
             gone = [(one.last, one.last)]
             one.entries[one.last] = None
         push = changes.Push(client="c", client_seq=first, receipt=f"[{first}]", digest=b"d")
@@ -83,7 +88,7 @@ class JournalAgainstModel(RuleBasedStateMachine):
         key = len(self.sessions) + 1
         self.make(changes.opened(opening(key, parent=parent, version=version)))
         entries = {n: text for n, text in of.entries.items() if n <= version}
-        self.sessions[key] = Modelled(entries, base=version)
+        self.sessions[key] = Modelled(entries, base=version, parent=parent)
 
     @precondition(lambda self: self.living)
     @rule(data=st.data())
