@@ -113,10 +113,11 @@ class Births:
             return None
         book.log_key, error = desk.keeper.new_key(), JournalError("it could not be journaled")
         book.receipts = desk.keeper.receipts(book.log_key)
-        return desk.keeper.note(
+        book.noted = desk.keeper.note(
             opened(opening_of(book, origins, desk)),
             undo=lambda: desk.outcomes.close(book, str(error), error),
         )
+        return book.noted
 
 
 def _check_name(what: str, name: object) -> None:

@@ -112,7 +112,7 @@ class Book:
         ending: its end is on the way to the journal, and it is open until it is there; what came
             now would be behind it.
         log_key: its key in the journal; 0 without one.
-        noted: what to wait for until the journal has a fork.
+        noted: tells when the journal has the session.
         receipts: of clients that number their pushes.
         saved: the pieces of its cells that are on disk, in order, and the version that they end at.
     """
@@ -179,6 +179,11 @@ class Book:
             raise ClosedError(f"session {self.id!r} is closed: {self.closed_because}")
         if self.ending:
             raise ClosedError(f"session {self.id!r} is being closed")
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the journal may not have it yet: what is pushed counts no sooner than it."""
+        return self.noted is not None and not (self.noted.stays or self.noted.settled.done())
 
     def stays(self) -> None:
         """Its end could not be journaled."""

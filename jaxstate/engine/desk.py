@@ -210,7 +210,10 @@ class Desk:
     def _erase(self, book: Book, wiped: Future[None]) -> None:
         self.outcomes.close(book, "it was erased by its user")
         self.ledger.prefixes.forget(book.residence.chain)
-        self.wipes.append(wiped)
+        if self.ended is None:
+            self.wipes.append(wiped)
+        else:  # no loop is there to do it, and no pool that would stay
+            wiped.set_result(None)
 
     def wait(self, book: Book, version: int) -> Future[None]:
         """Ends once the session has that version."""

@@ -23,7 +23,9 @@ from jaxstate.engine.recovery import Recoverer, Recovery
 from jaxstate.engine.snapshots import Snapshotter
 from jaxstate.errors import InvalidInput
 from jaxstate.persist import archive
+from jaxstate.persist.changes import erased
 from jaxstate.persist.journal import Journal
+from jaxstate.persist.logged import keys_of
 from jaxstate.persist.segments import SegmentStore
 from jaxstate.records import Durability, checked_durability
 from jaxstate.text import Template, Tokenizer
@@ -81,6 +83,7 @@ class Durable:
         if journal is not None and segments is not None:
             self.recovery = Recoverer(desk, lives, asker, executor, journal, segments).recover()
             self.snapshots = Snapshotter(desk, lives, executor, journal, segments)
+            desk.keeper.note_model()
 
     def start(self) -> None:
         """Begins to take snapshots in the background."""
@@ -121,6 +124,8 @@ class Durable:
             BudgetExceeded, CapacityExceeded: there are no cells for it.
         """
         journal, segments = self._journal("import")
+        with self._desk.changing():
+            pass  # not of an engine that is closed
         desk, lives, asker, executor = self._parts
         with segments.lock, contextlib.closing(archive.read(path)) as source:
             name = lives.free_name(archive.name_of(source) if session_id is None else session_id)
@@ -130,7 +135,7 @@ class Durable:
         try:
             return Recoverer(desk, lives, asker, executor, journal, segments).bring_back(key)
         except BaseException:
-            journal.write(archive.forgotten(key))
+            journal.write(erased(key))
             raise
 
     def erase(self, session_id: str) -> int:
@@ -141,17 +146,22 @@ class Durable:
 
         Raises:
             InvalidInput: there is no journal, or a session of that name is open.
+            JournalError: the journal could not be written, or its log not be emptied.
+            ClosedError: the engine is closed.
         """
         journal, _ = self._journal("erase")
-        with self._desk.lock:
-            if session_id in self._desk.ledger.by_id:
+        with self._desk.changing() as ledger:
+            if session_id in ledger.by_id:
                 raise InvalidInput(
                     f"session {session_id!r} is open: session.close(erase=True) erases it"
                 )
         with contextlib.closing(journal.read()) as source:
-            keys = archive.keys_named(source, session_id)
+            keys = archive.closed_keys(source, session_id)
+            # The name of one that could not be brought back is nobody else's.
+            if session_id in self._desk.ledger.lost:
+                keys += [key for key, name in keys_of(source) if name == session_id]
         for key in keys:
-            journal.write(archive.forgotten(key))
+            journal.write(erased(key))
         with self._desk.lock:
             self._desk.ledger.lost.pop(session_id, None)
         self._desk.keeper.purge()

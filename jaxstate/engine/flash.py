@@ -116,8 +116,8 @@ class FlashBook:
         """How many are not answered at the session's version."""
         return len(self._stale)
 
-    def add(self, one: Registered, now_s: float) -> None:
-        """Registers a question; it is due at once.
+    def add(self, one: Registered, now_s: float, flash_id: str | None = None) -> None:
+        """Registers a question, under a name of our own if it has none; it is due at once.
 
         Raises:
             FlashLimit: there are as many as there may be.
@@ -133,17 +133,25 @@ class FlashBook:
                 f"{one.asked.question!r} is registered already, as {same.id!r}; remove that one "
                 "first to register it with other settings"
             )
-        self._given += 1
-        one.id = f"q{self._given}"
+        if flash_id is None:
+            self._given += 1
+        one.id = flash_id or f"q{self._given}"
         self._by_id[one.id] = self._by_text[one.asked.question] = one
         one.stale_since_s = one.registered_s = now_s
         if self.version >= 0:
             self._stale[one.id] = one
 
+    def names_from(self, flash_id: str) -> None:
+        """Names up to that one were given."""
+        self._given = max(self._given, int(flash_id.removeprefix("q")))
+
     def bring_back(self, one: Registered, flash_id: str, now_s: float) -> None:
-        """A question that a journal has, under the name that it had."""
-        self._given = max(self._given, int(flash_id.removeprefix("q")) - 1)
-        self.add(one, now_s)
+        """A question that a journal has, under the name that it had.
+
+        Raises:
+            FlashLimit, InvalidInput: as `add`.
+        """
+        self.add(one, now_s, flash_id)
         one.brought_back = True
 
     def taken_up(self, one: Registered) -> Registered | None:

@@ -106,7 +106,7 @@ class Forks(Births):
     def _note_fork(self, book: Book, parent: Book) -> None:
         """The pieces of its parent's snapshot are its own; the journal hears of it."""
         book.saved = SavedCells(segments=parent.saved.until(book.seen_cells))
-        book.noted = self._note(book, Origins(version=book.version, parent=parent.log_key))
+        self._note(book, Origins(version=book.version, parent=parent.log_key))
 
     def _share(self, book: Book, parent: Book) -> bool:
         """Lets it have the cells of the other's table, if there is room for one session more."""

@@ -173,7 +173,9 @@ class Handle:
                 What forks have read of it is theirs.
 
         Raises:
-            JournalError: the journal could not be written; the session is still open.
+            JournalError: the journal could not be written, and the session is still open; or, with
+                `erase`, what was erased could not be removed from the journal's log, since somebody
+                reads it.
             ClosedError: it is to be erased, and the engine is closed.
         """
         if erase:

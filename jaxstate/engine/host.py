@@ -256,7 +256,7 @@ class SessionHost:
         return self._handle(book)
 
     def sessions(self) -> list[Session]:
-        """All open sessions, in the order of opening."""
+        """All open sessions in the order of opening, those of a journal first, by last use."""
         with self._desk.lock:
             books = self._desk.ledger.usable()
         return [self._handle(book) for book in books]

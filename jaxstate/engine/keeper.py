@@ -9,6 +9,7 @@ counts at once. Does not know: what is noted, files.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from jaxstate.persist.journal import SEGMENTS, Change, Journal, Ticket, could_no
 from jaxstate.persist.logged import last_seq, push_of, segment_names
 from jaxstate.persist.segments import SegmentStore
 from jaxstate.records import Durability, checked_durability
+
+_log = logging.getLogger("jaxstate")
 
 # Changes that nobody waits for may stand in line up to here; then those who make them wait.
 MOST_WAITING = 10_000
@@ -61,8 +64,11 @@ class Keeper:
             self.journal.settle = lambda tickets, error: self._settle(
                 lock, tell_loop, tickets, error
             )
-            self.journal.submit(Ticket(model_noted(self._model), "memory"))
             self.journal.start()
+
+    def note_model(self) -> None:
+        """Notes in the journal which model the engine has."""
+        self.note(model_noted(self._model), "memory")
 
     def keys_from(self, key: int) -> None:
         """Sessions up to that key are in the journal."""
@@ -142,10 +148,17 @@ class Keeper:
         return ticket
 
     def purge(self) -> None:
-        """Leaves nothing on the disk of what was erased, or of snapshots that are gone."""
+        """Leaves nothing on the disk of what was erased, of snapshots that are gone, or of pieces
+        that were damaged.
+
+        Raises:
+            JournalError: somebody reads the journal for too long: what was erased is no longer to
+                be found in it, but for its log.
+        """
         if self.journal is None or self.segments is None:
             return
         self.clear_segments()
+        self.segments.forget_damaged()
         self.journal.compact()
 
     def clear_segments(self) -> None:
@@ -165,13 +178,11 @@ class Keeper:
         assert self.journal is not None
         with lock:
             if error is None:
-                for ticket in tickets:
-                    ticket.apply()
+                _each([ticket.apply for ticket in tickets])
             else:
                 # What came meanwhile builds on what is taken back now.
                 tickets = [*tickets, *self.journal.drain()]
-                for ticket in reversed(tickets):
-                    ticket.undo()
+                _each([ticket.undo for ticket in reversed(tickets)])
                 self.journal.put_back([one for one in tickets if one.stays])
             tell_loop()
         for ticket in tickets:
@@ -179,6 +190,15 @@ class Keeper:
                 ticket.settled.set_result(None)
             elif not ticket.stays:
                 ticket.settled.set_exception(could_not_write(error))
+
+
+def _each(calls: Sequence[Callable[[], None]]) -> None:
+    """All of them: an error of one must not keep the others from counting."""
+    for call in calls:
+        try:
+            call()
+        except Exception:
+            _log.exception("what the journal has could not be booked")
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,6 +149,8 @@ class Lifecycle(Forks):
             book.queue.bring_back(state.entries, state.last, now_s)
             for name in ("entries_pushed", "entries_recovered"):
                 desk.recorder.count(name, len(state.entries))
+            book.receipts = desk.keeper.receipts(opening.key)
+            state.prepare(book)
             book.opened = book.opens = True
             return book
 
@@ -217,13 +219,15 @@ class Lifecycle(Forks):
         """Ends a session of which nothing stays; waits for the journal, the device and the disk.
 
         Raises:
-            JournalError: the journal could not be written; nothing was erased.
+            JournalError: the journal could not be written, and the session is still open; or what
+                was erased could not be removed from the journal's log.
             ClosedError: the engine is closed.
         """
         self._desk.check_may_wait()
         noted, wiped = self._desk.erase_session(book)
         self._desk.settled(noted)
         wiped.result()
+        self._desk.vault.rest()
         self._desk.keeper.purge()
 
     def publish(self, opening: Tokens) -> None:
@@ -244,6 +248,7 @@ class CameBack:
         entries: number and tokens of those that are still to be read.
         last: number of the last entry.
         policy: of its queue.
+        prepare: leaves in the books, under the lock, what else is known.
     """
 
     log: TokenLog
@@ -253,6 +258,7 @@ class CameBack:
     entries: Sequence[tuple[int, Tokens]]
     last: int
     policy: QueuePolicy
+    prepare: Callable[[Book], None]
 
 
 def _check_holds(session_id: str, cells: int, most: int) -> None:

@@ -83,7 +83,7 @@ def push(desk: Desk, book: Book, new: NewEntries) -> Pushed | Future[None]:
         if new.origin is not None and (before := book.receipts.find(new.origin)) is not None:
             return _repeated(desk, before, new.level)
         # What follows something that is not written yet is not read before it either.
-        hold = book.queue.holds or not desk.keeper.counts_at_once(new.level)
+        hold = book.queue.holds or book.is_new or not desk.keeper.counts_at_once(new.level)
         offer = _offer(desk, book, new, hold=hold)
         if offer is None:
             return _place_in_line(book)

@@ -88,7 +88,7 @@ def origin_of(
             f"client={client!r} and client_seq={client_seq!r} belong together (strict=True needs "
             "both): name the client, and number its pushes 1, 2, 3 …"
         )
-    if not isinstance(client, str) or not 1 <= len(client) <= 128:
+    if not isinstance(client, str) or not 1 <= len(client) <= 128 or not _is_utf8(client):
         raise InvalidInput(f"client={client!r} must be a name of 1 to 128 characters")
     seq = checked_int("client_seq", client_seq)
     if not 0 <= seq < 1 << 63:
@@ -127,18 +127,27 @@ class Receipts:
             SequenceGap: under strict order, numbers before it are missing.
         """
         last = self.last_of(origin.client)
-        if last is None or origin.seq > last:
-            if origin.strict and last is not None and origin.seq != last + 1:
-                raise SequenceGap(
-                    f"client {origin.client!r} pushes number {origin.seq}, and its last was {last}"
-                    f"; nothing was added. Push {last + 1} first, or push without strict=True"
-                )
-            return None
+        found = None if last is None or origin.seq > last else self._found(origin)
+        if found is None and origin.strict and last is not None and origin.seq != last + 1:
+            raise SequenceGap(
+                f"client {origin.client!r} pushes number {origin.seq}, and its last was {last}; "
+                f"nothing was added. Push {last + 1} next, or push without strict=True"
+            )
+        return found
+
+    def _found(self, origin: Origin) -> Pushed | None:
         given = self._given.get((origin.client, origin.seq))
         if given is None:
             return self._find_older(origin)
         _check_same(origin, given.digest)
         return given.pushed
+
+    def on_its_way(self, client: str) -> Ticket | None:
+        """The last push of a client that is not in the journal yet; None if all are."""
+        for (name, _), given in reversed(self._given.items()):
+            if name == client and not given.pushed.kept:
+                return given.pushed.ticket
+        return None
 
     def note(self, origin: Origin, pushed: Pushed) -> None:
         """A push was taken."""
@@ -182,6 +191,10 @@ def _check_same(origin: Origin, digest: bytes) -> None:
             f"client {origin.client!r} pushed other entries under number {origin.seq} before; "
             "nothing was added. Number each push once, also after a restart of the client"
         )
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= one <= "\udfff" for one in name)
 
 
 def receipt_json(receipt: Receipt) -> str:

@@ -11,10 +11,10 @@ coming. Does not know: devices, threads, who took the snapshots.
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,15 +22,17 @@ from jaxstate.engine.asking import Asker
 from jaxstate.engine.books import Book
 from jaxstate.engine.desk import Desk
 from jaxstate.engine.executor import Executor, Tokens
+from jaxstate.engine.flash import Registered
 from jaxstate.engine.lifecycle import CameBack, Lifecycle
 from jaxstate.engine.openings import ends_of, tokens_of
 from jaxstate.engine.policies import policy_of
 from jaxstate.engine.registering import registered_of
 from jaxstate.engine.reloading import Reloader
 from jaxstate.engine.residence import TokenLog
-from jaxstate.engine.snapshots import cells_and_text
+from jaxstate.engine.runs import Asked
+from jaxstate.engine.snapshots import answers_of, cells_and_text
 from jaxstate.engine.values import Answer, Usage
-from jaxstate.errors import JaxstateError, JournalError
+from jaxstate.errors import JaxstateError, JournalDamaged, JournalError
 from jaxstate.persist.changes import Opening, SegmentRow
 from jaxstate.persist.journal import Journal
 from jaxstate.persist.logged import (
@@ -45,7 +47,7 @@ from jaxstate.persist.logged import (
     session_of,
     snapshots_of,
 )
-from jaxstate.persist.segments import Segment, SegmentStore
+from jaxstate.persist.segments import SegmentStore
 
 _log = logging.getLogger("jaxstate")
 _NO_TOKENS = np.zeros(0, np.int32)
@@ -90,10 +92,6 @@ class _Found:
 
     snapshot: LoggedSnapshot
     rows: tuple[SegmentRow, ...]
-
-    @property
-    def segments(self) -> tuple[Segment, ...]:
-        return tuple(Segment(row.name, row.first, row.last) for row in self.rows)
 
 
 class Recoverer:
@@ -163,13 +161,15 @@ class Recoverer:
 
     def _bring_back(self, session: LoggedSession) -> RecoveredSession:
         found = self._usable(session)
-        state = self._state(session, found)
-        book = self._lives.come_back(session.opening, state)
-        with self._desk.lock:
-            book.receipts = self._desk.keeper.receipts(session.opening.key)
-            if found:
-                self._reloader.leave(book, [(one.snapshot, one.segments) for one in found])
-            self._register(book, found[0].snapshot if found else None)
+        try:
+            state = self._state(session, found)
+            book = self._lives.come_back(session.opening, state)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, JaxstateError):
+                raise
+            raise JournalDamaged(
+                f"what the journal has of session {session.opening.id!r} cannot be read: {error!r}"
+            ) from error
         return RecoveredSession(
             id=session.opening.id,
             version=state.version,
@@ -182,6 +182,7 @@ class Recoverer:
         root = root_of(self._source, session)
         opening = _NO_TOKENS if root.prefix is None else self._asker.opening(root.prefix)
         log, version = self._read_before(root, found)
+        answers = _answers_of(found[0].snapshot.row.answers) if found else {}
         policy = policy_of(session.opening.policy, self._desk.config.queue_policy)
         return CameBack(
             log=log,
@@ -191,6 +192,9 @@ class Recoverer:
             entries=self._entries(session, max(version, 0)),
             last=session.last,
             policy=policy,
+            prepare=functools.partial(
+                self._prepare, found, self._questions(session.opening.key), answers
+            ),
         )
 
     def _read_before(self, root: Opening, found: Sequence[_Found]) -> tuple[TokenLog, int]:
@@ -245,10 +249,12 @@ class Recoverer:
     ) -> str | None:
         """Why a snapshot cannot be used; None if nothing speaks against it yet."""
         row = snapshot.row
+        if not snapshot.sound:
+            return "what the journal says of it is damaged"
         if row.fingerprint != self._fingerprint:
             return "it was made with another model, tokenizer, template, dtype or cell layout"
         if len(whole) < len(rows) or not all(self._segments.has(one.name) for one in whole):
-            return "pieces of it are missing"
+            return "pieces of it are missing, or what the journal says of them is damaged"
         borders = [0, *(one.last for one in whole)]
         firsts = [one.first for one in whole]
         if not whole or firsts != borders[:-1] or borders[-1] != row.cells:
@@ -259,27 +265,73 @@ class Recoverer:
             return f"it is of version {row.version}, and the journal ends at {session.last}"
         return None
 
-    def _register(self, book: Book, snapshot: LoggedSnapshot | None) -> None:
-        """Flash queries with their answers, and warm questions; the caller holds the lock."""
-        now_s = self._desk.clock()
-        for name, settings in questions_of(self._source, book.log_key, "flash"):
-            try:
-                book.flash.bring_back(registered_of(self._asker, settings), name, now_s)
-            except JaxstateError as error:
-                _log.error("flash query %s of %r is not asked any more: %s", name, book.id, error)
-        for question, _ in questions_of(self._source, book.log_key, "warm"):
-            book.warm.add(self._asker.warm(question))
-        kept = [] if snapshot is None else json.loads(snapshot.row.answers)
-        for one in kept:
-            if (registered := book.flash.get(one["id"])) is not None:
-                book.flash.answered(registered, _answer_of(one["answer"]), one["steps"])
+    def _questions(self, key: int) -> _Questions:
+        """Flash queries and warm questions that can be asked of this model; the others are logged,
+        and stay in the journal."""
+        found = _Questions()
+        for name, settings in questions_of(self._source, key, "flash"):
+            found.last_name = name
+            if settings:
+                with self._logged(name):
+                    found.flash.append((name, registered_of(self._asker, settings)))
+        for question, _ in questions_of(self._source, key, "warm"):
+            with self._logged(question):
+                found.warm.append(self._asker.warm(question))
+        return found
+
+    def _prepare(
+        self,
+        found: Sequence[_Found],
+        questions: _Questions,
+        answers: Mapping[str, tuple[Answer, int]],
+        book: Book,
+    ) -> None:
+        """Where its cells are, and what it is asked; the caller holds the lock."""
+        if found:
+            self._reloader.leave(book, [(one.snapshot, one.rows) for one in found])
+        if questions.last_name is not None:
+            book.flash.names_from(questions.last_name)
+        for name, one in questions.flash:
+            with self._logged(name):
+                book.flash.bring_back(one, name, self._desk.clock())
+                if name in answers:
+                    book.flash.answered(one, *answers[name])
+        for asked in questions.warm:
+            with self._logged(asked.question):
+                book.warm.add(asked)
+
+    @contextlib.contextmanager
+    def _logged(self, question: str) -> Iterator[None]:
+        """A question that cannot be asked here keeps no session from coming back."""
+        try:
+            yield
+        except JaxstateError as error:
+            _log.error("%r is not asked any more: %s", question, error)
 
 
-def _answer_of(kept: dict[str, object]) -> Answer:
+@dataclass(slots=True, eq=False)
+class _Questions:
+    """What a session is asked: flash queries by name, the last name that was given, warm ones."""
+
+    flash: list[tuple[str, Registered]] = field(default_factory=list)
+    last_name: str | None = None
+    warm: list[Asked] = field(default_factory=list)
+
+
+def _answers_of(kept: str) -> dict[str, tuple[Answer, int]]:
+    """By the name of the flash query, with the steps that the answer took."""
+    return {
+        str(one["id"]): (_answer_of(one["answer"]), int(str(one["steps"])))
+        for one in answers_of(kept)
+    }
+
+
+def _answer_of(kept: object) -> Answer:
     """An answer as `dataclasses.asdict` and JSON left it."""
+    if not isinstance(kept, dict):
+        raise ValueError("an answer is no record")
     fields = dict(kept)
     usage = fields.pop("usage")
-    assert isinstance(usage, dict)
     tuples = ("token_ids", "choice_logprobs")
     shaped = {
         name: tuple(value) if name in tuples and isinstance(value, list) else value

@@ -7,24 +7,30 @@ Runs on the vault's reader thread. Does not know: how a session uses its cells.
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 from collections.abc import Sequence
 from typing import TypeAlias
 
+import numpy as np
+
 from jaxstate.engine.books import Book, SavedCells
 from jaxstate.engine.desk import Desk
 from jaxstate.engine.executor import Executor, HostCells
-from jaxstate.errors import JournalError
-from jaxstate.persist.changes import set_aside
+from jaxstate.engine.openings import ends_of, tokens_of
+from jaxstate.errors import JournalError, SnapshotDamaged
+from jaxstate.persist.changes import SegmentRow, set_aside
 from jaxstate.persist.files import Arrays
 from jaxstate.persist.journal import Journal, Ticket
 from jaxstate.persist.logged import LoggedSnapshot
-from jaxstate.persist.segments import Segment, SegmentStore, has_windows, joined
+from jaxstate.persist.segments import Segment, SegmentStore, has_windows, joined, segment_name
 
 _log = logging.getLogger("jaxstate")
 
-Candidate: TypeAlias = tuple[LoggedSnapshot, tuple[Segment, ...]]
+Candidate: TypeAlias = tuple[LoggedSnapshot, tuple[SegmentRow, ...]]
+# What says nothing of the files: there is too little memory, or too much is open.
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Reloader:
@@ -47,10 +53,10 @@ class Reloader:
 
     def leave(self, book: Book, candidates: Sequence[Candidate]) -> None:
         """A session's cells are on disk, until they are wanted; the caller holds the lock."""
-        newest, segments = candidates[0]
+        newest, rows = candidates[0]
         load = functools.partial(self._load, book, tuple(candidates))
         self._desk.vault.put_saved(book.key, newest.row.bytes, load)
-        book.saved = SavedCells(newest.row.version, segments)
+        book.saved = SavedCells(newest.row.version, _segments(rows))
         self._desk.look_for(book)
 
     def set_aside(self, numbers: Sequence[int], reason: str) -> None:
@@ -64,30 +70,51 @@ class Reloader:
     def _load(self, book: Book, candidates: Sequence[Candidate]) -> HostCells | None:
         """The first that is whole; or what there is of the one of which most is good."""
         layout, best = self._desk.limits.layout, list[Arrays]()
-        good: tuple[Segment, ...] = ()
-        for snapshot, segments in candidates:
-            parts = self._parts(snapshot, segments)
-            whole = len(parts) == len(segments)
+        good: tuple[SegmentRow, ...] = ()
+        for snapshot, rows in candidates:
+            parts = self._parts(book, snapshot, rows)
+            whole = len(parts) == len(rows)
             # Windows lie in the last piece alone.
             usable = parts if whole or not has_windows(layout) else []
-            if usable and (not good or segments[len(usable) - 1].last > good[-1].last):
-                best, good = usable, segments[: len(usable)]
+            if usable and (not good or rows[len(usable) - 1].last > good[-1].last):
+                best, good = usable, rows[: len(usable)]
             if whole:
                 break
         if good != candidates[0][1]:
             with self._desk.lock:
-                book.saved = SavedCells(segments=good)  # so that a new one is taken
+                book.saved = SavedCells(segments=_segments(good))  # so that a new one is taken
         return HostCells(cells=good[-1].last, arrays=joined(layout, best)) if good else None
 
-    def _parts(self, snapshot: LoggedSnapshot, segments: Sequence[Segment]) -> list[Arrays]:
-        """Those from the first on that can be read."""
+    def _parts(
+        self, book: Book, snapshot: LoggedSnapshot, rows: Sequence[SegmentRow]
+    ) -> list[Arrays]:
+        """Those from the first on that can be read, and are what their names say."""
         parts: list[Arrays] = []
-        for segment in segments:
+        for row in rows:
             try:
-                saved = self._executor.load(self._segments.path(segment.name) / "cells")
-                parts.append(saved.cells.arrays)
+                parts.append(self._part(row))
             except Exception as error:
-                self._segments.set_aside(segment.name)
-                self.set_aside([snapshot.number], f"cells {segment.first} on: {error}")
+                # Of a session that was closed, pieces may be on their way out.
+                if not (book.closed or _is_passing(error)):
+                    self._segments.set_aside(row.name)
+                    self.set_aside([snapshot.number], f"cells {row.first} on: {error}")
                 break
         return parts
+
+    def _part(self, row: SegmentRow) -> Arrays:
+        arrays = self._executor.load(self._segments.path(row.name) / "cells").cells.arrays
+        ends = np.array(ends_of(row.ends), np.int64).reshape(-1, 2)
+        if segment_name(arrays, row.first, tokens_of(row.tokens), ends) != row.name:
+            raise SnapshotDamaged("they are not those that the journal names")
+        return arrays
+
+
+def _segments(rows: Sequence[SegmentRow]) -> tuple[Segment, ...]:
+    return tuple(Segment(row.name, row.first, row.last) for row in rows)
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Whether the same may go well the next time."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) in _PASSING:
+        return True
+    return error.__cause__ is not None and _is_passing(error.__cause__)

@@ -6,6 +6,7 @@ that say that they wait. Safe to use from any thread. Does not know: devices, th
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from concurrent.futures import Future
 
@@ -21,6 +22,7 @@ from jaxstate.engine.registering import OnFire, new_registered
 from jaxstate.engine.subscription import checked_timeout
 from jaxstate.engine.values import Answer, Receipt
 from jaxstate.engine.waiting import AskFuture, countdown
+from jaxstate.errors import JournalError
 from jaxstate.records import Durability
 
 
@@ -75,14 +77,20 @@ class Session(Handle):
 
     def client_seq(self, client: str) -> int | None:
         """The largest number that a client has given a push of this session: where it goes on from
-        after a restart. None if it has given none.
+        after a restart. None if it has given none. Waits for those on their way to the journal.
 
         Raises:
             ClosedError: the session or the engine is closed.
         """
-        with self._desk.changing():
-            self._book.check_open()
-            return self._book.receipts.last_of(client)
+        while True:
+            with self._desk.changing():
+                self._book.check_open()
+                ticket = self._book.receipts.on_its_way(client)
+                if ticket is None:
+                    return self._book.receipts.last_of(client)
+            with contextlib.suppress(JournalError):  # then it was taken back
+                self._desk.check_may_wait()
+                ticket.settled.result()
 
     def ask(
         self,

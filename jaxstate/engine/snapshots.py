@@ -29,6 +29,7 @@ from jaxstate.errors import ClosedError
 from jaxstate.persist.changes import SegmentRow, SnapshotRow, snapshot_taken
 from jaxstate.persist.files import Arrays
 from jaxstate.persist.journal import Journal
+from jaxstate.persist.schema import checksum_of
 from jaxstate.persist.segments import Segment, SegmentStore, cuts, part_of, segment_name
 
 _log = logging.getLogger("jaxstate")
@@ -137,7 +138,9 @@ class Snapshotter:
             kept = {(one.first, one.last): one for one in book.saved.segments}
         borders = cuts(shared, cells, self._size)
         for first, last in borders[:-1]:
-            yield kept.get((first, last)) or self._fetched(book, first, last)
+            one = kept.get((first, last))
+            there = one is not None and self._segments.has(one.name)
+            yield one if one is not None and there else self._fetched(book, first, last)
         yield self._fetched(book, borders[-1][0], None)
 
     def _fetched(self, book: Book, first: int, last: int | None) -> _Part:
@@ -174,22 +177,22 @@ class Snapshotter:
         part = self._executor.fetch_part(seen, first, end)
         return _Part(first, end, version, part.arrays)
 
-    def _kept(self, book: Book, part: _Part | Segment) -> tuple[SegmentRow | None, Segment, int]:
+    def _kept(self, book: Book, part: _Part | Segment) -> tuple[SegmentRow, Segment, int]:
         """A piece that is on disk from now on, and the version that it ends at."""
-        if isinstance(part, Segment):
-            return None, part, -1
         log = book.residence.log
         with self._desk.lock:
             tokens = log.tokens(part.first, part.last - part.first)
             ends = log.ends(part.first, part.last)
-        row = _row(part, tokens, ends)
+        if isinstance(part, Segment):
+            return _row(part.name, part, tokens, ends), part, -1
+        row = _row(_name(part, tokens, ends), part, tokens, ends)
         cells = HostCells(cells=part.last, arrays=part.arrays)
         self._segments.write(
             row.name, lambda path: self._executor.save(path, cells, {"first": part.first})
         )
         return row, Segment(row.name, part.first, part.last), part.version
 
-    def _publish(self, book: Book, pieces: list[tuple[SegmentRow | None, Segment, int]]) -> None:
+    def _publish(self, book: Book, pieces: list[tuple[SegmentRow, Segment, int]]) -> None:
         """Makes them the newest snapshot."""
         desk, segments = self._desk, tuple(segment for _, segment, _ in pieces)
         version, cells = pieces[-1][2], segments[-1].last
@@ -205,18 +208,24 @@ class Snapshotter:
                 segments=tuple(one.name for one in segments),
                 answers=_answers(book, version),
             )
-        rows = [row for row, _, _ in pieces if row is not None]
+        rows = [row for row, _, _ in pieces]
         self._journal.write(snapshot_taken(snapshot, rows, desk.config.snapshot_keep))
         with desk.lock:
             book.saved = SavedCells(version, segments)
             desk.recorder.count("snapshots_taken")
 
 
-def _row(part: _Part, tokens: Tokens, ends: list[tuple[int, int]]) -> SegmentRow:
-    """What the journal keeps of a piece, under the name that its content gives it."""
+def _name(part: _Part, tokens: Tokens, ends: list[tuple[int, int]]) -> str:
     pairs = np.array(ends, np.int64).reshape(-1, 2)
+    return segment_name(part.arrays, part.first, tokens, pairs)
+
+
+def _row(
+    name: str, part: _Part | Segment, tokens: Tokens, ends: list[tuple[int, int]]
+) -> SegmentRow:
+    """What the journal keeps of a piece."""
     return SegmentRow(
-        name=segment_name(part.arrays, part.first, tokens, pairs),
+        name=name,
         first=part.first,
         last=part.last,
         tokens=token_bytes(tokens),
@@ -236,4 +245,13 @@ def _answers(book: Book, version: int) -> str:
         for one in book.flash
         if one.answer is not None and one.answer.version <= version
     ]
-    return json.dumps(found)
+    text = json.dumps(found)
+    return f"{checksum_of(text)} {text}"
+
+
+def answers_of(kept: str) -> list[dict[str, object]]:
+    """The answers again; none if they are not as they were written."""
+    checksum, _, text = kept.partition(" ")
+    if not text or checksum != str(checksum_of(text)):
+        return []
+    return json.loads(text)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxstate.errors import InvalidInput, JournalDamaged, JournalError
-from jaxstate.persist.changes import Opening, erased, opened, pushed
+from jaxstate.persist.changes import Opening, opened, pushed
 from jaxstate.persist.files import sync_tree
 from jaxstate.persist.journal import Change, connect
 from jaxstate.persist.logged import (
@@ -66,6 +66,7 @@ def write(
         with contextlib.closing(connect(new)) as to:
             create(to, EXPORT)
             to.execute("BEGIN IMMEDIATE")
+            source.execute("BEGIN")  # all of it as of one moment
             _copy(source, segments, session_of(source, key), to)
             to.execute("COMMIT")
         sync_tree(new)
@@ -153,8 +154,8 @@ def _copy_snapshot(
         if piece is None:
             raise JournalDamaged(f"a piece of the snapshot, {name}, is missing")
         to.execute(
-            "INSERT INTO segments VALUES (?, ?, ?, ?, ?)",
-            (piece.name, piece.first, piece.last, piece.tokens, piece.ends),
+            "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?)",
+            (piece.name, piece.first, piece.last, piece.tokens, piece.ends, piece.checksum),
         )
         for file, content in _files(segments.path(name)):
             to.execute("INSERT INTO files VALUES (?, ?, ?)", (name, file, content))
@@ -208,7 +209,7 @@ def take_segments(source: sqlite3.Connection, segments: SegmentStore) -> None:
         for (name,) in source.execute("SELECT name FROM segments").fetchall():
             files = source.execute("SELECT name, content FROM files WHERE segment = ?", (name,))
             segments.write_files(name, [(str(file), bytes(content)) for file, content in files])
-    except (OSError, TypeError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise JournalError(f"the cells could not be taken over: {error}") from error
     except sqlite3.DatabaseError as error:
         raise JournalDamaged(f"the cells cannot be read: {error}") from error
@@ -241,7 +242,7 @@ def taken(source: sqlite3.Connection, key: int, name: str) -> Change:
                 marks = ", ".join("?" * len(row))
                 to.execute(f"INSERT INTO {table} VALUES ({marks})", (key, *row[1:]))
         for row in rows["segments"]:
-            to.execute("INSERT OR IGNORE INTO segments VALUES (?, ?, ?, ?, ?)", row)
+            to.execute("INSERT OR IGNORE INTO segments VALUES (?, ?, ?, ?, ?, ?)", row)
         for row in rows["snapshots"]:
             marks = ", ".join("?" * (len(row) - 1))
             to.execute(f"INSERT INTO snapshots VALUES (NULL, {marks})", (key, *row[2:]))
@@ -249,11 +250,8 @@ def taken(source: sqlite3.Connection, key: int, name: str) -> Change:
     return change
 
 
-def forgotten(key: int) -> Change:
-    """A session that is not open is erased."""
-    return erased(key)
-
-
-def keys_named(source: sqlite3.Connection, name: str) -> list[int]:
-    """Keys of all sessions of that name, those that were closed included."""
-    return [key for key, found in keys_of(source, ended=True) if found == name]
+def closed_keys(source: sqlite3.Connection, name: str) -> list[int]:
+    """Keys of all sessions of that name that were closed."""
+    is_open = {key for key, _ in keys_of(source)}
+    named = [key for key, found in keys_of(source, ended=True) if found == name]
+    return [key for key in named if key not in is_open]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from jaxstate.persist.journal import Change
-from jaxstate.persist.schema import entry_checksum, session_checksum, text_bytes
+from jaxstate.persist.schema import checksum_of, entry_checksum, text_bytes
 
 QuestionKind: TypeAlias = Literal["flash", "warm"]
 
@@ -54,7 +54,7 @@ class Opening:
     @property
     def checksum(self) -> int:
         """Of all that decides what the session is."""
-        return session_checksum(
+        return checksum_of(
             self.key,
             self.id,
             self.tenant,
@@ -100,6 +100,11 @@ class SegmentRow:
     tokens: bytes
     ends: bytes
 
+    @property
+    def checksum(self) -> int:
+        """Of all of it."""
+        return checksum_of(self.name, self.first, self.last, self.tokens, self.ends)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotRow:
@@ -123,6 +128,11 @@ class SnapshotRow:
     segments: tuple[str, ...]
     answers: str
 
+    @property
+    def checksum(self) -> int:
+        """Of what a fork's is copied from as well: without the session and its answers."""
+        return checksum_of(self.version, self.cells, self.fingerprint, list(self.segments))
+
 
 def opened(opening: Opening) -> Change:
     """A session begins."""
@@ -145,6 +155,7 @@ def opened(opening: Opening) -> Change:
     )
 
     def change(to: sqlite3.Connection) -> None:
+        to.execute("INSERT OR REPLACE INTO meta VALUES ('last_key', ?)", (opening.key,))
         to.execute(
             "INSERT INTO sessions (key, id, tenant, reserve, pinned, policy, prefix, base_version,"
             " base_tokens, base_ends, text_fingerprint, parent, parent_version, opened_s, checksum)"
@@ -155,9 +166,9 @@ def opened(opening: Opening) -> Change:
             # The pieces of its parent's newest snapshot are its own as well.
             to.execute(
                 "INSERT INTO snapshots (session, version, cells, bytes, fingerprint, segments, "
-                "answers, saved_s) SELECT ?, version, cells, bytes, fingerprint, segments, '[]', "
-                "saved_s FROM snapshots WHERE session = ? AND version <= ? AND set_aside IS NULL "
-                "ORDER BY number DESC LIMIT 1",
+                "answers, checksum, saved_s) SELECT ?, version, cells, bytes, fingerprint, "
+                "segments, '[]', checksum, saved_s FROM snapshots WHERE session = ? AND "
+                "version <= ? AND set_aside IS NULL ORDER BY number DESC LIMIT 1",
                 (opening.key, opening.parent, opening.base_version),
             )
 
@@ -206,13 +217,14 @@ def asked_from_now_on(session: int, kind: QuestionKind, name: str, settings: str
 
 
 def no_longer_asked(session: int, kind: QuestionKind, name: str) -> Change:
-    """It is removed."""
+    """It is removed; the name of a flash query stays, so that no other gets it."""
 
     def change(to: sqlite3.Connection) -> None:
-        to.execute(
-            "DELETE FROM questions WHERE session = ? AND kind = ? AND name = ?",
-            (session, kind, name),
+        where = "WHERE session = ? AND kind = ? AND name = ?"
+        change = (
+            "UPDATE questions SET settings = ''" if kind == "flash" else "DELETE FROM questions"
         )
+        to.execute(f"{change} {where}", (session, kind, name))
 
     return change
 
@@ -232,12 +244,15 @@ def snapshot_taken(snapshot: SnapshotRow, segments: Sequence[SegmentRow], keep: 
 
     def change(to: sqlite3.Connection) -> None:
         to.executemany(
-            "INSERT OR IGNORE INTO segments VALUES (?, ?, ?, ?, ?)",
-            [(one.name, one.first, one.last, one.tokens, one.ends) for one in segments],
+            "INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                (one.name, one.first, one.last, one.tokens, one.ends, one.checksum)
+                for one in segments
+            ],
         )
         to.execute(
             "INSERT INTO snapshots (session, version, cells, bytes, fingerprint, segments, answers,"
-            " saved_s) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 WHERE EXISTS "
+            " checksum, saved_s) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 WHERE EXISTS "
             "(SELECT 1 FROM sessions WHERE key = ?1 AND ended_s IS NULL)",
             (
                 snapshot.session,
@@ -247,12 +262,13 @@ def snapshot_taken(snapshot: SnapshotRow, segments: Sequence[SegmentRow], keep: 
                 snapshot.fingerprint,
                 json.dumps(snapshot.segments),
                 snapshot.answers,
+                snapshot.checksum,
                 time.time(),
             ),
         )
         to.execute(
             "DELETE FROM snapshots WHERE session = ?1 AND number NOT IN (SELECT number FROM "
-            "snapshots WHERE session = ?1 ORDER BY number DESC LIMIT ?2)",
+            "snapshots WHERE session = ?1 AND set_aside IS NULL ORDER BY number DESC LIMIT ?2)",
             (snapshot.session, keep),
         )
         _forget_segments(to)
@@ -306,18 +322,28 @@ def erased(session: int) -> Change:
 
 
 def _forget_unread(to: sqlite3.Connection, session: int) -> None:
-    """Of an erased session, what no fork has read; and so on upwards, if nothing is left of it."""
-    children = to.execute(
-        "SELECT max(parent_version) FROM sessions WHERE parent = ?", (session,)
-    ).fetchone()[0]
-    to.execute("DELETE FROM entries WHERE log = ? AND sequence > ?", (session, children or 0))
-    if children is not None:
-        return
+    """Of an erased session, what no fork has read, nor a fork's fork; and so on upwards."""
+    needed = _needed(to, session)
+    to.execute("DELETE FROM entries WHERE log = ? AND sequence > ?", (session, needed or 0))
     parent = to.execute("SELECT parent FROM sessions WHERE key = ?", (session,)).fetchone()
-    to.execute("DELETE FROM sessions WHERE key = ?", (session,))
+    if needed is None:
+        to.execute("DELETE FROM sessions WHERE key = ?", (session,))
     above = None if parent is None else parent[0]
     if above is not None and _is_erased(to, above):
         _forget_unread(to, above)
+
+
+def _needed(to: sqlite3.Connection, session: int) -> int | None:
+    """Up to which version others have read a session; None if nobody has."""
+    needed: int | None = None
+    children = to.execute(
+        "SELECT key, parent_version, erased FROM sessions WHERE parent = ?", (session,)
+    ).fetchall()
+    for child, version, is_erased in children:
+        below = _needed(to, child) if is_erased else version
+        if below is not None:
+            needed = max(needed or 0, min(version, below))
+    return needed
 
 
 def _is_erased(to: sqlite3.Connection, session: int) -> bool:

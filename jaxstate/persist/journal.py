@@ -111,6 +111,7 @@ class Journal:
         self._wake = threading.Condition()
         self._closing = False
         self._broken = False
+        self._connect = connect
         self._lock = _locked(self.path)
         try:
             self._connection = _opened(self.path / DATABASE, connect)
@@ -174,7 +175,8 @@ class Journal:
         """
         ends_s = time.monotonic() + COMPACT_S
         with contextlib.closing(connect(self.path / DATABASE)) as own:
-            # SQLite waits for those who read, and not for another who copies at this moment.
+            # Were SQLite to wait for those who read, it would keep the writer waiting as well.
+            own.execute("PRAGMA busy_timeout=0")
             while own.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                 if time.monotonic() > ends_s:
                     raise JournalError(
@@ -250,9 +252,7 @@ class Journal:
     def _commit(self, batch: Sequence[Ticket]) -> None:
         """All of it in one transaction, or none."""
         connection = self._connection
-        if self._broken:
-            _heal(connection)
-            self._broken = False
+        self._heal()
         synced = any(ticket.level == LEVELS[-1] for ticket in batch)
         connection.execute(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")
         try:
@@ -260,11 +260,46 @@ class Journal:
             for ticket in batch:
                 ticket.change(connection)
             connection.execute("COMMIT")
-        except BaseException:
-            self._broken = True
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+        except BaseException as error:
+            self._broken = self._broken or _may_have_torn(error)
+            self._roll_back()
+            with contextlib.suppress(sqlite3.Error):  # it is tried again with the next change
+                self._heal()
             raise
+
+    def _roll_back(self) -> None:
+        """Ends the transaction, if need be with its connection."""
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            _log.exception("a transaction could not be rolled back; the journal is opened anew")
+            self._connection.close()
+            self._connection = _opened(self.path / DATABASE, self._connect)
+
+    def _heal(self) -> None:
+        """After a write that the disk refused, its pages may be in the log as if it had been made,
+        and a kernel may call pages clean that never reached the disk. Copying the log into the
+        database and beginning a new one leaves neither.
+
+        Raises:
+            sqlite3.Error: the disk still fails, or somebody reads the log.
+        """
+        if not self._broken:
+            return
+        self._connection.execute("PRAGMA synchronous=FULL")
+        busy = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        if busy:
+            raise sqlite3.OperationalError("the log cannot be copied while somebody reads it")
+        self._broken = False
+
+
+def _may_have_torn(error: BaseException) -> bool:
+    """Whether the disk failed while it wrote; not if it was full, or nothing was written."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if isinstance(error, sqlite3.IntegrityError):
+        return False
+    return code is None or code & 0xFF == sqlite3.SQLITE_IOERR
 
 
 def read_only(path: Path) -> sqlite3.Connection:
@@ -284,19 +319,6 @@ def read_only(path: Path) -> sqlite3.Connection:
         found.close()
         raise
     return found
-
-
-def _heal(connection: sqlite3.Connection) -> None:
-    """After a failed write the kernel may call pages clean that never reached the disk. Copying the
-    log into the database and beginning a new one writes all of them again.
-
-    Raises:
-        sqlite3.Error: the disk still fails.
-    """
-    connection.execute("PRAGMA synchronous=FULL")
-    busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    if busy:
-        raise sqlite3.OperationalError("the log cannot be copied while somebody reads it")
 
 
 def _locked(path: Path) -> FileLock:

@@ -16,6 +16,9 @@ from jaxstate.errors import JournalDamaged
 from jaxstate.persist.changes import Opening, Push, QuestionKind, SegmentRow, SnapshotRow
 from jaxstate.persist.schema import bytes_text, entry_checksum
 
+# Entries that are read in one go.
+_AT_ONCE = 1000
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoggedSession:
@@ -57,12 +60,14 @@ class LoggedSnapshot:
     Attributes:
         number: its own, ascending.
         row: what it says.
+        sound: whether it is as it was written.
         saved_s: when it was made, in seconds since 1970.
         set_aside: why it cannot be used; None if that is not known.
     """
 
     number: int
     row: SnapshotRow
+    sound: bool
     saved_s: float
     set_aside: str | None
 
@@ -89,11 +94,12 @@ def model_of(source: sqlite3.Connection) -> str | None:
 
 
 def largest_key(source: sqlite3.Connection) -> int:
-    """The largest key that a session, or an entry of one, has; 0 if there is none."""
+    """The largest key that a session, or an entry of one, has or had; 0 if there is none."""
     with readable("the list of sessions"):
+        given = source.execute("SELECT value FROM meta WHERE name = 'last_key'").fetchone()
         sessions = source.execute("SELECT max(key) FROM sessions").fetchone()[0]
         entries = source.execute("SELECT max(log) FROM entries").fetchone()[0]
-    return max(sessions or 0, entries or 0)
+    return max(0 if given is None else given[0], sessions or 0, entries or 0)
 
 
 def session_of(source: sqlite3.Connection, key: int) -> LoggedSession:
@@ -103,9 +109,9 @@ def session_of(source: sqlite3.Connection, key: int) -> LoggedSession:
         JournalDamaged: it is not there, or not as it was written.
     """
     with readable(f"session {key}"):
-        source.row_factory = sqlite3.Row
-        row = source.execute("SELECT * FROM sessions WHERE key = ?", (key,)).fetchone()
-        source.row_factory = None
+        named = source.cursor()
+        named.row_factory = sqlite3.Row
+        row = named.execute("SELECT * FROM sessions WHERE key = ?", (key,)).fetchone()
         if row is None:
             raise JournalDamaged(f"the journal has no session of key {key}")
         last, pushed_s = _last(source, key)
@@ -154,12 +160,10 @@ def entries_of(
     """
     next_number = after + 1
     for log, first, last in _logs(source, session):
-        with readable(f"session {session.opening.id!r}"):
-            rows = source.execute(
-                "SELECT sequence, text, pushed_s, dropped, checksum FROM entries "
-                "WHERE log = ? AND sequence BETWEEN ? AND ? ORDER BY sequence",
-                (log, max(first, next_number), last),
-            )
+        while max(first, next_number) <= last:
+            rows = _some_entries(source, session, log, max(first, next_number), last)
+            if not rows:
+                raise _not_sound(session, next_number)
             for sequence, text, pushed_s, dropped, checksum in rows:
                 sound = isinstance(text, bytes) and checksum == entry_checksum(log, sequence, text)
                 if sequence != next_number or not sound:
@@ -167,8 +171,18 @@ def entries_of(
                 next_number += 1
                 if not dropped:
                     yield LoggedEntry(sequence=sequence, text=bytes_text(text), pushed_s=pushed_s)
-    if next_number <= session.last:
-        raise _not_sound(session, next_number)
+
+
+def _some_entries(
+    source: sqlite3.Connection, session: LoggedSession, log: int, first: int, last: int
+) -> list[tuple[int, bytes, float, int, int]]:
+    """The next rows, all at once: while one is read, the log of the database cannot be emptied."""
+    with readable(f"session {session.opening.id!r}"):
+        return source.execute(
+            "SELECT sequence, text, pushed_s, dropped, checksum FROM entries "
+            "WHERE log = ? AND sequence BETWEEN ? AND ? ORDER BY sequence LIMIT ?",
+            (log, first, last, _AT_ONCE),
+        ).fetchall()
 
 
 def _not_sound(session: LoggedSession, sequence: int) -> JournalDamaged:
@@ -228,7 +242,8 @@ def last_seq(source: sqlite3.Connection, session: int, client: str) -> int | Non
 def questions_of(
     source: sqlite3.Connection, session: int, kind: QuestionKind
 ) -> list[tuple[str, str]]:
-    """Names and settings of registered questions, in the order of their names."""
+    """Names and settings of registered questions, in the order of their names; the settings of one
+    that was removed are empty."""
     with readable("the registered questions"):
         rows = source.execute(
             "SELECT name, settings FROM questions WHERE session = ? AND kind = ?", (session, kind)
@@ -240,38 +255,54 @@ def snapshots_of(source: sqlite3.Connection, session: int) -> list[LoggedSnapsho
     """Of a session, the newest first."""
     with readable("the list of snapshots"):
         rows = source.execute(
-            "SELECT number, version, cells, bytes, fingerprint, segments, answers, saved_s, "
-            "set_aside FROM snapshots WHERE session = ? ORDER BY number DESC",
+            "SELECT number, checksum, saved_s, set_aside, version, cells, bytes, fingerprint, "
+            "segments, answers FROM snapshots WHERE session = ? ORDER BY number DESC",
             (session,),
         ).fetchall()
-        return [
-            LoggedSnapshot(
-                number=number,
-                row=SnapshotRow(
-                    session=session,
-                    version=version,
-                    cells=cells,
-                    bytes=size,
-                    fingerprint=fingerprint,
-                    segments=tuple(json.loads(segments)),
-                    answers=answers,
-                ),
-                saved_s=saved_s,
-                set_aside=aside,
-            )
-            for number, version, cells, size, fingerprint, segments, answers, saved_s, aside in rows
-        ]
+        return [_snapshot(session, *row) for row in rows]
+
+
+def _snapshot(
+    session: int,
+    number: int,
+    checksum: int,
+    saved_s: float,
+    set_aside: str | None,
+    version: int,
+    cells: int,
+    size_bytes: int,
+    fingerprint: str,
+    segments: str,
+    answers: str,
+) -> LoggedSnapshot:
+    row = SnapshotRow(
+        session=session,
+        version=version,
+        cells=cells,
+        bytes=size_bytes,
+        fingerprint=fingerprint,
+        segments=tuple(json.loads(segments)),
+        answers=answers,
+    )
+    return LoggedSnapshot(
+        number=number,
+        row=row,
+        sound=row.checksum == checksum,
+        saved_s=saved_s,
+        set_aside=set_aside,
+    )
 
 
 def segment_of(source: sqlite3.Connection, name: str) -> SegmentRow | None:
-    """A segment's positions and tokens; None if it is not there."""
+    """A segment's positions and tokens; None if it is not there, or not as it was written."""
     with readable("the list of segments"):
         row = source.execute(
-            "SELECT first, last, tokens, ends FROM segments WHERE name = ?", (name,)
+            "SELECT first, last, tokens, ends, checksum FROM segments WHERE name = ?", (name,)
         ).fetchone()
     if row is None:
         return None
-    return SegmentRow(name=name, first=row[0], last=row[1], tokens=row[2], ends=row[3])
+    found = SegmentRow(name=name, first=row[0], last=row[1], tokens=row[2], ends=row[3])
+    return found if found.checksum == row[4] else None
 
 
 def segment_names(source: sqlite3.Connection) -> set[str]:

@@ -15,8 +15,10 @@ from jaxstate.errors import JournalDamaged
 FORMAT = 1
 JOURNAL, EXPORT = "journal", "session"
 
-# `entries.log` is the key of the session that took the entry: a fork reads its parent's entries up
-# to `parent_version`, and then its own.
+# Keys are never used twice: `meta` has the last one ("last_key"). A flash query that is removed
+# leaves its name, without settings, so that no other gets it. `entries.log` is the key of the
+# session that took the entry: a fork reads its parent's entries up to `parent_version`, and then
+# its own.
 TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE sessions (
@@ -73,6 +75,7 @@ CREATE TABLE snapshots (
     fingerprint TEXT NOT NULL,
     segments TEXT NOT NULL,
     answers TEXT NOT NULL,
+    checksum INTEGER NOT NULL,
     saved_s REAL NOT NULL,
     set_aside TEXT
 );
@@ -82,7 +85,8 @@ CREATE TABLE segments (
     first INTEGER NOT NULL,
     last INTEGER NOT NULL,
     tokens BLOB NOT NULL,
-    ends BLOB NOT NULL
+    ends BLOB NOT NULL,
+    checksum INTEGER NOT NULL
 ) WITHOUT ROWID;
 """
 # Only in an exported session: the files of its segments.
@@ -133,8 +137,8 @@ def entry_checksum(log: int, sequence: int, text: bytes) -> int:
     return zlib.crc32(text, zlib.crc32(b"%d:%d" % (log, sequence)))
 
 
-def session_checksum(*parts: object) -> int:
-    """Of what a session begins with."""
+def checksum_of(*parts: object) -> int:
+    """Of the values of a row."""
     return zlib.crc32(repr(parts).encode())
 
 

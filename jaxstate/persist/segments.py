@@ -187,6 +187,10 @@ class SegmentStore:
         with contextlib.suppress(OSError):  # it is not there at all
             self.path(name).rename(aside / name)
 
+    def forget_damaged(self) -> None:
+        """Removes what was set aside."""
+        shutil.rmtree(self._folder.parent / ASIDE, ignore_errors=True)
+
     def clear(self, wanted: set[str]) -> None:
         """Removes pieces that no snapshot has, and what a killed process left half written."""
         for path in self._folder.iterdir():

@@ -13,6 +13,7 @@ import pytest
 from jaxstate.engine.session import Session
 from jaxstate.engine.values import Span
 from jaxstate.errors import ClosedError, InvalidInput, JournalDamaged, JournalError
+from jaxstate.persist import archive
 from jaxstate.persist.journal import DATABASE, read_only
 from tests.engine.rig import Rig
 from tests.engine.test_recovery import SMALL, fetched, found, killed, read_all, segments, started
@@ -290,4 +291,87 @@ def test_what_a_fork_has_read_is_the_forks(path: Path) -> None:
     assert b"shared" not in everything(rig.desk.keeper.journal.path)  # pyright: ignore
     with contextlib.closing(read_only(rig.desk.keeper.journal.path)) as source:  # pyright: ignore
         assert source.execute("SELECT count(*) FROM sessions").fetchone() == (0,)
+    rig.engine.close()
+
+
+def test_an_erase_of_what_is_closed_does_not_touch_what_is_open(path: Path) -> None:
+    rig = started(path)
+    rig.open("gone", id="feed").close()
+    rig.open("there", id="feed")
+    assert closed_keys_of(rig, "feed") == [1]
+    rig.engine.close()
+    with pytest.raises(ClosedError):
+        rig.engine.erase("feed")
+
+
+def closed_keys_of(rig: Rig, name: str) -> list[int]:
+    with contextlib.closing(rig.desk.keeper.journal.read()) as source:  # pyright: ignore
+        return archive.closed_keys(source, name)
+
+
+def test_what_was_set_aside_goes_with_an_erase(path: Path) -> None:
+    rig = started(path)
+    session = rig.open(SECRET, id="feed")
+    rig.engine.snapshot()
+    for piece in (path / "segments").iterdir():
+        rig.desk.keeper.segments.set_aside(piece.name)  # pyright: ignore
+    assert list((path / "set-aside").iterdir())
+    erase(rig, session)
+    assert not (path / "set-aside").exists() and SECRET.encode() not in everything(path)
+    rig.engine.close()
+
+
+def test_an_erase_while_the_engine_is_closed_ends(path: Path) -> None:
+    """The journal has it, and the loop is gone: nobody waits for ever."""
+    rig = started(path)
+    session = rig.open("abcd", id="feed")
+    noted, wiped = rig.desk.erase_session(session.book)
+    rig.engine._loop.close(ClosedError("the engine was closed"))
+    rig.engine.turn()
+    assert noted is not None
+    noted.settled.result(20)
+    with contextlib.suppress(ClosedError):
+        wiped.result(20)
+    rig.engine.close()
+
+
+def test_a_file_is_of_one_moment(path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is pushed while it is written is not in it, neither the entry nor the receipt."""
+    rig = started(path)
+    session = rig.open("abcd", id="feed")
+    session.push("x", client="c", client_seq=1)
+    rig.engine.run()
+    real = archive.root_of
+
+    def meanwhile(*args: object) -> object:
+        monkeypatch.setattr(archive, "root_of", real)
+        session.push("y", client="c", client_seq=2)
+        return real(*args)  # pyright: ignore
+
+    monkeypatch.setattr(archive, "root_of", meanwhile)
+    export(rig, session, file)
+    copy = rig.engine.import_session(file, "copy")
+    assert copy.client_seq("c") == 1
+    assert copy.push("y", client="c", client_seq=2).first == 3
+    assert copy.push("y", client="c", client_seq=2).first == 3
+    read_all(rig)
+    assert found(rig, "copy") == found(rig, "feed")
+    rig.engine.close()
+
+
+def test_somebody_who_reads_does_not_keep_others_from_pushing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An erase says that the log could not be emptied; pushes go on."""
+    monkeypatch.setattr("jaxstate.persist.journal.COMPACT_S", 0.05)
+    rig = started(path)
+    session, other = rig.open("abcd", id="feed"), rig.open("abcd", id="other")
+    with contextlib.closing(read_only(path)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM entries").fetchone()
+        other.push("while it reads")
+        with pytest.raises(JournalError, match="somebody reads it"):
+            erase(rig, session)
+        assert other.push("and after that").first == 3
+    assert other.push("and later").first == 4
     rig.engine.close()

@@ -169,12 +169,14 @@ def test_strict_order(rig: Rig) -> None:
     session = rig.open()
     push = functools.partial(session.push, client="feed", strict=True)
     push("a", client_seq=5)  # where it begins is its own business
-    with pytest.raises(SequenceGap, match=r"pushes number 7, and its last was 5.*Push 6 first"):
+    with pytest.raises(SequenceGap, match=r"pushes number 7, and its last was 5.*Push 6 next"):
         push("c", client_seq=7)
     assert session.info().pending == 1
     push("b", client_seq=6)
     assert push("c", client_seq=7).first == 3
     assert push("b", client_seq=6).first == 2  # a repeat is no gap
+    with pytest.raises(SequenceGap, match="Push 8 next"):
+        push("z", client_seq=3)  # neither next nor a repeat
 
 
 def test_who_pushes_must_be_said_whole(rig: Rig) -> None:
@@ -532,10 +534,10 @@ def test_a_disk_that_is_full_for_real(tmp_path: Path, level: Durability) -> None
     rig = Rig(journal=tmp_path / "j", durability=level)
     session = rig.open(id="feed")
     taken, refused = [], 0
-    log = tmp_path / "j" / f"{DATABASE}-wal"
+    files = [tmp_path / "j" / f"{DATABASE}{end}" for end in ("", "-wal")]
     for extra in (5_000, 9_000, 14_000):
-        with files_up_to(log.stat().st_size + extra):
-            for _ in range(8):
+        with files_up_to(max(one.stat().st_size for one in files) + extra):
+            for _ in range(60):
                 text = f"{len(taken)} " + "x" * 50
                 try:
                     session.push(text, client="c", client_seq=len(taken))

@@ -686,3 +686,131 @@ def test_a_snapshot_that_fails_is_taken_the_next_time(
     rig = started(killed(rig))
     assert rig.engine.recovery.sessions[0].tokens_to_read == 0
     rig.engine.close()
+
+
+def test_an_answer_is_never_given_to_another_question(path: Path) -> None:
+    """Names of flash queries are not used twice, also over restarts, nor while one that cannot be
+    asked here has it."""
+    rig = started(path)
+    session = rig.open("abcd", id="feed")
+    session.flash("aaa", max_tokens=3)
+    rig.engine.run()
+    rig.engine.snapshot()
+    session.unflash("q1")
+    rig = started(killed(rig))
+    assert rig.engine.session("feed").flash("zzzzzz", max_tokens=3).id == "q2"
+    rig = started(killed(rig))
+    (query,) = rig.engine.session("feed").flashes()
+    assert (query.id, query.question, query.answer) == ("q2", "zzzzzz", None)
+    one = dataclasses.replace(SMALL, flash_limit=1)
+    rig.engine.session("feed").flash("more")
+    rig = started(killed(rig), config=one)
+    back = rig.engine.session("feed")
+    assert [one.id for one in back.flashes()] == ["q2"] and not rig.engine.recovery.failed
+    back.unflash("q2")
+    assert back.flash("new").id == "q4"
+    rig = started(killed(rig))
+    assert [one.id for one in rig.engine.session("feed").flashes()] == ["q3", "q4"]
+    rig.engine.close()
+
+
+def test_questions_that_cannot_be_asked_here_keep_nobody_from_coming_back(path: Path) -> None:
+    rig = started(path)
+    session = rig.open("abcd", id="feed")
+    session.warm("abc")
+    session.warm("def")
+    rig = started(killed(rig), config=dataclasses.replace(SMALL, warm_limit=1))
+    assert not rig.engine.recovery.failed
+    assert rig.engine.session("feed").book.warm.questions == ("abc",)
+    rig.engine.close()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE questions SET settings = '{'",
+        "UPDATE questions SET settings = '[]'",
+        "UPDATE sessions SET base_ends = x'00', checksum = checksum",
+        "UPDATE snapshots SET segments = '{'",
+    ],
+)
+def test_rows_that_make_no_sense_concern_one_session(path: Path, sql: str) -> None:
+    rig = started(path)
+    rig.open("abcd", id="other")
+    rig.open("abcd", id="feed").flash("abc")
+    rig.engine.snapshot()
+    left = killed(rig)
+    with contextlib.closing(sqlite3.connect(left / DATABASE)) as database:
+        table = sql.split()[1]
+        of = "key" if table == "sessions" else "session"
+        database.execute(f"{sql} WHERE {of} = 2")
+        database.commit()
+    rig = started(left)
+    read_all(rig)
+    assert found(rig, "other") == (1, b"abcd\n")
+    assert [name for name, _ in rig.engine.recovery.failed] == ["feed"]
+    assert {one.id for one in rig.engine.sessions()} == {"other"}
+    rig.check_blocks()
+    rig.engine.close()
+
+
+def test_damaged_answers_are_computed_again(path: Path) -> None:
+    rig = started(path)
+    rig.open("abcd", id="feed").flash("abc", max_tokens=3)
+    rig.engine.run()
+    rig.engine.snapshot()
+    left = killed(rig)
+    with contextlib.closing(sqlite3.connect(left / DATABASE)) as database:
+        database.execute("UPDATE snapshots SET answers = replace(answers, '5:3', '6:3')")
+        database.commit()
+    rig = started(left)
+    (query,) = rig.engine.session("feed").flashes()
+    assert query.answer is None
+    read_all(rig)
+    assert query.answer is not None and query.answer.text == "5:3"
+    rig.engine.close()
+
+
+@pytest.mark.parametrize("column", ["tokens", "ends"])
+def test_damaged_rows_of_pieces_are_not_believed(path: Path, column: str) -> None:
+    """Neither as they are, nor with a checksum that fits: the piece's name says what is in it."""
+    left = with_two(path)
+    with contextlib.closing(sqlite3.connect(left / DATABASE)) as database:
+        value = f"substr({column}, 1, length({column}) - 1) || x'01'"
+        database.execute(f"UPDATE segments SET {column} = {value} WHERE length({column}) > 0")
+        database.commit()
+    rig = started(left)
+    assert rig.engine.recovery.set_aside
+    read_all(rig)
+    assert {one: found(rig, one) for one in WHOLE} == WHOLE
+    rig.engine.close()
+
+
+def test_a_forks_snapshots_do_not_name_pieces_that_are_gone(path: Path) -> None:
+    rig = started(path)
+    parent = rig.open("a" * 40, id="parent")
+    parent.push("b" * 40)
+    rig.engine.run()
+    rig.engine.snapshot()
+    fork = rig.engine.fork(parent, rig.engine.turn, version=1)
+    parent.close()
+    rig.desk.keeper.clear_segments()
+    fork.push("c" * 40)
+    rig.engine.run()
+    rig.engine.snapshot()
+    rig = started(killed(rig))
+    assert not rig.engine.recovery.set_aside
+    assert rig.engine.recovery.sessions[0].tokens_to_read == 0
+    read_all(rig)
+    assert found(rig, fork.id) == (2, b"a" * 40 + b"\n" + b"c" * 40 + b"\n")
+    rig.engine.close()
+
+
+def test_keys_are_not_used_twice(path: Path) -> None:
+    rig = started(path)
+    rig.open("abcd", id="one")
+    rig.open("abcd", id="two").close()
+    rig.engine.erase("two")
+    rig = started(killed(rig))
+    assert rig.open("x", id="three").book.log_key == 3
+    rig.engine.close()
