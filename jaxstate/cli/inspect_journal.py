@@ -23,7 +23,7 @@ from jaxstate.model.bundle import Model
 from jaxstate.model.loading import DTypeName, load
 from jaxstate.persist import archive, logged
 from jaxstate.persist.audit import Compared, check_entries, check_snapshots
-from jaxstate.persist.journal import DATABASE, SEGMENTS, read_only
+from jaxstate.persist.places import DATABASE, SEGMENTS, read_only
 from jaxstate.persist.segments import SegmentStore
 
 

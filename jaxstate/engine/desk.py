@@ -33,7 +33,6 @@ from jaxstate.engine.values import Connected, SessionInfo
 from jaxstate.engine.vault import Vault
 from jaxstate.engine.waiting import AskFuture, wait_for, wait_for_all
 from jaxstate.errors import ClosedError, InvalidInput, QueueFull
-from jaxstate.persist.changes import ended, erased
 from jaxstate.persist.journal import Ticket
 
 T = TypeVar("T")
@@ -168,52 +167,6 @@ class Desk:
         """
         if noted is not None and not noted.stays:
             noted.settled.result()
-
-    def close_session(self, book: Book, reason: str) -> Ticket | None:
-        """Ends a session; its asks, waiters and subscribers hear of it.
-
-        Returns:
-            What to wait for until it has ended; None if it has.
-        """
-        with self.lock:
-            if book.closed or self.ended is not None:
-                return None
-            noted = None
-            if book.log_key:
-                book.ending = True
-                noted = self.keeper.note(
-                    ended(book.log_key),
-                    undo=book.stays,
-                    apply=lambda: self.outcomes.close(book, reason),
-                )
-            else:  # no journal knows it
-                self.outcomes.close(book, reason)
-            self.tell_loop()
-            return noted
-
-    def erase_session(self, book: Book) -> tuple[Ticket | None, Future[None]]:
-        """Ends a session of which nothing may stay.
-
-        Returns:
-            What to wait for until the journal has forgotten it, and until the device has.
-        """
-        wiped: Future[None] = Future()
-        with self.changing():
-            book.ending = True
-            noted = self.keeper.note(
-                erased(book.log_key),
-                undo=book.stays,
-                apply=lambda: self._erase(book, wiped),
-            )
-            return noted, wiped
-
-    def _erase(self, book: Book, wiped: Future[None]) -> None:
-        self.outcomes.close(book, "it was erased by its user")
-        self.ledger.prefixes.forget(book.residence.chain)
-        if self.ended is None:
-            self.wipes.append(wiped)
-        else:  # no loop is there to do it, and no pool that would stay
-            wiped.set_result(None)
 
     def wait(self, book: Book, version: int) -> Future[None]:
         """Ends once the session has that version."""

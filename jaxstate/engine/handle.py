@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from jaxstate.engine.asking import Asker
 from jaxstate.engine.books import Book
 from jaxstate.engine.desk import Desk
+from jaxstate.engine.endings import close_session
 from jaxstate.engine.going import resume, suspend
 from jaxstate.engine.lifecycle import Lifecycle
 from jaxstate.engine.subscription import FlashMode, Subscription, checked_timeout
@@ -182,7 +183,7 @@ class Handle:
             self._lives.erase(self._book)
         elif not self._book.closed:
             self._desk.check_may_note()
-            self._desk.settled(self._desk.close_session(self._book, "it was closed by its user"))
+            self._desk.settled(close_session(self._desk, self._book, "it was closed by its user"))
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from jaxstate.engine.receipts import Receipts
 from jaxstate.errors import InvalidInput
 from jaxstate.persist.changes import Push, model_noted
-from jaxstate.persist.journal import SEGMENTS, Change, Journal, Ticket, could_not_write
+from jaxstate.persist.journal import Change, Journal, Ticket, could_not_write
 from jaxstate.persist.logged import last_seq, push_of, segment_names
+from jaxstate.persist.places import SEGMENTS
 from jaxstate.persist.segments import SegmentStore
 from jaxstate.records import Durability, checked_durability
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxstate.engine.books import Book
 from jaxstate.engine.desk import Desk
+from jaxstate.engine.endings import erase_session
 from jaxstate.engine.executor import Executor, HostCells, Saved, Tokens
 from jaxstate.engine.forking import Forks
 from jaxstate.engine.jobs import Job
@@ -224,7 +225,7 @@ class Lifecycle(Forks):
             ClosedError: the engine is closed.
         """
         self._desk.check_may_wait()
-        noted, wiped = self._desk.erase_session(book)
+        noted, wiped = erase_session(self._desk, book)
         self._desk.settled(noted)
         wiped.result()
         self._desk.vault.rest()

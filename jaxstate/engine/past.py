@@ -14,6 +14,7 @@ import functools
 from jaxstate.engine.asking import Asker, Settings, Wanted
 from jaxstate.engine.books import Book
 from jaxstate.engine.desk import Desk
+from jaxstate.engine.endings import close_session
 from jaxstate.engine.hits import given_or_asked
 from jaxstate.engine.lifecycle import Lifecycle
 from jaxstate.engine.runs import Asked
@@ -82,5 +83,5 @@ def submit_one(
             key, future = desk.note(book, asked, arrived_s)
     desk.follow(book, key, future)
     if book.stands_for is not None:
-        future.add_done_callback(lambda _: desk.close_session(book, "its question has ended"))
+        future.add_done_callback(lambda _: close_session(desk, book, "its question has ended"))
     return future

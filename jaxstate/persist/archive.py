@@ -17,7 +17,7 @@ from pathlib import Path
 from jaxstate.errors import InvalidInput, JournalDamaged, JournalError
 from jaxstate.persist.changes import Opening, opened, pushed
 from jaxstate.persist.files import sync_tree
-from jaxstate.persist.journal import Change, connect
+from jaxstate.persist.journal import Change
 from jaxstate.persist.logged import (
     LoggedSession,
     entries_of,
@@ -28,6 +28,7 @@ from jaxstate.persist.logged import (
     session_of,
     snapshots_of,
 )
+from jaxstate.persist.places import connect
 from jaxstate.persist.schema import (
     EXPORT,
     check_kind,

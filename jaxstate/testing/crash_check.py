@@ -19,7 +19,6 @@ from pathlib import Path
 
 from jaxstate.engine.receipts import receipt_of
 from jaxstate.errors import JournalDamaged
-from jaxstate.persist.journal import DATABASE, SEGMENTS, read_only
 from jaxstate.persist.logged import (
     LoggedSession,
     entries_of,
@@ -28,6 +27,7 @@ from jaxstate.persist.logged import (
     segment_names,
     session_of,
 )
+from jaxstate.persist.places import DATABASE, SEGMENTS, read_only
 from jaxstate.persist.schema import bytes_text
 from jaxstate.persist.segments import SegmentStore
 from jaxstate.records import Durability

@@ -35,7 +35,7 @@ from jaxstate.engine.engine import Engine
 from jaxstate.engine.executor import Executor
 from jaxstate.engine.session import Session
 from jaxstate.errors import UnknownSession
-from jaxstate.persist.journal import DATABASE, connect
+from jaxstate.persist.places import DATABASE, connect
 from jaxstate.testing.crash_clients import STUCK_S, Client, Tell
 from jaxstate.testing.crash_devices import config_of, device_of, model_of
 from jaxstate.testing.crash_shown import ANSWER_TOKENS, QUESTION

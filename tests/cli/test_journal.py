@@ -14,7 +14,8 @@ import jax
 import pytest
 
 import jaxstate
-from jaxstate.persist.journal import DATABASE, Journal
+from jaxstate.persist.journal import Journal
+from jaxstate.persist.places import DATABASE
 from tests.cli.conftest import Run, feed
 from tests.cli.test_stream import QUESTION, TEXT, expected_answer
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from jaxstate.engine.endings import erase_session
 from jaxstate.engine.session import Session
 from jaxstate.engine.values import Span
 from jaxstate.errors import ClosedError, InvalidInput, JournalDamaged, JournalError
 from jaxstate.persist import archive
-from jaxstate.persist.journal import DATABASE, read_only
+from jaxstate.persist.places import DATABASE, read_only
 from tests.engine.rig import Rig
 from tests.engine.test_recovery import SMALL, fetched, found, killed, read_all, segments, started
 
@@ -325,7 +326,7 @@ def test_an_erase_while_the_engine_is_closed_ends(path: Path) -> None:
     """The journal has it, and the loop is gone: nobody waits for ever."""
     rig = started(path)
     session = rig.open("abcd", id="feed")
-    noted, wiped = rig.desk.erase_session(session.book)
+    noted, wiped = erase_session(rig.desk, session.book)
     rig.engine._loop.close(ClosedError("the engine was closed"))
     rig.engine.turn()
     assert noted is not None

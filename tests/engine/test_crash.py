@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import jaxstate
-from jaxstate.persist.journal import DATABASE, SEGMENTS
+from jaxstate.persist.places import DATABASE, SEGMENTS
 from jaxstate.testing import CrashReport, CrashTest
 from jaxstate.testing.crash_check import JournalCheck
 from jaxstate.testing.crash_clients import Client

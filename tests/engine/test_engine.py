@@ -13,6 +13,7 @@ import pytest
 
 import jaxstate
 from jaxstate.engine.config import EngineConfig
+from jaxstate.engine.endings import close_session
 from jaxstate.engine.executor import Executor
 from jaxstate.errors import (
     BudgetExceeded,
@@ -133,7 +134,7 @@ def test_forks_beside_calls_that_wake_the_loop(engine: jaxstate.Engine) -> None:
         for _ in range(300):
             book, future = engine._lives.fork(session.book, None)
             future.result(timeout=SOON_S)
-            engine._desk.close_session(book, "enough")
+            close_session(engine._desk, book, "enough")
     finally:
         going.set()
         disturber.join()

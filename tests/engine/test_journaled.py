@@ -22,7 +22,8 @@ from jaxstate.engine.session import Session
 from jaxstate.engine.values import Receipt, Span
 from jaxstate.errors import ClosedError, InvalidInput, JournalError, QueueFull, SequenceGap
 from jaxstate.persist import journal
-from jaxstate.persist.journal import DATABASE, Journal, Ticket
+from jaxstate.persist.journal import Journal, Ticket
+from jaxstate.persist.places import DATABASE
 from jaxstate.records import Durability
 from tests.engine.rig import Rig
 from tests.persist.failing import FailingDisk

@@ -23,8 +23,8 @@ from jaxstate.engine.policies import Coalesce, QueuePolicy
 from jaxstate.engine.recovery import RecoveredSession
 from jaxstate.engine.tenants import Tenant
 from jaxstate.errors import InvalidInput
-from jaxstate.persist.journal import DATABASE, read_only
 from jaxstate.persist.logged import segment_names
+from jaxstate.persist.places import DATABASE, read_only
 from jaxstate.testing import FAKE_LIMITS, SHARED_LIMITS, fake_layout
 from jaxstate.text import Template
 from tests.engine.rig import BARE, Rig

@@ -18,7 +18,8 @@ import pytest
 from jaxstate.errors import JournalDamaged, JournalError, JournalInUse
 from jaxstate.persist import changes, journal, logged
 from jaxstate.persist.changes import Opening
-from jaxstate.persist.journal import DATABASE, Journal, Ticket, read_only
+from jaxstate.persist.journal import Journal, Ticket
+from jaxstate.persist.places import DATABASE, read_only
 from tests.persist.failing import FailingDisk
 
 
