@@ -39,6 +39,7 @@ from jaxstate.persist.logged import (
     LoggedSession,
     LoggedSnapshot,
     entries_of,
+    flash_names_of,
     keys_of,
     largest_key,
     questions_of,
@@ -268,12 +269,10 @@ class Recoverer:
     def _questions(self, key: int) -> _Questions:
         """Flash queries and warm questions that can be asked of this model; the others are logged,
         and stay in the journal."""
-        found = _Questions()
+        found = _Questions(names=flash_names_of(self._source, key))
         for name, settings in questions_of(self._source, key, "flash"):
-            found.last_name = name
-            if settings:
-                with self._logged(name):
-                    found.flash.append((name, registered_of(self._asker, settings)))
+            with self._logged(name):
+                found.flash.append((name, registered_of(self._asker, settings)))
         for question, _ in questions_of(self._source, key, "warm"):
             with self._logged(question):
                 found.warm.append(self._asker.warm(question))
@@ -289,8 +288,8 @@ class Recoverer:
         """Where its cells are, and what it is asked; the caller holds the lock."""
         if found:
             self._reloader.leave(book, [(one.snapshot, one.rows) for one in found])
-        if questions.last_name is not None:
-            book.flash.names_from(questions.last_name)
+        for name in questions.names:
+            book.flash.names_from(name)
         for name, one in questions.flash:
             with self._logged(name):
                 book.flash.bring_back(one, name, self._desk.clock())
@@ -311,10 +310,10 @@ class Recoverer:
 
 @dataclass(slots=True, eq=False)
 class _Questions:
-    """What a session is asked: flash queries by name, the last name that was given, warm ones."""
+    """What a session is asked: names that flash queries have or had, flash queries, warm ones."""
 
+    names: list[str]
     flash: list[tuple[str, Registered]] = field(default_factory=list)
-    last_name: str | None = None
     warm: list[Asked] = field(default_factory=list)
 
 

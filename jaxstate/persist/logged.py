@@ -242,13 +242,24 @@ def last_seq(source: sqlite3.Connection, session: int, client: str) -> int | Non
 def questions_of(
     source: sqlite3.Connection, session: int, kind: QuestionKind
 ) -> list[tuple[str, str]]:
-    """Names and settings of registered questions, in the order of their names; the settings of one
-    that was removed are empty."""
+    """Names and settings of registered questions, in the order of their names."""
     with readable("the registered questions"):
         rows = source.execute(
-            "SELECT name, settings FROM questions WHERE session = ? AND kind = ?", (session, kind)
+            "SELECT name, settings FROM questions WHERE session = ? AND kind = ? AND settings <> ''",
+            (session, kind),
         ).fetchall()
     return sorted(rows, key=lambda row: (len(row[0]), row[0]))
+
+
+def flash_names_of(source: sqlite3.Connection, session: int) -> list[str]:
+    """All names that flash queries of a session have, or had."""
+    with readable("the registered questions"):
+        return [
+            row[0]
+            for row in source.execute(
+                "SELECT name FROM questions WHERE session = ? AND kind = 'flash'", (session,)
+            )
+        ]
 
 
 def snapshots_of(source: sqlite3.Connection, session: int) -> list[LoggedSnapshot]:
