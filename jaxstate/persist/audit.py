@@ -122,7 +122,9 @@ def _tokens(
 def _kept_tokens(source: sqlite3.Connection, name: str) -> list[int]:
     row = segment_of(source, name)
     if row is None:
-        raise SnapshotDamaged(f"the piece {name} is missing")
+        raise SnapshotDamaged(
+            f"what the journal says of the piece {name} is missing, or not as it was written"
+        )
     return np.frombuffer(row.tokens, "<i4").tolist()
 
 

@@ -245,7 +245,8 @@ def questions_of(
     """Names and settings of registered questions, in the order of their names."""
     with readable("the registered questions"):
         rows = source.execute(
-            "SELECT name, settings FROM questions WHERE session = ? AND kind = ? AND settings <> ''",
+            "SELECT name, settings FROM questions WHERE session = ? AND kind = ? "
+            "AND settings <> ''",
             (session, kind),
         ).fetchall()
     return sorted(rows, key=lambda row: (len(row[0]), row[0]))

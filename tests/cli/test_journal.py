@@ -156,7 +156,7 @@ DAMAGE = {
     ),
     "tokens": (
         "UPDATE segments SET tokens = zeroblob(length(tokens))",
-        "not of the tokens of the session's entries",
+        "is missing, or not as it was written",
     ),
     "an opening": ("UPDATE sessions SET prefix = x'00' WHERE key = 1", "not as it was written"),
 }
