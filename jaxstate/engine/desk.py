@@ -95,11 +95,21 @@ class Desk:
         Raises:
             ClosedError: the engine is closed.
         """
+        with self.noting() as ledger:
+            yield ledger
+            self.tell_loop()
+
+    @contextmanager
+    def noting(self) -> Iterator[Ledger]:
+        """The books, to note what does not count yet: the loop has nothing to do.
+
+        Raises:
+            ClosedError: the engine is closed.
+        """
         with self.lock:
             if self.ended is not None:
                 raise refusal(self.ended)
             yield self.ledger
-            self.tell_loop()
 
     def check_may_wait(self) -> None:
         """Refuses to wait on the engine's own thread, which would wait for itself for ever.

@@ -185,12 +185,14 @@ class Keeper:
                 tickets = [*tickets, *self.journal.drain()]
                 _each([ticket.undo for ticket in reversed(tickets)])
                 self.journal.put_back([one for one in tickets if one.stays])
-            tell_loop()
         for ticket in tickets:
             if error is None:
                 ticket.settled.set_result(None)
             elif not ticket.stays:
                 ticket.settled.set_exception(could_not_write(error))
+        # Whoever waits comes first: the loop would take the interpreter for a whole turn.
+        with lock:
+            tell_loop()
 
 
 def _each(calls: Sequence[Callable[[], None]]) -> None:

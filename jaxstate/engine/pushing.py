@@ -78,7 +78,7 @@ def push(desk: Desk, book: Book, new: NewEntries) -> Pushed | Future[None]:
         ClosedError, InvalidInput, CapacityExceeded, BudgetExceeded, QueueFull, SequenceGap,
         JournalError: as `Session.push`.
     """
-    with desk.changing():
+    with desk.noting():
         book.check_open()
         if new.origin is not None and (before := book.receipts.find(new.origin)) is not None:
             return _repeated(desk, before, new.level)
@@ -148,6 +148,7 @@ def _push_of(origin: Origin | None, receipt: Receipt) -> Push | None:
 def _count(desk: Desk, book: Book, offer: Offer) -> None:
     """The push counts from now on."""
     book.queue.release(offer.last)
+    desk.tell_loop()
     desk.recorder.count("entries_pushed", offer.last - offer.first + 1)
     desk.recorder.count("entries_dropped", len(offer.displaced))
 
@@ -160,6 +161,7 @@ def _take_back(desk: Desk, book: Book, offer: Offer, origin: Origin | None) -> N
     if not book.closed:
         desk.ledger.room.order(book, book.residence.cells + book.queue.unread_tokens)
         desk.outcomes.room_made(book)
+        desk.tell_loop()
 
 
 def _offer(desk: Desk, book: Book, new: NewEntries, *, hold: bool) -> Offer | None:

@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 import jaxstate
+from jaxstate.cells.tables import GroupBlock
 from jaxstate.engine.device import DeviceExecutor
 from jaxstate.engine.executor import Candidate, HostCells, Lost, Pending, RowStep, RowTokens
 from jaxstate.errors import CapacityExceeded, FingerprintMismatch, InvalidInput
@@ -341,6 +342,7 @@ def life(device: DeviceSessions, path: Path) -> None:
     placed(device, 99, device.executor.load(path).cells)
     for name in tuple(device.of):
         device.close(name)
+    device.executor.wipe([GroupBlock(0, 0)])
 
 
 def read_in_every_shape(device: DeviceSessions) -> None:

@@ -78,7 +78,7 @@ class Streams:
         self.engine.turn()
 
 
-@pytest.fixture(params=list(KINDS))
+@pytest.fixture(params=["full", "both"])
 def streams(request: pytest.FixtureRequest) -> Iterator[Streams]:
     made = Streams(request.param)
     yield made
