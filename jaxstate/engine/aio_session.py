@@ -10,6 +10,7 @@ matter of microseconds to a few milliseconds.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
@@ -23,6 +24,7 @@ from jaxstate.engine.session import Session
 from jaxstate.engine.subscription import FlashMode, checked_timeout
 from jaxstate.engine.values import Answer, Event, Receipt, SessionInfo
 from jaxstate.engine.waiting import countdown
+from jaxstate.errors import ClosedError
 from jaxstate.records import Durability
 
 
@@ -204,4 +206,5 @@ class AsyncSession:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        with contextlib.suppress(ClosedError):  # the engine was closed first
+            self.close()

@@ -111,6 +111,7 @@ class Book:
         opens: whether it begins with an opening, and is not made from another or a saved one.
         ending: its end is on the way to the journal, and it is open until it is there; what came
             now would be behind it.
+        has_ended: its user has ended it, and the journal knows.
         log_key: its key in the journal; 0 without one.
         noted: tells when the journal has the session.
         receipts: of clients that number their pushes.
@@ -140,7 +141,7 @@ class Book:
         self.opens = False
         self.border_jobs = 0
         self.closed_because: str | None = None
-        self.ending = False
+        self.ending = self.has_ended = False
         self.landing: deque[tuple[int, Taken]] = deque()
         self.stranded = False
         self.asks: dict[int, Ask] = {}

@@ -11,7 +11,7 @@ import functools
 from concurrent.futures import Future
 
 from jaxstate.engine.books import Book
-from jaxstate.engine.desk import Desk
+from jaxstate.engine.desk import Desk, refusal
 from jaxstate.persist.changes import ended, erased
 from jaxstate.persist.journal import Ticket
 
@@ -21,18 +21,27 @@ def close_session(desk: Desk, book: Book, reason: str) -> Ticket | None:
 
     Returns:
         What to wait for until it has ended; None if it has.
+
+    Raises:
+        ClosedError: the engine is closed, and the session is in its journal: it comes back.
     """
     with desk.lock:
-        if book.closed or desk.ended is not None:
+        if not book.log_key:  # no journal knows it
+            desk.outcomes.close(book, reason)
+            desk.tell_loop()
             return None
-        noted, close = None, functools.partial(desk.outcomes.close, book, reason)
-        if book.log_key:
-            book.ending = True
-            noted = desk.keeper.note(ended(book.log_key), undo=book.stays, apply=close)
-        else:  # no journal knows it
-            close()
-        desk.tell_loop()
-        return noted
+        if book.has_ended:
+            return None
+        if desk.ended is not None:
+            raise refusal(desk.ended)
+        book.ending = True
+        end = functools.partial(_end, desk, book, reason)
+        return desk.keeper.note(ended(book.log_key), undo=book.stays, apply=end)
+
+
+def _end(desk: Desk, book: Book, reason: str) -> None:
+    book.has_ended = True
+    desk.outcomes.close(book, reason)
 
 
 def erase_session(desk: Desk, book: Book) -> tuple[Ticket | None, Future[None]]:
@@ -49,7 +58,7 @@ def erase_session(desk: Desk, book: Book) -> tuple[Ticket | None, Future[None]]:
 
 
 def _erase(desk: Desk, book: Book, wiped: Future[None]) -> None:
-    desk.outcomes.close(book, "it was erased by its user")
+    _end(desk, book, "it was erased by its user")
     desk.ledger.prefixes.forget(book.residence.chain)
     if desk.ended is None:
         desk.wipes.append(wiped)

@@ -6,6 +6,7 @@ asked (`Session`), devices, the loop.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -18,6 +19,7 @@ from jaxstate.engine.going import resume, suspend
 from jaxstate.engine.lifecycle import Lifecycle
 from jaxstate.engine.subscription import FlashMode, Subscription, checked_timeout
 from jaxstate.engine.values import Event, SessionInfo
+from jaxstate.errors import ClosedError
 from jaxstate.records import checked_int
 
 
@@ -177,16 +179,17 @@ class Handle:
             JournalError: the journal could not be written, and the session is still open; or, with
                 `erase`, what was erased could not be removed from the journal's log, since somebody
                 reads it.
-            ClosedError: it is to be erased, and the engine is closed.
+            ClosedError: the engine is closed, and the session is in its journal, or to be erased.
         """
         if erase:
             self._lives.erase(self._book)
-        elif not self._book.closed:
+        elif not self._book.has_ended:
             self._desk.check_may_note()
             self._desk.settled(close_session(self._desk, self._book, "it was closed by its user"))
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        with contextlib.suppress(ClosedError):  # the engine was closed first
+            self.close()
 
     def __repr__(self) -> str:
         return f"Session({self.id!r}, version={self.version})"

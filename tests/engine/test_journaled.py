@@ -23,6 +23,7 @@ from jaxstate.engine.values import Receipt, Span
 from jaxstate.errors import ClosedError, InvalidInput, JournalError, QueueFull, SequenceGap
 from jaxstate.persist import journal
 from jaxstate.persist.journal import Journal, Ticket
+from jaxstate.persist.logged import keys_of
 from jaxstate.persist.places import DATABASE
 from jaxstate.records import Durability
 from tests.engine.rig import Rig
@@ -401,6 +402,38 @@ def test_nothing_is_added_to_a_session_that_is_about_to_end(rig: Rig, erase: boo
     with contextlib.closing(line.read()) as source:
         for table, wanted in (("entries", 0 if erase else 1), ("questions", 0)):
             assert source.execute(f"SELECT count(*) FROM {table}").fetchone() == (wanted,), table
+
+
+def test_a_close_that_comes_too_late_says_so(tmp_path: Path) -> None:
+    """It is not in the journal, so the session comes back; without a journal nothing does."""
+    rig = Rig(journal=tmp_path / "j")
+    session, ended = rig.open(id="feed"), rig.open(id="ended")
+    ended.close()
+    rig.engine.close()
+    ended.close()
+    with pytest.raises(ClosedError):
+        session.close()
+    with session:
+        pass
+    rig = Rig(journal=tmp_path / "j")
+    assert [one.id for one in rig.engine.sessions()] == ["feed"]
+    rig.engine.session("feed").close()
+    rig.engine.close()
+    plain = Rig()
+    session = plain.open()
+    plain.engine.close()
+    session.close()
+
+
+def test_a_session_that_broke_can_be_ended(rig: Rig) -> None:
+    """It would come back, and be computed again."""
+    session = rig.open("ab")
+    rig.desk.outcomes.close(session.book, "the device failed")
+    session.close()
+    journal = rig.desk.keeper.journal
+    assert journal is not None
+    with contextlib.closing(journal.read()) as source:
+        assert keys_of(source) == []
 
 
 def test_questions_that_cannot_be_kept(rig: Rig, disk: FailingDisk) -> None:
