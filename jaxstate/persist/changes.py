@@ -252,8 +252,8 @@ def snapshot_taken(snapshot: SnapshotRow, segments: Sequence[SegmentRow], keep: 
         )
         to.execute(
             "INSERT INTO snapshots (session, version, cells, bytes, fingerprint, segments, answers,"
-            " checksum, saved_s) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 WHERE EXISTS "
-            "(SELECT 1 FROM sessions WHERE key = ?1 AND ended_s IS NULL)",
+            " checksum, saved_s) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE EXISTS "
+            "(SELECT 1 FROM sessions WHERE key = ? AND ended_s IS NULL)",
             (
                 snapshot.session,
                 snapshot.version,
@@ -264,12 +264,13 @@ def snapshot_taken(snapshot: SnapshotRow, segments: Sequence[SegmentRow], keep: 
                 snapshot.answers,
                 snapshot.checksum,
                 time.time(),
+                snapshot.session,
             ),
         )
         to.execute(
-            "DELETE FROM snapshots WHERE session = ?1 AND number NOT IN (SELECT number FROM "
-            "snapshots WHERE session = ?1 AND set_aside IS NULL ORDER BY number DESC LIMIT ?2)",
-            (snapshot.session, keep),
+            "DELETE FROM snapshots WHERE session = ? AND number NOT IN (SELECT number FROM "
+            "snapshots WHERE session = ? AND set_aside IS NULL ORDER BY number DESC LIMIT ?)",
+            (snapshot.session, snapshot.session, keep),
         )
         _forget_segments(to)
 
