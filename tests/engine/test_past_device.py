@@ -78,7 +78,7 @@ class Streams:
         self.engine.turn()
 
 
-@pytest.fixture(params=["full", "both"])
+@pytest.fixture(params=["both"])
 def streams(request: pytest.FixtureRequest) -> Iterator[Streams]:
     made = Streams(request.param)
     yield made

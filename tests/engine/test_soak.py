@@ -1,5 +1,4 @@
-"""A minute of random clients at a full pool; `scripts/soak.py` does the same for as long as one
-likes."""
+"""Random clients at a full pool; `scripts/soak.py` does the same for as long as one likes."""
 
 from __future__ import annotations
 
@@ -22,9 +21,9 @@ _OPERATIONS = (
 )
 
 
-def test_a_minute_at_a_full_pool_breaks_nothing() -> None:
+def test_a_full_pool_breaks_nothing() -> None:
     """Eight threads, three tenants, a pool for three full sessions, the device, memory and disk."""
-    report = Soak(seed=1, clients=8).run(60.0)
+    report = Soak(seed=1, clients=8).run(40.0)
     assert not report.broken, report.broken
     assert report.counts["sessions_suspended"] > 20 and report.counts["sessions_resumed"] > 20
     assert report.counts["prefix_tokens_shared"] > 0
