@@ -123,9 +123,10 @@ def main() -> int:
     _print_verdict(console, found)
     if options.plot:
         _plot(found, options.plot)
-    fields = ("pushes", "snapshots", "comebacks", "rests")
-    rows = {name: [dataclasses.asdict(one) for one in getattr(found, name)] for name in fields}
-    print(json.dumps({**setting, **rows, "compiled": found.compiled, "wrong": len(found.wrong)}))
+    report = json.dumps(_report(setting, found))
+    if options.json:
+        options.json.write_text(report + "\n", encoding="utf-8")
+    print(report)
     return 1 if found.wrong else 0
 
 
@@ -233,6 +234,12 @@ def file_system(path: Path) -> str:
     under = [one for one in mounts if path.resolve().is_relative_to(one[1])]
     device, _, kind, *_ = max(under, key=lambda one: len(one[1]))
     return f"{kind} on {device}"
+
+
+def _report(setting: dict[str, JsonValue], found: Found) -> dict[str, JsonValue]:
+    fields = ("pushes", "snapshots", "comebacks", "rests")
+    rows = {name: [dataclasses.asdict(one) for one in getattr(found, name)] for name in fields}
+    return {**setting, **rows, "compiled": found.compiled, "wrong": len(found.wrong)}
 
 
 def _pushes(found: Found) -> Table:
