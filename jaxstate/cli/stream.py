@@ -157,6 +157,8 @@ def _note_recovery(show: Show, engine: Engine) -> None:
         )
     for reason in engine.recovery.set_aside:
         show.note(f"set aside: {reason}")
+    for reason in engine.recovery.unasked:
+        show.note(f"not asked any more: {reason}")
     for name, reason in engine.recovery.failed:
         show.error(f"{name} could not be brought back: {reason}")
 

@@ -130,7 +130,17 @@ class Streaming:
         if before and self._pushed <= 1 and not interrupt.pressed:
             self._show.note(f"nothing new in {self._source.source}")
         if self._pushed == 0 and not interrupt.pressed:
-            raise InvalidInput(f"{self._source.source} is empty: nothing was read")
+            raise InvalidInput(self._nothing(before))
+
+    def _nothing(self, before: int) -> str:
+        """Why nothing was read."""
+        if not before:
+            return f"{self._source.source} is empty: nothing was read"
+        return (
+            f"{self._source.source} has fewer lines than the {before} of it that the session has "
+            "read: it was cut or replaced, and nothing was read. Stream what is new under another "
+            "path, or through a pipe (NAME=-)"
+        )
 
     def _read_before(self) -> int:
         """Number of the last line of this file that the session has already; 0 for none."""

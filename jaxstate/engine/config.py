@@ -79,6 +79,8 @@ class EngineConfig:
             raise InvalidInput(f"resume={self.resume!r} is none of {get_args(Resume)}")
         for name in ("idle_s", "snapshot_s"):
             _check_seconds(name, getattr(self, name))
+        if self.snapshot_s == 0:
+            raise InvalidInput("snapshot_s=0 would do nothing else; give seconds, or None")
 
 
 _NO_COUNTS = (

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 from jaxstate.engine.asking import Asker
@@ -21,12 +23,11 @@ from jaxstate.engine.keeper import Keeper
 from jaxstate.engine.lifecycle import Lifecycle
 from jaxstate.engine.recovery import Recoverer, Recovery
 from jaxstate.engine.snapshots import Snapshotter
-from jaxstate.errors import InvalidInput
+from jaxstate.errors import InvalidInput, JournalDamaged
 from jaxstate.persist import archive
-from jaxstate.persist.changes import erased
+from jaxstate.persist.changes import Opening, erased
 from jaxstate.persist.journal import Journal
-from jaxstate.persist.logged import keys_of
-from jaxstate.persist.segments import SegmentStore
+from jaxstate.persist.logged import keys_of, root_of, session_of
 from jaxstate.records import Durability, checked_durability
 from jaxstate.text import Template, Tokenizer
 
@@ -77,12 +78,11 @@ class Durable:
     def __init__(self, desk: Desk, lives: Lifecycle, asker: Asker, executor: Executor) -> None:
         self._parts = (desk, lives, asker, executor)
         self._desk = desk
-        journal, segments = desk.keeper.journal, desk.keeper.segments
         self.recovery = Recovery()
         self.snapshots: Snapshotter | None = None
-        if journal is not None and segments is not None:
-            self.recovery = Recoverer(desk, lives, asker, executor, journal, segments).recover()
-            self.snapshots = Snapshotter(desk, lives, executor, journal, segments)
+        if (journal := desk.keeper.journal) is not None:
+            self.recovery = Recoverer(desk, lives, asker, executor, journal).recover()
+            self.snapshots = Snapshotter(desk, lives, executor, journal)
             desk.keeper.note_model()
 
     def start(self) -> None:
@@ -108,12 +108,12 @@ class Durable:
             JournalError: it could not be written.
             ClosedError: the session or the engine is closed.
         """
-        journal, segments = self._journal("export")
+        journal = self._journal("export")
         assert self.snapshots is not None
         book.check_open()
         self.snapshots.take(book)
-        with segments.lock, contextlib.closing(journal.read()) as source:
-            archive.write(source, segments, book.log_key, path)
+        with journal.segments.lock, contextlib.closing(journal.read()) as source:
+            archive.write(source, journal.segments, book.log_key, path)
 
     def import_session(self, path: str | os.PathLike[str], session_id: str | None) -> Book:
         """Takes a session from such a file into the journal, and brings it back.
@@ -123,17 +123,17 @@ class Durable:
             JournalError: the file is damaged, or the journal could not be written.
             BudgetExceeded, CapacityExceeded: there are no cells for it.
         """
-        journal, segments = self._journal("import")
+        journal = self._journal("import")
         with self._desk.changing():
             pass  # not of an engine that is closed
         desk, lives, asker, executor = self._parts
-        with segments.lock, contextlib.closing(archive.read(path)) as source:
+        with journal.segments.lock, contextlib.closing(archive.read(path)) as source:
             name = lives.free_name(archive.name_of(source) if session_id is None else session_id)
             key = desk.keeper.new_key()
-            archive.take_segments(source, segments)
+            archive.take_segments(source, journal.segments)
             journal.write(archive.taken(source, key, name))
         try:
-            return Recoverer(desk, lives, asker, executor, journal, segments).bring_back(key)
+            return Recoverer(desk, lives, asker, executor, journal).bring_back(key)
         except BaseException:
             journal.write(erased(key))
             raise
@@ -149,7 +149,7 @@ class Durable:
             JournalError: the journal could not be written, or its log not be emptied.
             ClosedError: the engine is closed.
         """
-        journal, _ = self._journal("erase")
+        journal = self._journal("erase")
         with self._desk.changing() as ledger:
             if session_id in ledger.by_id:
                 raise InvalidInput(
@@ -160,18 +160,37 @@ class Durable:
             # The name of one that could not be brought back is nobody else's.
             if session_id in self._desk.ledger.lost:
                 keys += [key for key, name in keys_of(source) if name == session_id]
+            openings = [one for key in keys if (one := _opening(source, key)) is not None]
         for key in keys:
             journal.write(erased(key))
-        with self._desk.lock:
-            self._desk.ledger.lost.pop(session_id, None)
+        self._forget(session_id, openings)
         self._desk.keeper.purge()
         return len(keys)
 
-    def _journal(self, what: str) -> tuple[Journal, SegmentStore]:
-        journal, segments = self._desk.keeper.journal, self._desk.keeper.segments
-        if journal is None or segments is None:
+    def _forget(self, session_id: str, openings: Sequence[Opening]) -> None:
+        """Cells that such sessions have left on the device, and in what begins others."""
+        asker, wiped = self._parts[2], Future[None]()
+        with self._desk.changing() as ledger:
+            ledger.lost.pop(session_id, None)
+            for one in openings:
+                opening = asker.opening(one.prefix or "")
+                ledger.prefixes.forget(ledger.prefixes.chain(opening, one.tenant))
+            self._desk.wipes.append(wiped)
+        wiped.result()
+
+    def _journal(self, what: str) -> Journal:
+        journal = self._desk.keeper.journal
+        if journal is None:
             raise InvalidInput(
                 f"to {what} a session the engine needs a journal: Engine(journal=...); without one "
                 "there are session.save(path) and engine.restore(path)"
             )
-        return journal, segments
+        return journal
+
+
+def _opening(source: sqlite3.Connection, key: int) -> Opening | None:
+    """What a session began with; None if that cannot be read."""
+    try:
+        return root_of(source, session_of(source, key))
+    except JournalDamaged:
+        return None

@@ -20,8 +20,6 @@ from jaxstate.errors import InvalidInput
 from jaxstate.persist.changes import Push, model_noted
 from jaxstate.persist.journal import Change, Journal, Ticket, could_not_write
 from jaxstate.persist.logged import last_seq, push_of, segment_names
-from jaxstate.persist.places import SEGMENTS
-from jaxstate.persist.segments import SegmentStore
 from jaxstate.records import Durability, checked_durability
 
 _log = logging.getLogger("jaxstate")
@@ -41,7 +39,6 @@ class Keeper:
 
     Attributes:
         journal: None for none.
-        segments: the cells of its snapshots.
         text_fingerprint: of the model's tokenizer and template.
     """
 
@@ -53,7 +50,6 @@ class Keeper:
         model: str = "",
     ) -> None:
         self.journal = journal
-        self.segments = None if journal is None else SegmentStore(journal.path / SEGMENTS)
         self.text_fingerprint = text_fingerprint
         self._level: Durability = level if journal is not None else "memory"
         self._model = model
@@ -156,17 +152,18 @@ class Keeper:
             JournalError: somebody reads the journal for too long: what was erased is no longer to
                 be found in it, but for its log.
         """
-        if self.journal is None or self.segments is None:
+        if self.journal is None:
             return
         self.clear_segments()
-        self.segments.forget_damaged()
+        self.journal.segments.forget_damaged()
         self.journal.compact()
 
     def clear_segments(self) -> None:
         """Removes the cells of snapshots that are gone."""
-        assert self.journal is not None and self.segments is not None
-        with self.segments.lock, contextlib.closing(self.journal.read()) as source:
-            self.segments.clear(segment_names(source))
+        assert self.journal is not None
+        segments = self.journal.segments
+        with segments.lock, contextlib.closing(self.journal.read()) as source:
+            segments.clear(segment_names(source))
 
     def _settle(
         self,

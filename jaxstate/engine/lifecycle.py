@@ -151,7 +151,11 @@ class Lifecycle(Forks):
             for name in ("entries_pushed", "entries_recovered"):
                 desk.recorder.count(name, len(state.entries))
             book.receipts = desk.keeper.receipts(opening.key)
-            state.prepare(book)
+            try:
+                state.prepare(book)
+            except BaseException:
+                desk.outcomes.close(book, "it could not be brought back")
+                raise
             book.opened = book.opens = True
             return book
 

@@ -48,7 +48,6 @@ from jaxstate.persist.logged import (
     session_of,
     snapshots_of,
 )
-from jaxstate.persist.segments import SegmentStore
 
 _log = logging.getLogger("jaxstate")
 _NO_TOKENS = np.zeros(0, np.int32)
@@ -80,11 +79,14 @@ class Recovery:
         failed: names of those that could not be brought back, and why; they are still in the
             journal.
         set_aside: snapshots that could not be used, and why.
+        unasked: registered questions that cannot be asked here, and why; they are still in the
+            journal as well.
     """
 
     sessions: tuple[RecoveredSession, ...] = ()
     failed: tuple[tuple[str, str], ...] = ()
     set_aside: tuple[str, ...] = ()
+    unasked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -104,7 +106,6 @@ class Recoverer:
         asker: makes tokens of entries.
         executor: reads pieces.
         journal: open.
-        segments: pieces of snapshots.
     """
 
     def __init__(
@@ -114,17 +115,16 @@ class Recoverer:
         asker: Asker,
         executor: Executor,
         journal: Journal,
-        segments: SegmentStore,
     ) -> None:
         self._desk = desk
         self._lives = lives
         self._asker = asker
-        self._journal = journal
-        self._segments = segments
+        self._segments = journal.segments
         self._fingerprint = cells_and_text(executor, desk)
-        self._reloader = Reloader(desk, executor, journal, segments)
+        self._reloader = Reloader(desk, executor, journal)
         self._source = journal.read()
         self._set_aside: list[str] = []
+        self._unasked: list[str] = []
 
     def recover(self) -> Recovery:
         """Brings back every session that was not closed."""
@@ -142,7 +142,10 @@ class Recoverer:
         self._desk.keeper.clear_segments()
         self._lives.come_in()
         return Recovery(
-            sessions=tuple(back), failed=tuple(failed), set_aside=tuple(self._set_aside)
+            sessions=tuple(back),
+            failed=tuple(failed),
+            set_aside=tuple(self._set_aside),
+            unasked=tuple(self._unasked),
         )
 
     def bring_back(self, key: int) -> Book:
@@ -194,7 +197,7 @@ class Recoverer:
             last=session.last,
             policy=policy,
             prepare=functools.partial(
-                self._prepare, found, self._questions(session.opening.key), answers
+                self._prepare, found, self._questions(session.opening), answers
             ),
         )
 
@@ -266,15 +269,16 @@ class Recoverer:
             return f"it is of version {row.version}, and the journal ends at {session.last}"
         return None
 
-    def _questions(self, key: int) -> _Questions:
+    def _questions(self, opening: Opening) -> _Questions:
         """Flash queries and warm questions that can be asked of this model; the others are logged,
         and stay in the journal."""
+        key, session_id = opening.key, opening.id
         found = _Questions(names=flash_names_of(self._source, key))
         for name, settings in questions_of(self._source, key, "flash"):
-            with self._logged(name):
+            with self._logged(session_id, name):
                 found.flash.append((name, registered_of(self._asker, settings)))
         for question, _ in questions_of(self._source, key, "warm"):
-            with self._logged(question):
+            with self._logged(session_id, question):
                 found.warm.append(self._asker.warm(question))
         return found
 
@@ -291,21 +295,22 @@ class Recoverer:
         for name in questions.names:
             book.flash.names_from(name)
         for name, one in questions.flash:
-            with self._logged(name):
+            with self._logged(book.id, name):
                 book.flash.bring_back(one, name, self._desk.clock())
                 if name in answers:
                     book.flash.answered(one, *answers[name])
         for asked in questions.warm:
-            with self._logged(asked.question):
+            with self._logged(book.id, asked.question):
                 book.warm.add(asked)
 
     @contextlib.contextmanager
-    def _logged(self, question: str) -> Iterator[None]:
+    def _logged(self, session_id: str, question: str) -> Iterator[None]:
         """A question that cannot be asked here keeps no session from coming back."""
         try:
             yield
-        except JaxstateError as error:
-            _log.error("%r is not asked any more: %s", question, error)
+        except (JaxstateError, ValueError, KeyError, TypeError, AttributeError) as error:
+            _log.error("%r is not asked of session %r any more: %r", question, session_id, error)
+            self._unasked.append(f"{question!r} of session {session_id!r}: {error}")
 
 
 @dataclass(slots=True, eq=False)

@@ -24,7 +24,7 @@ from jaxstate.persist.changes import SegmentRow, set_aside
 from jaxstate.persist.files import Arrays
 from jaxstate.persist.journal import Journal, Ticket
 from jaxstate.persist.logged import LoggedSnapshot
-from jaxstate.persist.segments import Segment, SegmentStore, has_windows, joined, segment_name
+from jaxstate.persist.segments import Segment, has_windows, joined, segment_name
 
 _log = logging.getLogger("jaxstate")
 
@@ -39,17 +39,14 @@ class Reloader:
     Args:
         desk: of the engine.
         executor: reads pieces.
-        journal: is told which snapshots are damaged.
-        segments: where pieces lie.
+        journal: has the pieces, and is told which snapshots are damaged.
     """
 
-    def __init__(
-        self, desk: Desk, executor: Executor, journal: Journal, segments: SegmentStore
-    ) -> None:
+    def __init__(self, desk: Desk, executor: Executor, journal: Journal) -> None:
         self._desk = desk
         self._executor = executor
         self._journal = journal
-        self._segments = segments
+        self._segments = journal.segments
 
     def leave(self, book: Book, candidates: Sequence[Candidate]) -> None:
         """A session's cells are on disk, until they are wanted; the caller holds the lock."""

@@ -30,7 +30,7 @@ from jaxstate.persist.changes import SegmentRow, SnapshotRow, snapshot_taken
 from jaxstate.persist.files import Arrays
 from jaxstate.persist.journal import Journal
 from jaxstate.persist.schema import checksum_of
-from jaxstate.persist.segments import Segment, SegmentStore, cuts, part_of, segment_name
+from jaxstate.persist.segments import Segment, cuts, part_of, segment_name
 
 _log = logging.getLogger("jaxstate")
 
@@ -52,8 +52,7 @@ class Snapshotter:
         desk: of the engine.
         lives: likewise.
         executor: writes pieces to files.
-        journal: names the snapshots.
-        segments: its pieces.
+        journal: names the snapshots, and has their pieces.
     """
 
     def __init__(
@@ -62,13 +61,12 @@ class Snapshotter:
         lives: Lifecycle,
         executor: Executor,
         journal: Journal,
-        segments: SegmentStore,
     ) -> None:
         self._desk = desk
         self._lives = lives
         self._executor = executor
         self._journal = journal
-        self._segments = segments
+        self._segments = journal.segments
         layout = desk.limits.layout
         cell_bytes = max(1, layout.bytes_of(layout.cells, desk.limits.itemsize) // layout.cells)
         self._size = max(layout.block_cells, desk.config.snapshot_bytes // cell_bytes)
@@ -177,14 +175,15 @@ class Snapshotter:
         part = self._executor.fetch_part(seen, first, end)
         return _Part(first, end, version, part.arrays)
 
-    def _kept(self, book: Book, part: _Part | Segment) -> tuple[SegmentRow, Segment, int]:
-        """A piece that is on disk from now on, and the version that it ends at."""
+    def _kept(self, book: Book, part: _Part | Segment) -> tuple[SegmentRow, Segment, int | None]:
+        """A piece that is on disk from now on, and the version that it was fetched at; None for one
+        that was on disk before."""
         log = book.residence.log
         with self._desk.lock:
             tokens = log.tokens(part.first, part.last - part.first)
             ends = log.ends(part.first, part.last)
         if isinstance(part, Segment):
-            return _row(part.name, part, tokens, ends), part, -1
+            return _row(part.name, part, tokens, ends), part, None
         row = _row(_name(part, tokens, ends), part, tokens, ends)
         cells = HostCells(cells=part.last, arrays=part.arrays)
         self._segments.write(
@@ -192,10 +191,11 @@ class Snapshotter:
         )
         return row, Segment(row.name, part.first, part.last), part.version
 
-    def _publish(self, book: Book, pieces: list[tuple[SegmentRow, Segment, int]]) -> None:
+    def _publish(self, book: Book, pieces: list[tuple[SegmentRow, Segment, int | None]]) -> None:
         """Makes them the newest snapshot."""
         desk, segments = self._desk, tuple(segment for _, segment, _ in pieces)
         version, cells = pieces[-1][2], segments[-1].last
+        assert version is not None, "the last piece is always fetched"
         layout = desk.limits.layout
         with desk.lock:
             book.check_open()
@@ -208,8 +208,9 @@ class Snapshotter:
                 segments=tuple(one.name for one in segments),
                 answers=_answers(book, version),
             )
-        rows = [row for row, _, _ in pieces]
-        self._journal.write(snapshot_taken(snapshot, rows, desk.config.snapshot_keep))
+        new = [row for row, _, at in pieces if at is not None]
+        kept = [row for row, _, at in pieces if at is None]
+        self._journal.write(snapshot_taken(snapshot, new, kept, desk.config.snapshot_keep))
         with desk.lock:
             book.saved = SavedCells(version, segments)
             desk.recorder.count("snapshots_taken")

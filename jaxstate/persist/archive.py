@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxstate.errors import InvalidInput, JournalDamaged, JournalError
-from jaxstate.persist.changes import Opening, opened, pushed
+from jaxstate.persist.changes import Opening, opened
 from jaxstate.persist.files import sync_tree
 from jaxstate.persist.journal import Change
 from jaxstate.persist.logged import (
+    LoggedEntry,
     LoggedSession,
     entries_of,
     keys_of,
@@ -34,6 +35,7 @@ from jaxstate.persist.schema import (
     check_kind,
     create,
     entry_checksum,
+    text_bytes,
 )
 from jaxstate.persist.segments import SegmentStore
 
@@ -87,15 +89,9 @@ def _copy(
 ) -> None:
     root = root_of(source, session)
     opened(flat_opening(session.opening, root, KEY, session.opening.id))(to)
-    numbers = iter(range(root.base_version + 1, session.last + 1))
-    for entry in entries_of(source, session, root.base_version):
-        for number in numbers:
-            if number == entry.sequence:
-                pushed(KEY, number, [entry.text])(to)
-                break
-            _displaced(to, number)
-    for number in numbers:
-        _displaced(to, number)
+    there = {one.sequence: one for one in entries_of(source, session, root.base_version)}
+    for number in range(root.base_version + 1, session.last + 1):
+        _copy_entry(to, number, there.get(number))
     _copy_rows(source, to, "questions", "session", session.opening.key)
     _copy_rows(source, to, "pushes", "session", session.opening.key)
     _copy_snapshot(source, segments, session.opening.key, to)
@@ -118,11 +114,12 @@ def flat_opening(opening: Opening, root: Opening, key: int, name: str) -> Openin
     )
 
 
-def _displaced(to: sqlite3.Connection, number: int) -> None:
-    """The place of an entry that was displaced: a journal has no gaps."""
+def _copy_entry(to: sqlite3.Connection, number: int, entry: LoggedEntry | None) -> None:
+    """An entry; of one that was displaced its place alone, since a journal has no gaps."""
+    text, pushed_s = (b"", 0.0) if entry is None else (text_bytes(entry.text), entry.pushed_s)
     to.execute(
         "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)",
-        (KEY, number, b"", 0.0, 1, entry_checksum(KEY, number, b"")),
+        (KEY, number, text, pushed_s, entry is None, entry_checksum(KEY, number, text)),
     )
 
 
@@ -144,22 +141,20 @@ def _copy_snapshot(
         for one in snapshots_of(source, key)
         if one.set_aside is None and all(map(segments.has, one.row.segments))
     ]
-    if not usable:
-        return
-    number, names = usable[0].number, usable[0].row.segments
+    pieces = [] if not usable else [segment_of(source, name) for name in usable[0].row.segments]
+    if not pieces or None in pieces:
+        return  # the entries are enough
+    number = usable[0].number
     row = source.execute("SELECT * FROM snapshots WHERE number = ?", (number,)).fetchone()
     marks = ", ".join("?" * len(row))
     to.execute(f"INSERT INTO snapshots VALUES ({marks})", (1, KEY, *row[2:]))
-    for name in names:
-        piece = segment_of(source, name)
-        if piece is None:
-            raise JournalDamaged(f"a piece of the snapshot, {name}, is missing")
+    for piece in filter(None, pieces):
         to.execute(
             "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?)",
             (piece.name, piece.first, piece.last, piece.tokens, piece.ends, piece.checksum),
         )
-        for file, content in _files(segments.path(name)):
-            to.execute("INSERT INTO files VALUES (?, ?, ?)", (name, file, content))
+        for file, content in _files(segments.path(piece.name)):
+            to.execute("INSERT INTO files VALUES (?, ?, ?)", (piece.name, file, content))
 
 
 def _files(folder: Path) -> Iterator[tuple[str, bytes]]:

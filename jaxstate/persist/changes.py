@@ -6,6 +6,7 @@ transaction. Does not know: engines, threads, when it is written.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sqlite3
 import time
@@ -184,13 +185,14 @@ def pushed(
 ) -> Change:
     """Entries first, first + 1, … of a session, which displace others (first, last)."""
     now_s = time.time()
-    rows = [
-        (session, number, content, now_s, entry_checksum(session, number, content))
-        for number, content in enumerate(map(text_bytes, texts), first)
-    ]
     gone = [(session, span_first, span_last) for span_first, span_last in dropped]
 
     def change(to: sqlite3.Connection) -> None:
+        # Here, on the journal's thread, nobody waits for the checksums but the push itself.
+        rows = [
+            (session, number, content, now_s, entry_checksum(session, number, content))
+            for number, content in enumerate(map(text_bytes, texts), first)
+        ]
         to.executemany(
             "INSERT INTO entries (log, sequence, text, pushed_s, checksum) VALUES (?, ?, ?, ?, ?)",
             rows,
@@ -238,18 +240,25 @@ def reserve_given_up(session: int) -> Change:
     return change
 
 
-def snapshot_taken(snapshot: SnapshotRow, segments: Sequence[SegmentRow], keep: int) -> Change:
-    """A snapshot becomes the newest of its session, of which `keep` stay; of one that was closed
-    meanwhile nothing becomes."""
+def snapshot_taken(
+    snapshot: SnapshotRow, new: Sequence[SegmentRow], kept: Sequence[SegmentRow], keep: int
+) -> Change:
+    """A snapshot becomes the newest of its session; of one that was closed meanwhile nothing
+    becomes.
+
+    Args:
+        snapshot: it.
+        new: pieces that were written for it; what the journal says of them is written too.
+        kept: pieces that were there; that is written only if it is missing.
+        keep: how many snapshots of the session stay.
+    """
 
     def change(to: sqlite3.Connection) -> None:
-        to.executemany(
-            "INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?, ?)",
-            [
-                (one.name, one.first, one.last, one.tokens, one.ends, one.checksum)
-                for one in segments
-            ],
-        )
+        for action, rows in (("REPLACE", new), ("IGNORE", kept)):
+            to.executemany(
+                f"INSERT OR {action} INTO segments VALUES (?, ?, ?, ?, ?, ?)",
+                [(*dataclasses.astuple(row), row.checksum) for row in rows],
+            )
         to.execute(
             "INSERT INTO snapshots (session, version, cells, bytes, fingerprint, segments, answers,"
             " checksum, saved_s) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE EXISTS "

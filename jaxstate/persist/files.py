@@ -139,7 +139,6 @@ def _write(target: Path, info: SnapshotInfo, arrays: Arrays) -> None:
         sync_tree(cells)
         _write_record(record, info)
         record.replace(target / RECORD_NAME)
-        sync_tree(target, deep=False)
     except BaseException as error:
         _clear(target, info.cells_name, is_new=is_new)
         if not isinstance(error, Exception):
@@ -147,9 +146,21 @@ def _write(target: Path, info: SnapshotInfo, arrays: Arrays) -> None:
         raise SnapshotError(
             f"the session could not be saved to {target}: {error}; what was there is unchanged"
         ) from error
+    _sync_current(target)
     for other in target.iterdir():
         if other.name not in (RECORD_NAME, info.cells_name):
             _remove(other)
+
+
+def _sync_current(target: Path) -> None:
+    """From here on the new cells are current: whatever fails now, they stay, and the old ones too,
+    which a machine that stops may find named again."""
+    try:
+        sync_tree(target, deep=False)
+    except OSError as error:
+        raise SnapshotError(
+            f"the session is saved to {target}, but may not be on the disk yet: {error}"
+        ) from error
 
 
 def _clear(target: Path, cells_name: str, *, is_new: bool) -> None:

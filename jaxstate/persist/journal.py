@@ -31,12 +31,14 @@ from typing import TypeAlias
 from jaxstate.errors import JournalError
 from jaxstate.persist.places import (
     DATABASE,
+    SEGMENTS,
     Connect,
     connect,
     locked,
     opened,
     read_only,
 )
+from jaxstate.persist.segments import SegmentStore
 from jaxstate.records import LEVELS, Durability
 
 _log = logging.getLogger("jaxstate")
@@ -61,7 +63,8 @@ class Ticket:
         apply: what takes effect once it is written.
         settled: ends once it is written, or could not be. It cannot be cancelled: others may wait
             for it too.
-        hopeless: it contradicts what is in the journal, so it never can be written.
+        hopeless: it never can be written, since it contradicts what is there, or has values that no
+            database takes.
     """
 
     change: Change
@@ -93,6 +96,7 @@ class Journal:
 
     Attributes:
         path: absolute.
+        segments: pieces of the snapshots that it names.
         settle: called on the writer's thread with tickets that are written, or could not be; set
             before the first ticket. What stays in line is given back with `put_back`.
 
@@ -111,6 +115,7 @@ class Journal:
         self._broken = False
         self._connect = connect
         self._lock = locked(self.path)
+        self.segments = SegmentStore(self.path / SEGMENTS)
         try:
             self._connection = opened(self.path / DATABASE, connect)
         except BaseException:
@@ -214,9 +219,9 @@ class Journal:
         """Writes a batch, and tells; whether it is written."""
         try:
             self._commit(batch)
-        except sqlite3.IntegrityError:
-            return self._settled_alone(batch)
         except Exception as error:
+            if _is_hopeless(error):
+                return self._settled_alone(batch)
             _log.exception("the journal %s could not be written", self.path)
             self._tell(batch, error)
             return False
@@ -230,8 +235,8 @@ class Journal:
             try:
                 self._commit([ticket])
             except Exception as error:
-                _log.exception("a change can never be written to the journal %s", self.path)
-                ticket.hopeless = isinstance(error, sqlite3.IntegrityError)
+                _log.exception("a change could not be written to the journal %s", self.path)
+                ticket.hopeless = _is_hopeless(error)
                 self._tell(batch[number:], error)
                 return False
             self._tell([ticket], None)
@@ -295,9 +300,15 @@ class Journal:
 def _may_have_torn(error: BaseException) -> bool:
     """Whether the disk failed while it wrote; not if it was full, or nothing was written."""
     code = getattr(error, "sqlite_errorcode", None)
-    if isinstance(error, sqlite3.IntegrityError):
+    if _is_hopeless(error):
         return False
     return code is None or code & 0xFF == sqlite3.SQLITE_IOERR
+
+
+def _is_hopeless(error: BaseException) -> bool:
+    """Whether the change itself is at fault, and not the disk, nor what is on it."""
+    disk = (sqlite3.OperationalError, JournalError)
+    return not isinstance(error, disk) and type(error) is not sqlite3.DatabaseError
 
 
 def _no_settle(tickets: Sequence[Ticket], error: Exception | None) -> None:
@@ -312,8 +323,8 @@ def _no_settle(tickets: Sequence[Ticket], error: Exception | None) -> None:
 def could_not_write(error: Exception) -> JournalError:
     """The error for a change that was not written."""
     what = (
-        "it contradicts what is there"
-        if isinstance(error, sqlite3.IntegrityError)
+        "it contradicts what is there, or is no value for a database"
+        if _is_hopeless(error)
         else "it is tried again with the next change: make room on the disk, then repeat what you "
         "did"
     )

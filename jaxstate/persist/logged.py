@@ -287,13 +287,17 @@ def _snapshot(
     segments: str,
     answers: str,
 ) -> LoggedSnapshot:
+    try:
+        names = tuple(json.loads(segments))
+    except (ValueError, TypeError):
+        names = ()  # which no checksum fits
     row = SnapshotRow(
         session=session,
         version=version,
         cells=cells,
         bytes=size_bytes,
         fingerprint=fingerprint,
-        segments=tuple(json.loads(segments)),
+        segments=names,
         answers=answers,
     )
     return LoggedSnapshot(

@@ -196,7 +196,3 @@ class SegmentStore:
         for path in self._folder.iterdir():
             if path.name not in wanted:
                 shutil.rmtree(path, ignore_errors=True)
-
-    def size_bytes(self, name: str) -> int:
-        """Of a piece's files."""
-        return sum(file.stat().st_size for file in self.path(name).rglob("*") if file.is_file())

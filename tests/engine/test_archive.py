@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import sqlite3
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
 
 from jaxstate.engine.endings import erase_session
-from jaxstate.engine.session import Session
 from jaxstate.engine.values import Span
 from jaxstate.errors import ClosedError, InvalidInput, JournalDamaged, JournalError
 from jaxstate.persist import archive
 from jaxstate.persist.places import DATABASE, read_only
+from tests.engine.journals import (
+    SMALL,
+    erase,
+    erased_of,
+    everything,
+    export,
+    fetched,
+    found,
+    killed,
+    read_all,
+    segments,
+    started,
+)
 from tests.engine.rig import Rig
-from tests.engine.test_recovery import SMALL, fetched, found, killed, read_all, segments, started
 
 SECRET = "a secret that is found nowhere"
 
@@ -30,24 +41,6 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "feed.session"
-
-
-def export(rig: Rig, session: Session, file: Path) -> None:
-    """While the loop turns."""
-    _turned(rig, lambda: session.export(file))
-
-
-def erase(rig: Rig, session: Session) -> None:
-    _turned(rig, lambda: session.close(erase=True))
-
-
-def _turned(rig: Rig, call: object) -> None:
-    with ThreadPoolExecutor(1) as thread:
-        done: Future[None] = thread.submit(call)  # pyright: ignore
-        while not done.done():
-            rig.engine.turn()
-            wait([done], 0.001)
-        done.result()
 
 
 def test_a_session_goes_from_one_engine_to_another(path: Path, file: Path, tmp_path: Path) -> None:
@@ -98,8 +91,6 @@ def test_into_the_same_engine_it_shares_what_is_there(path: Path, file: Path) ->
 def test_forks_and_displaced_entries_are_flat_in_a_file(
     path: Path, file: Path, tmp_path: Path
 ) -> None:
-    import dataclasses
-
     config = dataclasses.replace(SMALL, queue_entries=2, queue_policy="drop_oldest")
     rig = started(path, config=config)
     session = rig.open("ab", id="feed", prefix="0")
@@ -224,10 +215,6 @@ def test_without_a_journal_there_is_no_export(file: Path) -> None:
         session.push("x")
 
 
-def everything(folder: Path) -> bytes:
-    return b"".join(one.read_bytes() for one in folder.rglob("*") if one.is_file())
-
-
 def test_nothing_of_an_erased_session_stays(path: Path) -> None:
     """Not in the journal, nor its log, nor the snapshots, nor the pool, nor the host's memory; all
     of another's does."""
@@ -252,8 +239,7 @@ def test_nothing_of_an_erased_session_stays(path: Path) -> None:
     assert rig.desk.vault.where(session.book.key) == "log"
     assert not rig.desk.ledger.prefixes.blocks
     rig.check_blocks()
-    erase_again = pytest.raises(ClosedError)
-    with erase_again:
+    with pytest.raises(ClosedError):
         session.push("x")
     rig = started(killed(rig))
     assert [one.id for one in rig.engine.sessions()] == ["other"]
@@ -264,14 +250,16 @@ def test_nothing_of_an_erased_session_stays(path: Path) -> None:
 
 def test_a_session_that_was_closed_can_still_be_erased(path: Path) -> None:
     rig = started(path)
-    rig.open(SECRET, id="feed").close()
-    rig.open("other", id="feed")
+    rig.open("x", id="feed", prefix=SECRET).close()
+    rig.open(SECRET, id="feed")
     assert SECRET.encode() in everything(path)
     with pytest.raises(InvalidInput, match="is open"):
         rig.engine.erase("feed")
     rig.engine.session("feed").close()
-    assert rig.engine.erase("feed") == 2 and rig.engine.erase("feed") == 0
+    assert b"a secret" in bytes(rig.executor._tokens.astype("u1").reshape(-1))
+    assert erased_of(rig, "feed") == 2 and erased_of(rig, "feed") == 0
     assert SECRET.encode() not in everything(path)
+    assert not rig.executor._tokens.any() and not rig.desk.ledger.prefixes.blocks
     rig.engine.close()
 
 
@@ -315,7 +303,7 @@ def test_what_was_set_aside_goes_with_an_erase(path: Path) -> None:
     session = rig.open(SECRET, id="feed")
     rig.engine.snapshot()
     for piece in (path / "segments").iterdir():
-        rig.desk.keeper.segments.set_aside(piece.name)  # pyright: ignore
+        rig.desk.keeper.journal.segments.set_aside(piece.name)  # pyright: ignore
     assert list((path / "set-aside").iterdir())
     erase(rig, session)
     assert not (path / "set-aside").exists() and SECRET.encode() not in everything(path)
@@ -375,4 +363,39 @@ def test_somebody_who_reads_does_not_keep_others_from_pushing(
             erase(rig, session)
         assert other.push("and after that").first == 3
     assert other.push("and later").first == 4
+    rig.engine.close()
+
+
+def test_a_file_keeps_when_entries_came(path: Path, file: Path) -> None:
+    rig = started(path)
+    session = rig.open("abcd", id="feed")
+    with contextlib.closing(sqlite3.connect(path / DATABASE)) as database:
+        database.execute("UPDATE entries SET pushed_s = 1e9")
+        database.commit()
+    export(rig, session, file)
+    with contextlib.closing(sqlite3.connect(file)) as source:
+        assert source.execute("SELECT pushed_s FROM entries").fetchall() == [(1e9,)]
+    rig.engine.close()
+
+
+def test_a_backup_of_a_running_engine_comes_back(path: Path) -> None:
+    """The database first, by SQLite's own means, then the pieces."""
+    rig = started(path)
+    session = rig.open("abcd" * 10, id="feed")
+    rig.engine.snapshot()
+    session.push("tail")
+    copy = path.with_name("copy")
+    copy.mkdir()
+    with (
+        contextlib.closing(sqlite3.connect(path / DATABASE)) as live,
+        contextlib.closing(sqlite3.connect(copy / DATABASE)) as backup,
+    ):
+        live.backup(backup)
+    session.push("later")
+    shutil.copytree(path / "segments", copy / "segments")
+    rig.engine.close()
+    rig = started(copy)
+    read_all(rig)
+    assert found(rig, "feed") == (2, b"abcd" * 10 + b"\ntail\n")
+    assert rig.engine.recovery.sessions[0].tokens_to_read == 5
     rig.engine.close()

@@ -192,6 +192,29 @@ def test_another_block_size_and_pool_are_no_other_cells(
         assert engine.metrics().counts.tokens_ingested == rest
 
 
+def test_cells_that_were_computed_again_are_saved_anew(tmp_path: Path) -> None:
+    """In chunks of other sizes they have other bits: a snapshot is of what is there."""
+    config = dataclasses.replace(CONFIG, resume="rebuild")
+    with engine_of(tmp_path / "j", "full", config=config) as engine:
+        session = engine.open("feed")
+        for entry in ENTRIES[:10]:
+            session.push(entry)
+            session.wait()
+        first = cells_of(engine, session)
+        engine._durable.snapshots.take_all()  # pyright: ignore
+        session.suspend(60)
+        session.push(ENTRIES[10])
+        session.wait()
+        again = cells_of(engine, session)
+        count = len(first["keys_001"])
+        assert again["keys_001"][:count].tobytes() != first["keys_001"].tobytes()
+    with engine_of(tmp_path / "j", "full", config=config) as engine:
+        after = cells_of(engine, engine.session("feed"))
+        assert {name: one.tobytes() for name, one in again.items()} == {
+            name: one.tobytes() for name, one in after.items()
+        }
+
+
 @pytest.mark.parametrize("kind", ["windows"])
 def test_a_session_goes_in_a_file(tmp_path: Path, kind: str) -> None:
     with engine_of(tmp_path / "j", kind) as engine:

@@ -404,6 +404,15 @@ def test_nothing_is_added_to_a_session_that_is_about_to_end(rig: Rig, erase: boo
             assert source.execute(f"SELECT count(*) FROM {table}").fetchone() == (wanted,), table
 
 
+def test_questions_of_any_text_are_kept_or_refused(rig: Rig) -> None:
+    session = rig.open()
+    for ask in (session.flash, session.warm):
+        for text in ("\ud800", "a\0b", "Ä€😀"):
+            with contextlib.suppress(InvalidInput, JournalError):
+                ask(text)
+    assert session.push("a").first == 1 and kept(session) == ["a"]
+
+
 def test_a_close_that_comes_too_late_says_so(tmp_path: Path) -> None:
     """It is not in the journal, so the session comes back; without a journal nothing does."""
     rig = Rig(journal=tmp_path / "j")

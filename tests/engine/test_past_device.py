@@ -14,14 +14,21 @@ import numpy as np
 import pytest
 
 import jaxstate
-from jaxstate.config import LayerAttention, Rope
+from jaxstate.config import LayerAttention, Rope, StepConfig
 from jaxstate.engine.asking import Asker, Settings
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.device import DeviceExecutor
 from jaxstate.engine.session import Session
 from jaxstate.engine.waiting import AskFuture
 from jaxstate.errors import VersionUnavailable
-from jaxstate.testing import TINY_CONFIG, FakeClock, SteppedEngine, tiny_config, tiny_model
+from jaxstate.testing import (
+    TINY_CONFIG,
+    TINY_STEPS,
+    FakeClock,
+    SteppedEngine,
+    tiny_config,
+    tiny_model,
+)
 from jaxstate.testing.reference import Reference
 from jaxstate.text import Template
 
@@ -31,6 +38,19 @@ PLAIN = Template(bare="<bos>", opening=("<bos>", ""), asking=("", ""))
 # and a ring of 28 cells.
 ENDS: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 27, 28, 29, 31, 32, 33, 55, 56, 57)
 TEXT = "the price went up by 1.25 and then down by 0.75, as nobody had said it would"
+FEW = StepConfig(
+    block_cells=4,
+    extend_tokens=(16,),
+    question_tokens=(16,),
+    tail_cells=(32,),
+    question_rows=(1, 4),
+    step_sessions=(1, 4),
+    session_rows=2,
+    step_tokens=64,
+    choice_tokens=(8,),
+    tail_block_cells=4,
+    tail_blocks=32,
+)
 _FULL = LayerAttention(rope=Rope(base=10_000.0))
 _WINDOW = LayerAttention(rope=Rope(base=1_000.0), window=7)
 KINDS = {"full": (_FULL, _FULL), "both": TINY_CONFIG.layers, "window": (_WINDOW, _WINDOW)}
@@ -38,7 +58,10 @@ KINDS = {"full": (_FULL, _FULL), "both": TINY_CONFIG.layers, "window": (_WINDOW,
 
 @functools.cache
 def model(kind: str) -> jaxstate.Model:
-    return dataclasses.replace(tiny_model(tiny_config(layers=KINDS[kind]), seed=4), template=PLAIN)
+    # What other tests have compiled, or few shapes of one's own.
+    steps = TINY_STEPS if kind == "both" else FEW
+    made = tiny_model(tiny_config(layers=KINDS[kind]), steps=steps, seed=4)
+    return dataclasses.replace(made, template=PLAIN)
 
 
 @functools.cache
@@ -78,7 +101,7 @@ class Streams:
         self.engine.turn()
 
 
-@pytest.fixture(params=["both"])
+@pytest.fixture(params=list(KINDS))
 def streams(request: pytest.FixtureRequest) -> Iterator[Streams]:
     made = Streams(request.param)
     yield made

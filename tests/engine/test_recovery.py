@@ -1,13 +1,9 @@
-"""A journal that an engine left, whole or damaged, and what the next engine makes of it.
-
-A copy of the directory, made while the first engine is alive, is what a killed process leaves.
-"""
+"""A journal that an engine left, whole or damaged, and what the next engine makes of it."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import logging
 import shutil
 import sqlite3
@@ -18,61 +14,37 @@ import pytest
 
 import jaxstate
 from jaxstate.engine.conditions import Crosses, Equals
-from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.policies import Coalesce, QueuePolicy
 from jaxstate.engine.recovery import RecoveredSession
 from jaxstate.engine.tenants import Tenant
 from jaxstate.errors import InvalidInput
-from jaxstate.persist.logged import segment_names
 from jaxstate.persist.places import DATABASE, read_only
-from jaxstate.testing import FAKE_LIMITS, SHARED_LIMITS, fake_layout
+from jaxstate.testing import (
+    FAKE_LIMITS,
+    SHARED_LIMITS,
+    FakeClock,
+    FakeExecutor,
+    fake_layout,
+    tiny_model,
+)
 from jaxstate.text import Template
+from tests.engine.journals import (
+    SMALL,
+    changed,
+    erased_of,
+    fetched,
+    found,
+    killed,
+    read_all,
+    segments,
+    started,
+)
 from tests.engine.rig import BARE, Rig
-
-SMALL = EngineConfig(snapshot_bytes=64)  # pieces of a block of 16 cells
-
-
-def killed(rig: Rig) -> Path:
-    """What is on the disk if the process dies now; the engine that is dead goes its own way."""
-    journal = rig.desk.keeper.journal
-    assert journal is not None
-    journal.write(lambda _: None, "os")  # what is in line would be lost, or not: here it is not
-    for number in itertools.count():
-        copy = journal.path.with_name(f"{journal.path.name}+{number}")
-        if not copy.exists():
-            shutil.copytree(journal.path, copy)
-            rig.engine.close()
-            return copy
-    raise AssertionError
-
-
-def read_all(rig: Rig) -> None:
-    """Everything that waits is read, cells that come from the disk included."""
-    for _ in range(200):
-        did = rig.engine.run()
-        rig.desk.vault.rest()
-        if not did and not rig.engine.turn():
-            return
-    raise AssertionError("it never ends")
-
-
-def found(rig: Rig, name: str) -> tuple[int, bytes]:
-    session = rig.engine.session(name)
-    return session.version, bytes(rig.cells(session))
-
-
-def fetched(rig: Rig) -> int:
-    """Tokens that the device has computed so far."""
-    return sum(step.tokens for step in rig.executor.steps if step.call in ("extend", "start"))
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "j"
-
-
-def started(path: Path, **settings: object) -> Rig:
-    return Rig(**{"journal": path, "config": SMALL, **settings})  # pyright: ignore
 
 
 def test_everything_is_there_again_and_only_the_rest_is_read(path: Path) -> None:
@@ -130,31 +102,22 @@ def test_without_a_snapshot_all_of_it_is_read(path: Path) -> None:
 
 def test_the_last_snapshot_is_taken_when_the_engine_is_closed(path: Path) -> None:
     """A restart then reads nothing (B23), whatever was read."""
-    model, executor = _real_engine(path)
-    with model(path) as engine:
+    with threaded(path) as engine:
         session = engine.open("feed")
         session.push(["a" * 20] * 10)
         session.wait()
-    with model(path) as engine:
+    with threaded(path) as engine:
         back = engine.session("feed")
         assert (back.version, engine.recovery.sessions[0].tokens_to_read) == (10, 0)
         assert back.ask("xyz", timeout=20).text == "210:3"
-        assert engine.metrics().counts.tokens_ingested == 0
-        assert engine.metrics().counts.tokens_rebuilt == 0
-    assert executor
+        counts = engine.metrics().counts
+        assert (counts.tokens_ingested, counts.tokens_rebuilt) == (0, 0)
 
 
-def _real_engine(path: Path):  # noqa: ANN202
-    """Engines with threads of their own on fake devices."""
-    import jaxstate
-
-    model = dataclasses.replace(jaxstate.testing.tiny_model(), template=BARE)
-
-    def make(at: Path) -> jaxstate.Engine:
-        executor = jaxstate.testing.FakeExecutor(jaxstate.testing.FakeClock())
-        return jaxstate.Engine(model, executor=executor, journal=at)
-
-    return make, path
+def threaded(path: Path) -> jaxstate.Engine:
+    """An engine with threads of its own, on a fake device."""
+    model = dataclasses.replace(tiny_model(), template=BARE)
+    return jaxstate.Engine(model, executor=FakeExecutor(FakeClock()), journal=path)
 
 
 def test_a_session_comes_back_as_it_was(path: Path) -> None:
@@ -314,7 +277,7 @@ def test_forks_come_back_whatever_became_of_their_parents(path: Path) -> None:
     grandchild.push("grandchild's")
     rig.engine.run()
     fork.close()
-    rig.engine.erase(fork.id)
+    erased_of(rig, fork.id)
     whole = {one.id: found(rig, one.id) for one in (parent, grandchild)}
     rig = started(killed(rig))
     assert {one.id for one in rig.engine.sessions()} == set(whole)
@@ -444,13 +407,6 @@ def test_pieces_are_written_once(path: Path) -> None:
     first.close()
     second.close()
     rig.engine.close()
-
-
-def segments(path: Path) -> set[str]:
-    with contextlib.closing(read_only(path)) as source:
-        named = segment_names(source)
-    assert named <= {one.name for one in (path / "segments").iterdir()}
-    return named
 
 
 def test_only_so_many_snapshots_are_kept(path: Path) -> None:
@@ -603,7 +559,7 @@ def test_a_session_that_cannot_come_back_harms_no_other(path: Path) -> None:
     assert found(rig, "other") == WHOLE["other"]
     with pytest.raises(InvalidInput, match=r"in the journal, but could not.*erase\('feed'\)"):
         rig.engine.open("feed")
-    assert rig.engine.erase("feed") == 1
+    assert erased_of(rig, "feed") == 1
     assert rig.engine.open("feed").push("new").first == 1
     with pytest.raises(InvalidInput, match="is open"):
         rig.engine.erase("feed")
@@ -730,26 +686,55 @@ def test_questions_that_cannot_be_asked_here_keep_nobody_from_coming_back(path: 
     [
         "UPDATE questions SET settings = '{'",
         "UPDATE questions SET settings = '[]'",
-        "UPDATE sessions SET base_ends = x'00', checksum = checksum",
+        'UPDATE questions SET settings = \'{"when": ["Sometimes", {}]}\'',
         "UPDATE snapshots SET segments = '{'",
+        "UPDATE snapshots SET segments = '7'",
     ],
 )
-def test_rows_that_make_no_sense_concern_one_session(path: Path, sql: str) -> None:
+def test_rows_that_make_no_sense_keep_no_session_from_coming_back(path: Path, sql: str) -> None:
     rig = started(path)
     rig.open("abcd", id="other")
     rig.open("abcd", id="feed").flash("abc")
     rig.engine.snapshot()
     left = killed(rig)
-    with contextlib.closing(sqlite3.connect(left / DATABASE)) as database:
-        table = sql.split()[1]
-        of = "key" if table == "sessions" else "session"
-        database.execute(f"{sql} WHERE {of} = 2")
-        database.commit()
+    changed(left, f"{sql} WHERE session = 2")
     rig = started(left)
     read_all(rig)
-    assert found(rig, "other") == (1, b"abcd\n")
+    assert not rig.engine.recovery.failed
+    assert found(rig, "other") == found(rig, "feed") == (1, b"abcd\n")
+    if "questions" in sql:
+        (told,) = rig.engine.recovery.unasked
+        assert "'q1' of session 'feed'" in told
+        assert rig.engine.session("feed").flash("abc").id == "q2"
+    else:
+        (told,) = rig.engine.recovery.set_aside
+        assert "what the journal says of it is damaged" in told
+    rig.engine.close()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE sessions SET base_ends = x'00' WHERE key = 2",
+        "UPDATE sessions SET policy = 'sometimes' WHERE key = 2",
+        "UPDATE questions SET name = 'no number' WHERE session = 2",
+    ],
+)
+def test_a_session_that_cannot_be_understood_leaves_no_half_made_books(
+    path: Path, sql: str
+) -> None:
+    rig = started(path)
+    rig.open("abcd", id="other")
+    rig.open("abcd", id="feed").flash("abc")
+    rig.engine.snapshot()
+    left = killed(rig)
+    changed(left, sql)
+    rig = started(left)
+    read_all(rig)
     assert [name for name, _ in rig.engine.recovery.failed] == ["feed"]
     assert {one.id for one in rig.engine.sessions()} == {"other"}
+    assert set(rig.desk.ledger.by_id) == {"other"} and len(rig.desk.ledger.books) == 1
+    assert found(rig, "other") == (1, b"abcd\n")
     rig.check_blocks()
     rig.engine.close()
 
@@ -810,7 +795,7 @@ def test_keys_are_not_used_twice(path: Path) -> None:
     rig = started(path)
     rig.open("abcd", id="one")
     rig.open("abcd", id="two").close()
-    rig.engine.erase("two")
+    erased_of(rig, "two")
     rig = started(killed(rig))
     assert rig.open("x", id="three").book.log_key == 3
     rig.engine.close()

@@ -595,3 +595,11 @@ def test_a_session_that_comes_back_for_a_save_does_not_leave_at_once() -> None:
 def test_times_that_are_none_are_refused(wrong: object) -> None:
     with pytest.raises(InvalidInput, match="idle_s"):
         EngineConfig(idle_s=wrong)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidInput, match="snapshot_s"):
+        EngineConfig(snapshot_s=wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_snapshots_all_the_time_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="snapshot_s=0"):
+        EngineConfig(snapshot_s=0)
+    assert EngineConfig(snapshot_s=None).snapshot_s is None

@@ -23,6 +23,7 @@ import pytest
 
 import jaxstate
 from jaxstate.errors import FingerprintMismatch, SnapshotDamaged, SnapshotError
+from jaxstate.persist import files
 from jaxstate.testing import TINY_CONFIG
 from tests.persist.sessions import answers, check_equal, contents, kept, model_of, names_in, read
 
@@ -257,6 +258,31 @@ def test_a_failing_write_leaves_the_old_snapshot_and_no_debris(
         jaxstate.save_state(tmp_path / "s", model, new)
     check_equal(jaxstate.restore_state(tmp_path / "s", model), new, model)
     assert names_in(tmp_path) == ["s"]
+
+
+@pytest.mark.parametrize("earlier", [True, False], ids=["over an earlier one", "first"])
+def test_what_is_current_is_never_cleared_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool
+) -> None:
+    """The last sync fails, when the record names the new cells already: both stay."""
+    model, old, new = model_of(), read(12), read(33)
+    if earlier:
+        jaxstate.save_state(tmp_path / "s", model, old)
+    synced = files.sync_tree
+
+    def fails(folder: Path, *, deep: bool = True) -> None:
+        if folder == tmp_path / "s":
+            raise DiskFull("no space left on device")
+        synced(folder, deep=deep)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync_tree", fails)
+        with pytest.raises(SnapshotError, match="may not be on the disk yet"):
+            jaxstate.save_state(tmp_path / "s", model, new)
+    check_equal(jaxstate.restore_state(tmp_path / "s", model), new, model)
+    jaxstate.save_state(tmp_path / "s", model, old)
+    check_equal(jaxstate.restore_state(tmp_path / "s", model), old, model)
+    assert len(names_in(tmp_path / "s")) == 2
 
 
 @pytest.mark.parametrize("earlier", [True, False], ids=["over an earlier one", "first"])

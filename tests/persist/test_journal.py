@@ -220,6 +220,23 @@ def test_a_change_that_contradicts_what_is_there_takes_no_other_with_it(tmp_path
     assert texts(tmp_path) == ["a", "b"]
 
 
+@pytest.mark.parametrize("value", ["\ud800", 1 << 70, object()])
+def test_a_value_that_no_database_takes_blocks_nobody(tmp_path: Path, value: object) -> None:
+    """Not even as what was acknowledged already, and would be tried for ever."""
+    with opened(tmp_path) as made:
+        begin(made)
+        bad = Ticket(lambda to: _bind(to, value), "memory")
+        made.submit(bad)
+        with pytest.raises(JournalError, match="no value for a database"):
+            bad.settled.result(10)
+        made.write(changes.pushed(1, 1, ["a"]), "os")
+    assert texts(tmp_path) == ["a"]
+
+
+def _bind(to: sqlite3.Connection, value: object) -> None:
+    to.execute("SELECT ?", (value,))
+
+
 def test_an_error_of_who_is_told_does_not_end_the_writer(tmp_path: Path) -> None:
     with opened(tmp_path) as made:
         settle = made.settle
@@ -382,11 +399,11 @@ def test_a_snapshot_that_comes_after_the_end_of_its_session_is_none(tmp_path: Pa
     piece = changes.SegmentRow(name="a", first=0, last=1, tokens=b"", ends=b"")
     with opened(tmp_path) as made:
         begin(made)
-        made.write(changes.snapshot_taken(row, [piece], keep=2), "os")
+        made.write(changes.snapshot_taken(row, [piece], [], keep=2), "os")
         with contextlib.closing(made.read()) as source:
             assert logged.segment_names(source) == {"a"}
         made.write(changes.ended(1), "os")
-        made.write(changes.snapshot_taken(row, [piece], keep=2), "os")
+        made.write(changes.snapshot_taken(row, [piece], [], keep=2), "os")
         with contextlib.closing(made.read()) as source:
             assert logged.snapshots_of(source, 1) == []
             assert logged.segment_names(source) == set()
