@@ -15,12 +15,14 @@ from __future__ import annotations
 import math
 import tomllib
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from jaxstate.errors import InvalidInput
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3", "gemma3"]
 Activation = Literal["silu", "gelu_tanh"]
+AttentionChoice = Literal["auto", "reference", "triton", "triton-interpret"]
+ATTENTION_CHOICES: tuple[AttentionChoice, ...] = get_args(AttentionChoice)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +180,9 @@ class StepConfig:
         choice_tokens: sizes T of a given answer that is scored; more than the largest is refused.
         tail_block_cells: cells of a block of the pool that running questions share.
         tail_blocks: blocks of that pool; a question takes what it needs now.
+        attention: what computes attention: "auto" for the fastest that works on the device,
+            "reference" for plain JAX, "triton" for kernels on an NVIDIA GPU, "triton-interpret" for
+            those kernels step by step in plain JAX (slow; for tests).
     """
 
     block_cells: int = 64
@@ -191,15 +196,22 @@ class StepConfig:
     choice_tokens: tuple[int, ...] = (4, 16)
     tail_block_cells: int = 32
     tail_blocks: int = 128
+    attention: AttentionChoice = "auto"
 
     def __post_init__(self) -> None:
         """Refuses buckets that are empty, unsorted or not positive, and tails that cannot fit."""
         for field in fields(self):
             size = getattr(self, field.name)
+            if field.name == "attention":
+                continue
             if field.name in _SINGLE_SIZES and size < 1:
                 raise InvalidInput(f"{field.name}={size} must be positive")
             if field.name not in _SINGLE_SIZES and not _is_ascending(size):
                 raise InvalidInput(f"{field.name}={size} must be positive, ascending and not empty")
+        if self.attention not in ATTENTION_CHOICES:
+            raise InvalidInput(
+                f"attention={self.attention!r} must be one of {', '.join(ATTENTION_CHOICES)}"
+            )
         self._check_rows()
 
     def _check_rows(self) -> None:
@@ -269,7 +281,8 @@ def step_config_from_toml(text: str) -> StepConfig:
     wrong = [name for name, value in values.items() if not _is_size(name, value)]
     if wrong:
         raise InvalidInput(
-            f"{wrong}: {', '.join(_SINGLE_SIZES)} are integers, the others lists of integers"
+            f"{wrong}: {', '.join(_SINGLE_SIZES)} are integers, attention is a name, the others "
+            "are lists of integers"
         )
     sizes: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
@@ -278,6 +291,8 @@ def step_config_from_toml(text: str) -> StepConfig:
 
 
 def _is_size(name: str, value: object) -> bool:
+    if name == "attention":
+        return isinstance(value, str)
     if name in _SINGLE_SIZES:
         return type(value) is int
     return isinstance(value, list) and all(type(item) is int for item in value)

@@ -1,4 +1,4 @@
-"""One layer's committed cells, and the order in which rows of several sessions look at them.
+"""One layer's share of what questions look at: committed cells, and their own.
 
 Comes in: a `Context`, queries in the order in which their rows came. Goes out: the layer's share of
 the context, and the queries with those of one session side by side, there and back. Does not know:
@@ -26,6 +26,22 @@ class LayerContext:
     lengths: Int[Array, " B"]
     place: Int[Array, " R"] | None
     rows_each: int = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class LayerTail:
+    """One layer's share of the questions' own cells, one question after the other (R = B * Q).
+
+    Attributes:
+        keys, values: [PT, Ct, K, H].
+        tables: int32 [R, W], blocks of each question; those past the last block read as zeros.
+        used: int32 [R], cells in use.
+    """
+
+    keys: Float[Array, "PT Ct K H"]
+    values: Float[Array, "PT Ct K H"]
+    tables: Int[Array, "R W"]
+    used: Int[Array, " R"]
 
 
 def layer_context(config: ModelConfig, context: Context, index: int) -> LayerContext:

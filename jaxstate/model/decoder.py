@@ -17,27 +17,28 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from jaxstate.cells.pool import Context, NewCells
+from jaxstate.cells.pool import Context, KVPool, NewCells, write_cells
 from jaxstate.config import LayerAttention, ModelConfig
-from jaxstate.model.attention import Partial, context_attention, merge, tail_attention
-from jaxstate.model.context import LayerContext, by_row, by_session, layer_context
+from jaxstate.model.backends import Backend, attend
+from jaxstate.model.context import LayerContext, LayerTail, layer_context
 from jaxstate.model.layers import INIT, GatedMLP, RMSNorm, project, rope_angles, rotate, softcap
 from jaxstate.weights import Params
 
 
 @struct.dataclass
 class Tail:
-    """The private cells of each question while it runs.
+    """The private cells of each question while it runs, in blocks that it alone has.
 
     Attributes:
-        keys, values: L arrays [B, Q, M, K, H].
+        cells: per layer [PT, Ct, K, H].
+        tables: int32 [B, Q, W], blocks of each question; past the last block for padding.
         lengths: int32 [B, Q], cells in use.
     """
 
-    keys: tuple[Float[Array, "B Q M K H"], ...]
-    values: tuple[Float[Array, "B Q M K H"], ...]
+    cells: KVPool
+    tables: Int[Array, "B Q W"]
     lengths: Int[Array, "B Q"]
 
 
@@ -47,6 +48,7 @@ class Attention(nn.Module):
     config: ModelConfig
     kind: LayerAttention
     dtype: jnp.dtype
+    backend: Backend
 
     def setup(self) -> None:
         """Declares the fused projections."""
@@ -72,9 +74,19 @@ class Attention(nn.Module):
     ) -> tuple[Float[Array, "B Q T D"], Float[Array, "B Q T K H"], Float[Array, "B Q T K H"]]:
         """The block's output (before the residual sum) and the tokens' keys and values."""
         q, k, v = self._project(x, positions)
-        over_tail = self._tail_part(q, k, v, positions, tail)
-        out = merge(self._context_part(q, positions, context), over_tail).out
-        out = out.reshape(*x.shape[:3], self.config.query_dim).astype(x.dtype)
+        out = attend(
+            self.backend,
+            q,
+            k,
+            v,
+            positions,
+            context,
+            tail,
+            window=self.kind.window,
+            scale=self.config.query_scale,
+            cap=self.config.attention_softcap,
+        )
+        out = out.reshape(*x.shape[:3], self.config.query_dim)
         return project(out, self.wo, self.bo), k, v
 
     def _project(self, x: Array, positions: Array) -> tuple[Array, Array, Array]:
@@ -90,61 +102,6 @@ class Attention(nn.Module):
         angles = rope_angles(self.kind.rope, positions, config.head_dim)
         return rotate(q, angles), rotate(k, angles), v
 
-    def _context_part(self, q: Array, positions: Array, context: LayerContext) -> Partial:
-        starts = jnp.zeros(positions.shape, jnp.int32)
-        if self.kind.window is not None:
-            starts = jnp.maximum(positions - (self.kind.window - 1), 0)
-        rows, starts = by_session(q, starts, context)
-        partial = context_attention(
-            rows.reshape(rows.shape[0], -1, *rows.shape[3:]),
-            context.keys,
-            context.values,
-            context.table,
-            context.lengths,
-            starts.reshape(starts.shape[0], -1),
-            scale=self.config.query_scale,
-            cap=self.config.attention_softcap,
-        )
-        return by_row(partial, context, q.shape[2])
-
-    def _tail_part(
-        self, q: Array, k: Array, v: Array, positions: Array, tail: LayerTail | None
-    ) -> Partial:
-        tokens = q.shape[2]
-        offsets = jnp.arange(tokens, dtype=jnp.int32)
-        causal = offsets[:, None] >= offsets[None, :]
-        visible = jnp.broadcast_to(causal[None, None], (*q.shape[:3], tokens))
-        key_positions = positions
-        if tail is not None:
-            k, v = (
-                jnp.concatenate([tail.keys, k], axis=2),
-                jnp.concatenate([tail.values, v], axis=2),
-            )
-            key_positions = jnp.concatenate([tail.positions, positions], axis=2)
-            used = jnp.broadcast_to(tail.used[:, :, None], (*q.shape[:3], tail.used.shape[2]))
-            visible = jnp.concatenate([used, visible], axis=3)
-        if self.kind.window is not None:
-            near = key_positions[:, :, None] > positions[..., None] - self.kind.window
-            visible = visible & near
-        return tail_attention(
-            q,
-            k,
-            v,
-            visible,
-            scale=self.config.query_scale,
-            cap=self.config.attention_softcap,
-        )
-
-
-@struct.dataclass
-class LayerTail:
-    """One layer's share of a `Tail`; positions and use of its M cells hold for all layers."""
-
-    keys: Float[Array, "B Q M K H"]
-    values: Float[Array, "B Q M K H"]
-    positions: Int[Array, "B Q M"]
-    used: Bool[Array, "B Q M"]
-
 
 class Layer(nn.Module):
     """Attention and MLP with their norms and residual sums."""
@@ -152,12 +109,15 @@ class Layer(nn.Module):
     config: ModelConfig
     kind: LayerAttention
     dtype: jnp.dtype
+    backend: Backend
 
     def setup(self) -> None:
         """Declares the parts that the config asks for."""
         config = self.config
         self.attention_norm = RMSNorm(eps=config.norm_eps)
-        self.attention = Attention(config=config, kind=self.kind, dtype=self.dtype)
+        self.attention = Attention(
+            config=config, kind=self.kind, dtype=self.dtype, backend=self.backend
+        )
         self.mlp_norm = RMSNorm(eps=config.norm_eps)
         self.mlp = GatedMLP(mlp_dim=config.mlp_dim, activation=config.activation, dtype=self.dtype)
         if config.post_norms:
@@ -228,17 +188,20 @@ class Decoder(nn.Module):
     Attributes:
         config: what it computes.
         dtype: of matrices and activations; norms, softmax and logits are float32.
+        backend: which implementation of attention runs.
     """
 
     config: ModelConfig
     dtype: jnp.dtype
+    backend: Backend = "reference"
 
     def setup(self) -> None:
         """Declares the layers, one by one."""
         config = self.config
         self.embed = Embedding(config=config, dtype=self.dtype)
         self.layers = [
-            _TracedOnce(config=config, kind=kind, dtype=self.dtype) for kind in config.layers
+            _TracedOnce(config=config, kind=kind, dtype=self.dtype, backend=self.backend)
+            for kind in config.layers
         ]
         self.final_norm = RMSNorm(eps=config.norm_eps)
         if not config.tied_embeddings:
@@ -269,7 +232,7 @@ class Decoder(nn.Module):
                 x,
                 positions,
                 layer_context(self.config, context, index),
-                _layer_tail(context, tail, index),
+                _layer_tail(tail, index),
             )
             keys.append(k)
             values.append(v)
@@ -286,16 +249,14 @@ class Decoder(nn.Module):
         return self.logits(self(tokens, positions, context)[0])
 
 
-def _layer_tail(context: Context, tail: Tail | None, index: int) -> LayerTail | None:
+def _layer_tail(tail: Tail | None, index: int) -> LayerTail | None:
     if tail is None:
         return None
-    keys = tail.keys[index]
-    offsets = jnp.broadcast_to(jnp.arange(keys.shape[2], dtype=jnp.int32), keys.shape[:3])
     return LayerTail(
-        keys=keys,
-        values=tail.values[index],
-        positions=context.seen()[..., None] + offsets,
-        used=offsets < tail.lengths[..., None],
+        keys=tail.cells.keys[index],
+        values=tail.cells.values[index],
+        tables=tail.tables.reshape(-1, tail.tables.shape[2]),
+        used=tail.lengths.reshape(-1),
     )
 
 
@@ -327,18 +288,13 @@ def append_tail(tail: Tail, new: NewCells, counts: Int[Array, "B Q"]) -> Tail:
     Cells that would lie past the tail's end are dropped; callers choose a tail that is large
     enough.
     """
-    batch, questions, tokens = new.keys[0].shape[:3]
-    offsets = jnp.arange(tokens, dtype=jnp.int32)[None, None]
-    slots = tail.lengths[..., None] + offsets
-    slots = jnp.where(offsets < counts[..., None], slots, tail.keys[0].shape[2])
-    rows = jnp.arange(batch, dtype=jnp.int32)[:, None, None]
-    columns = jnp.arange(questions, dtype=jnp.int32)[None, :, None]
 
-    def place(old: Array, fresh: Array) -> Array:
-        return old.at[rows, columns, slots].set(fresh, mode="drop")
+    def by_question(x: Array) -> Array:
+        return x.reshape(-1, *x.shape[2:])
 
-    return Tail(
-        keys=jax.tree.map(place, tail.keys, new.keys),
-        values=jax.tree.map(place, tail.values, new.values),
-        lengths=tail.lengths + counts,
-    )
+    by_row = jax.tree.map(lambda cells: by_question(cells)[:, None], new)
+    tables, starts = by_question(tail.tables), tail.lengths.reshape(-1)
+    room = tables.shape[1] * tail.cells.keys[0].shape[1] - starts
+    kept = jnp.minimum(counts.reshape(-1), room)
+    cells = write_cells(tail.cells, (tables,), (0,) * len(new.keys), by_row, starts, kept)
+    return Tail(cells=cells, tables=tail.tables, lengths=tail.lengths + counts)

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxstate.cells.layout import PoolLayout, plan_layout
 from jaxstate.cells.session import SessionState
 from jaxstate.config import ModelConfig, StepConfig
+from jaxstate.model.backends import Backend, choose_backend
 from jaxstate.model.decoder import Tail
 from jaxstate.steps.buckets import question_sizes
 from jaxstate.steps.programs import SESSION_PROGRAMS
@@ -76,14 +77,21 @@ def plan_steps(
     """The steps of sessions of that capacity and slack; compiles nothing.
 
     Raises:
-        InvalidInput: `cells` is not within 1 .. `config.max_context`.
+        InvalidInput: `cells` is not within 1 .. `config.max_context`, or `steps` asks for a backend
+            that does not work here.
     """
     layout = plan_layout(
         config, cells=cells, block_cells=steps.block_cells, slack_cells=slack_cells
     )
     # What no step depends on would only keep models from sharing executables.
     config = dataclasses.replace(config, max_context=1, bos_id=None, eos_ids=())
-    return SessionSteps(config=config, dtype=jnp.dtype(dtype), layout=layout, steps=steps)
+    return SessionSteps(
+        config=config,
+        dtype=jnp.dtype(dtype),
+        layout=layout,
+        steps=steps,
+        backend=choose_backend(config, dtype, steps),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +103,14 @@ class SessionSteps:
         dtype: of parameters and cells.
         layout: the sessions' shapes.
         steps: the declared sizes.
+        backend: what computes their attention.
     """
 
     config: ModelConfig
     dtype: jnp.dtype
     layout: PoolLayout
     steps: StepConfig
+    backend: Backend = "reference"
 
     def specs(self) -> Iterator[StepSpec]:
         """All that can occur; compiling these is a complete warm-up."""
@@ -171,7 +181,7 @@ class SessionSteps:
         stop_ids: Int[Array, " n"],
     ) -> tuple[Tail, Chosen]:
         """Reads T tokens of a question and chooses the next; takes `tail` over, not `state`."""
-        spec = self._spec("query", tokens=tokens.shape[2], tail_cells=tail.keys[0].shape[2])
+        spec = self._spec("query", tokens=tokens.shape[2], tail_cells=tail.cells.keys[0].shape[1])
         return compiled(spec)(params, state, tail, tokens, count, done, rows, stop_ids)
 
     def ready(self, params: Params, state: SessionState) -> Float[Array, " V"]:
@@ -200,6 +210,7 @@ class SessionSteps:
             kind=kind,
             config=self.config,
             dtype=self.dtype,
+            backend=self.backend,
             layout=self.layout,
             tokens=tokens,
             tail_cells=tail_cells,

@@ -370,6 +370,7 @@ class EngineSteps:
             kind=kind,
             config=self.session.config,
             dtype=self.session.dtype,
+            backend=self.session.backend,
             layout=self.layout,
             tokens=tokens,
             tail_cells=tail_cells,

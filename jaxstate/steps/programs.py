@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from jaxstate.cells.pool import read_blocks, write_blocks
 from jaxstate.cells.session import SessionState, as_context, new_session
-from jaxstate.model.decoder import Decoder, Tail, logits_of
+from jaxstate.model.decoder import Tail, logits_of
 from jaxstate.model.params import abstract_params
 from jaxstate.records import Sampling
 from jaxstate.steps.extend import extend_step
@@ -48,7 +48,7 @@ def _build_open(spec: StepSpec) -> Program:
 
 
 def _build_extend(spec: StepSpec) -> Program:
-    decoder = Decoder(config=spec.config, dtype=spec.dtype)
+    decoder = spec.decoder
 
     def extend(params: Params, state: SessionState, tokens: Array, count: Array) -> SessionState:
         groups = spec.layout.layer_groups
@@ -61,7 +61,7 @@ def _build_extend(spec: StepSpec) -> Program:
 
 
 def _build_ask(spec: StepSpec) -> Program:
-    decoder = Decoder(config=spec.config, dtype=spec.dtype)
+    decoder = spec.decoder
 
     def ask(
         params: Params,
@@ -90,7 +90,7 @@ def _choosing_shapes() -> tuple[object, object]:
 
 
 def _build_query(spec: StepSpec) -> Program:
-    decoder = Decoder(config=spec.config, dtype=spec.dtype)
+    decoder = spec.decoder
 
     def query(
         params: Params,
@@ -118,7 +118,7 @@ def _build_query(spec: StepSpec) -> Program:
 
 
 def _build_ready(spec: StepSpec) -> Program:
-    decoder = Decoder(config=spec.config, dtype=spec.dtype)
+    decoder = spec.decoder
 
     def ready(params: Params, hidden: Array) -> Array:
         return logits_of(decoder, params, hidden)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxstate.cells.pool import Context, NewCells
+from jaxstate.cells.pool import Context, KVPool, NewCells
 from jaxstate.model.decoder import Decoder, Tail, append_tail, forward, logits_of
 from jaxstate.steps.sampling import SamplingRows, choose
 from jaxstate.weights import Params
@@ -107,11 +107,13 @@ def _append_and_choose(
 
 
 def empty_tail(decoder: Decoder, batch: int, questions: int, cells: int) -> Tail:
-    """Tails of M cells for each question, zero-filled."""
+    """Tails of M cells for each question, one block each, zero-filled."""
     config = decoder.config
-    shape = (batch, questions, cells, config.num_kv_heads, config.head_dim)
+    shape = (batch * questions, cells, config.num_kv_heads, config.head_dim)
 
     def zeros() -> tuple[Array, ...]:
         return tuple(jnp.zeros(shape, decoder.dtype) for _ in config.layers)
 
-    return Tail(keys=zeros(), values=zeros(), lengths=jnp.zeros((batch, questions), jnp.int32))
+    blocks = jnp.arange(batch * questions, dtype=jnp.int32).reshape(batch, questions, 1)
+    lengths = jnp.zeros((batch, questions), jnp.int32)
+    return Tail(cells=KVPool(keys=zeros(), values=zeros()), tables=blocks, lengths=lengths)

@@ -17,7 +17,6 @@ from jaxtyping import Array, Int
 from jaxstate.cells.layout import PoolLayout
 from jaxstate.cells.pool import Context, KVPool
 from jaxstate.cells.session import SharedPool, new_shared_pool
-from jaxstate.model.decoder import Decoder
 from jaxstate.steps.extend import extend_step
 from jaxstate.steps.packing import (
     RowArguments,
@@ -130,7 +129,7 @@ def _build_put_ready(spec: StepSpec) -> Program:
 
 
 def _build_commit(spec: StepSpec) -> Program:
-    decoder, shape = _decoder(spec), row_shape(spec)
+    decoder, shape = spec.decoder, row_shape(spec)
 
     def commit(
         params: Params, pool: SharedPool, contexts: Array, packed: Array
@@ -157,7 +156,7 @@ def _put_ready(
 
 
 def _build_start(spec: StepSpec) -> Program:
-    decoder, shape = _decoder(spec), row_shape(spec)
+    decoder, shape = spec.decoder, row_shape(spec)
 
     def start(
         params: Params,
@@ -183,7 +182,7 @@ def _build_start(spec: StepSpec) -> Program:
 
 
 def _build_more(spec: StepSpec) -> Program:
-    decoder = _decoder(spec)
+    decoder = spec.decoder
 
     def more(
         params: Params,
@@ -202,7 +201,7 @@ def _build_more(spec: StepSpec) -> Program:
 
 
 def _build_decode(spec: StepSpec) -> Program:
-    decoder = _decoder(spec)
+    decoder = spec.decoder
 
     def decode(
         params: Params,
@@ -222,7 +221,7 @@ def _build_decode(spec: StepSpec) -> Program:
 
 
 def _build_score(spec: StepSpec) -> Program:
-    decoder = _decoder(spec)
+    decoder = spec.decoder
 
     def score(
         params: Params, pool: SharedPool, contexts: Array, rows: RowPool, packed: Array
@@ -241,10 +240,6 @@ def _build_score(spec: StepSpec) -> Program:
         )
 
     return Program(score, _row_arguments(spec))
-
-
-def _decoder(spec: StepSpec) -> Decoder:
-    return Decoder(config=spec.config, dtype=spec.dtype)
 
 
 def _unpacked(

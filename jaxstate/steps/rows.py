@@ -28,7 +28,6 @@ from jaxstate.cells.pool import (
     KVPool,
     NewCells,
     after_reading,
-    read_blocks,
     write_cells,
 )
 from jaxstate.config import ModelConfig
@@ -247,25 +246,6 @@ def _flat(x: Array) -> Array:
     return x.reshape(-1, *x.shape[2:])
 
 
-def _tail(
-    context: Context, rows: RowPool, tables: Int[Array, "R W"], lengths: Int[Array, " R"]
-) -> Tail:
-    """The rows' cells side by side, M = W * Ct."""
-    questions, cells = tables.shape[0], tables.shape[1] * rows.cells.keys[0].shape[1]
-    used = jnp.arange(cells, dtype=jnp.int32)[None] < lengths[:, None]
-
-    def gather(pool: Float[Array, "PT Ct K H"]) -> Float[Array, "B Q M K H"]:
-        found = read_blocks(pool, tables.reshape(-1)).reshape(questions, cells, *pool.shape[2:])
-        # What an earlier row left behind may be NaN, and 0 * NaN is NaN.
-        return _spread(context, jnp.where(used[..., None, None], found, 0))
-
-    return Tail(
-        keys=tuple(map(gather, rows.cells.keys)),
-        values=tuple(map(gather, rows.cells.values)),
-        lengths=_spread(context, lengths),
-    )
-
-
 def _read(
     decoder: Decoder,
     params: Params,
@@ -277,7 +257,10 @@ def _read(
 ) -> ReadRows:
     """Reads tokens behind the context and, where `rows` are given, behind the tails in `tables`."""
     chex.assert_shape(lengths, tokens.shape[:1])
-    tail = None if rows is None or tables is None else _tail(context, rows, tables, lengths)
+    tail = None
+    if rows is not None and tables is not None:
+        spread = (_spread(context, x) for x in (tables, lengths))
+        tail = Tail(rows.cells, *spread)
     offsets = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     first = context.seen() + _spread(context, lengths)
     positions = first[..., None] + offsets[None, None]

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 from jaxstate.cells.layout import PoolLayout
 from jaxstate.config import ModelConfig
+from jaxstate.model.backends import Backend
+from jaxstate.model.decoder import Decoder
 
 SessionKind = Literal["open", "extend", "ask", "query", "ready", "read", "write"]
 EngineKind = Literal[
@@ -46,6 +48,7 @@ class StepSpec:
         kind: which step.
         config: the model's.
         dtype: of parameters and cells.
+        backend: what computes attention.
         layout: the session's shapes.
         tokens: T, where the step takes tokens.
         tail_cells: M, where it takes a tail.
@@ -59,6 +62,7 @@ class StepSpec:
     kind: StepKind
     config: ModelConfig
     dtype: jnp.dtype
+    backend: Backend
     layout: PoolLayout
     tokens: int = 0
     tail_cells: int = 0
@@ -67,6 +71,11 @@ class StepSpec:
     sessions: int = 1
     rows_each: int = 0
     row_pool: tuple[int, int] = (0, 0)
+
+    @property
+    def decoder(self) -> Decoder:
+        """What computes its forward pass."""
+        return Decoder(config=self.config, dtype=self.dtype, backend=self.backend)
 
 
 @dataclass(frozen=True)

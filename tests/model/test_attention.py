@@ -8,7 +8,7 @@ A kernel that takes the place of the reference must pass this file as it is.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import jax
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from jaxstate.cells.layout import plan_layout
 from jaxstate.config import LayerAttention, Rope
 from jaxstate.model.attention import Partial, context_attention, merge, tail_attention
+from jaxstate.model.backends import triton
 from jaxstate.testing import tiny_config
 
 Array64 = NDArray[np.float64]
@@ -33,9 +34,24 @@ OUT_TOLERANCE = {"float32": 3e-5, "bfloat16": 3e-2, "float16": 4e-3}
 LSE_TOLERANCE = 2e-4
 EMPTY = -1e29  # the log-sum-exp of nothing lies below
 
-compiled_context = jax.jit(context_attention, static_argnames=("scale", "cap"))
+IMPLEMENTATIONS: dict[str, Callable[..., Partial]] = {
+    name: jax.jit(function, static_argnames=("scale", "cap"))
+    for name, function in {
+        "reference": context_attention,
+        "triton": functools.partial(triton.context_attention, interpret=True),
+    }.items()
+}
+compiled_context = IMPLEMENTATIONS["reference"]
 compiled_tail = jax.jit(tail_attention, static_argnames=("scale", "cap"))
 compiled_merge = jax.jit(merge)
+
+
+@pytest.fixture(scope="module", autouse=True, params=IMPLEMENTATIONS)
+def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test of this file runs for each of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "compiled_context", IMPLEMENTATIONS[request.param])
+        yield
 
 
 @dataclass(frozen=True)

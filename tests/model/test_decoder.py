@@ -146,11 +146,10 @@ def test_real_families_have_their_published_shapes(family: str) -> None:
         lengths=int32(batch),
     )
     kv = (config.num_kv_heads, config.head_dim)
-    tail_cells = jax.ShapeDtypeStruct((batch, questions, cells, *kv), dtype)
-    layers = range(config.num_layers)
+    blocks = (jax.ShapeDtypeStruct((7, cells, *kv), dtype),) * config.num_layers
     tail = Tail(
-        keys=tuple(tail_cells for _ in layers),
-        values=tuple(tail_cells for _ in layers),
+        cells=KVPool(keys=blocks, values=blocks),
+        tables=int32(batch, questions, 2),
         lengths=int32(batch, questions),
     )
     ids = int32(batch, questions, tokens)
@@ -218,15 +217,17 @@ def forward(
 
 
 def empty_tail(batch: int, questions: int, cells: int) -> Tail:
-    """Unused tail cells may hold anything finite."""
+    """In blocks of four, last ones first; unused tail cells may hold anything."""
     config = model().config
-    shape = (batch, questions, cells, config.num_kv_heads, config.head_dim)
+    width = -(-cells // 4)
+    shape = (batch * questions * width, 4, config.num_kv_heads, config.head_dim)
 
     def anything() -> tuple[jax.Array, ...]:
-        return tuple(jnp.full(shape, 1e6, jnp.float32) for _ in config.layers)
+        return tuple(jnp.full(shape, jnp.nan, jnp.float32) for _ in config.layers)
 
+    tables = jnp.arange(shape[0] - 1, -1, -1, dtype=jnp.int32).reshape(batch, questions, width)
     lengths = jnp.zeros((batch, questions), jnp.int32)
-    return Tail(keys=anything(), values=anything(), lengths=lengths)
+    return Tail(cells=KVPool(keys=anything(), values=anything()), tables=tables, lengths=lengths)
 
 
 def context_of(
@@ -385,7 +386,12 @@ def test_appending_to_a_tail_places_the_first_cells_and_touches_no_other() -> No
     lengths = np.array([[0, 1, 5], [2, 4, 3]], np.int32)
     counts = np.array([[4, 0, 2], [3, 4, 1]], np.int32)
     fresh = random.normal(0, 1, (batch, questions, tokens, 2, 4)).astype(np.float32)
-    tail = Tail(keys=(jnp.asarray(old),), values=(jnp.asarray(-old),), lengths=jnp.asarray(lengths))
+    each = old.reshape(batch * questions, *shape[2:])
+    tail = Tail(
+        cells=KVPool(keys=(jnp.asarray(each),), values=(jnp.asarray(-each),)),
+        tables=jnp.arange(6, dtype=jnp.int32).reshape(batch, questions, 1),
+        lengths=jnp.asarray(lengths),
+    )
     new = NewCells(keys=(jnp.asarray(fresh),), values=(jnp.asarray(-fresh),))
     found = append_tail(tail, new, jnp.asarray(counts))
     expected = old.copy()
@@ -394,10 +400,10 @@ def test_appending_to_a_tail_places_the_first_cells_and_touches_no_other() -> No
             for t in range(counts[b, q]):
                 if lengths[b, q] + t < cells:  # past the end: dropped
                     expected[b, q, lengths[b, q] + t] = fresh[b, q, t]
-    np.testing.assert_array_equal(np.asarray(found.keys[0]), expected)
-    np.testing.assert_array_equal(np.asarray(found.values[0]), -expected)
+    np.testing.assert_array_equal(np.asarray(found.cells.keys[0]).reshape(shape), expected)
+    np.testing.assert_array_equal(np.asarray(found.cells.values[0]).reshape(shape), -expected)
     np.testing.assert_array_equal(np.asarray(found.lengths), lengths + counts)
-    np.testing.assert_array_equal(np.asarray(tail.keys[0]), old)
+    np.testing.assert_array_equal(np.asarray(tail.cells.keys[0]), each)
 
 
 def test_the_tiny_model_is_reproducible_and_its_answers_differ() -> None:
