@@ -71,33 +71,33 @@ class Answering:
     def _prefill(
         self, state: SessionState, tail_cells: int, ids: NDArray[np.int32], shared: _Shared
     ) -> tuple[Tail, Chosen]:
-        params, choosing = self.model.params, (shared.rows, shared.stop_ids)
+        params, running = self.model.params, shared.running
         first, *rest = chunks(len(ids), question_sizes(tail_cells, self.model.steps))
         tokens, count = _padded(ids, first)
-        tail, chosen = self.steps.ask(params, state, tail_cells, tokens, count, *choosing)
+        tail, chosen = self.steps.ask(params, state, tail_cells, tokens, count, shared.stop_ids)
         for chunk in rest:
             tokens, count = _padded(ids, chunk)
             tail, chosen = self.steps.query(
-                params, state, tail, tokens, count, shared.running, *choosing
+                params, state, tail, tokens, count, running, shared.stop_ids
             )
-        return tail, chosen
+        return tail, self._drawn(tail, chosen, running, shared)
 
     def _decode(
         self, state: SessionState, tail: Tail, last: Chosen, shared: _Shared
     ) -> tuple[Tail, Chosen]:
         tail, chosen = self.steps.query(
-            self.model.params,
-            state,
-            tail,
-            last.token,
-            shared.one,
-            last.done,
-            shared.rows,
-            shared.stop_ids,
+            self.model.params, state, tail, last.token, shared.one, last.done, shared.stop_ids
         )
+        chosen = self._drawn(tail, chosen, last.done, shared)
         for array in (chosen.token, chosen.logprob, chosen.done):
             array.copy_to_host_async()
         return tail, chosen
+
+    def _drawn(self, tail: Tail, chosen: Chosen, done: jax.Array, shared: _Shared) -> Chosen:
+        """What the sampling chooses instead of the likeliest token."""
+        if self.sampling.temperature == 0:
+            return chosen
+        return self.steps.draw(chosen, tail.lengths, done, shared.rows, shared.stop_ids)
 
 
 def _padded(ids: NDArray[np.int32], chunk: Chunk) -> tuple[jax.Array, jax.Array]:

@@ -117,6 +117,7 @@ class SessionSteps:
         yield from self.reading_specs()
         for cells in self.steps.tail_cells:
             yield from self.asking_specs(cells)
+        yield self._spec("draw")
         yield self._spec("ready")
         yield from self.copying_specs()
 
@@ -162,12 +163,11 @@ class SessionSteps:
         tail_cells: int,
         tokens: Int[Array, "1 1 T"],
         count: Int[Array, "1 1"],
-        rows: SamplingRows,
         stop_ids: Int[Array, " n"],
     ) -> tuple[Tail, Chosen]:
         """Reads the first T tokens of a question into a tail of M cells and chooses the next."""
         spec = self._spec("ask", tokens=tokens.shape[2], tail_cells=tail_cells)
-        return compiled(spec)(params, state, tokens, count, rows, stop_ids)
+        return compiled(spec)(params, state, tokens, count, stop_ids)
 
     def query(
         self,
@@ -177,12 +177,22 @@ class SessionSteps:
         tokens: Int[Array, "1 1 T"],
         count: Int[Array, "1 1"],
         done: Bool[Array, "1 1"],
-        rows: SamplingRows,
         stop_ids: Int[Array, " n"],
     ) -> tuple[Tail, Chosen]:
         """Reads T tokens of a question and chooses the next; takes `tail` over, not `state`."""
         spec = self._spec("query", tokens=tokens.shape[2], tail_cells=tail.cells.keys[0].shape[1])
-        return compiled(spec)(params, state, tail, tokens, count, done, rows, stop_ids)
+        return compiled(spec)(params, state, tail, tokens, count, done, stop_ids)
+
+    def draw(
+        self,
+        chosen: Chosen,
+        draw: Int[Array, "1 1"],
+        done: Bool[Array, "1 1"],
+        rows: SamplingRows,
+        stop_ids: Int[Array, " n"],
+    ) -> Chosen:
+        """Chooses again, by `rows`, from what a step chose from; `done` is from before it."""
+        return compiled(self._spec("draw"))(chosen.logits, draw, done, rows, stop_ids)
 
     def ready(self, params: Params, state: SessionState) -> Float[Array, " V"]:
         """Logits after the last committed token."""

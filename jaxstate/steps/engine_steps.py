@@ -29,6 +29,8 @@ from jaxstate.steps.rows import RowPool
 from jaxstate.steps.spec import COPY_BLOCKS, EngineKind, StepSpec
 from jaxstate.weights import Params
 
+_NO_TOKENS = np.zeros(0, np.int32)
+
 
 def plan_engine(
     config: ModelConfig,
@@ -120,6 +122,8 @@ class EngineSteps:
                     yield self._spec(
                         "start", rows=rows, sessions=sessions, rows_each=each, tokens=tokens
                     )
+        for rows in self.steps.question_rows:
+            yield self._spec("draw_rows", rows=rows)
         yield from self._tail_specs()
         yield from self.session.copying_specs()
 
@@ -203,7 +207,7 @@ class EngineSteps:
         row_pool: RowPool,
         rows: Sequence[RowInput],
         stop_ids: Int[Array, " n"],
-    ) -> tuple[SharedPool, RowPool, Int[Array, "4 R"], Float[Array, "R V"]]:
+    ) -> tuple[SharedPool, RowPool, Int[Array, "5 R"], Float[Array, "R V"]]:
         """Begins questions, and commits the chunks among the rows; takes both pools over.
 
         Returns:
@@ -212,7 +216,11 @@ class EngineSteps:
         tokens = _fitting("tokens", max(len(row.tokens) for row in rows), self.question_tokens)
         spec = self._for_rows("start", rows, self._rows_beside(tokens), tokens=tokens)
         contexts, packed = _packed(spec, rows)
-        return compiled(spec)(params, pool, contexts, row_pool, packed, stop_ids)
+        pool, row_pool, chosen, logits = compiled(spec)(
+            params, pool, contexts, row_pool, packed, stop_ids
+        )
+        row_pool, chosen = self._drawn(row_pool, rows, chosen, logits, stop_ids)
+        return pool, row_pool, chosen, logits
 
     def more(
         self,
@@ -221,14 +229,17 @@ class EngineSteps:
         row_pool: RowPool,
         row: RowInput,
         stop_ids: Int[Array, " n"],
-    ) -> tuple[RowPool, Int[Array, "4 1"]]:
+    ) -> tuple[RowPool, Int[Array, "5 1"]]:
         """`more_step` of one row; takes `row_pool` over."""
         tokens = _fitting("tokens", len(row.tokens), self.question_tokens)
         # Only long questions come here: one size of tail serves them all.
         self._tail_size([row])
         spec = self._spec("more", rows=1, tokens=tokens, tail_cells=self.tail_cells[-1])
         contexts, packed = _packed(spec, [row])
-        return compiled(spec)(params, pool, contexts, row_pool, packed, stop_ids)
+        row_pool, chosen, logits = compiled(spec)(
+            params, pool, contexts, row_pool, packed, stop_ids
+        )
+        return self._drawn(row_pool, [row], chosen, logits, stop_ids)
 
     def decode(
         self,
@@ -237,12 +248,34 @@ class EngineSteps:
         row_pool: RowPool,
         rows: Sequence[RowInput],
         stop_ids: Int[Array, " n"],
-    ) -> tuple[RowPool, Int[Array, "4 R"]]:
+    ) -> tuple[RowPool, Int[Array, "5 R"]]:
         """`decode_step`; takes `row_pool` over. Rows bring no tokens."""
         tail = self._tail_size(rows, new_cells=1)
         spec = self._for_rows("decode", rows, self.steps.question_rows, tail_cells=tail)
         contexts, packed = _packed(spec, rows)
-        return compiled(spec)(params, pool, contexts, row_pool, packed, stop_ids)
+        row_pool, chosen, logits = compiled(spec)(
+            params, pool, contexts, row_pool, packed, stop_ids
+        )
+        return self._drawn(row_pool, rows, chosen, logits, stop_ids)
+
+    def _drawn(
+        self,
+        row_pool: RowPool,
+        rows: Sequence[RowInput],
+        chosen: Int[Array, "5 R"],
+        logits: Float[Array, "R V"],
+        stop_ids: Int[Array, " n"],
+    ) -> tuple[RowPool, Int[Array, "5 R"]]:
+        """What rows that sample choose instead of the likeliest token; the others keep theirs."""
+        if all(row.sampling.temperature == 0 for row in rows):
+            return row_pool, chosen
+        spec = self._spec("draw_rows", rows=logits.shape[0])
+        bare = [dataclasses.replace(row, tokens=_NO_TOKENS) for row in rows]
+        packed = jax.device_put(pack_rows(bare, row_shape(spec)))
+        last, done, chosen = compiled(spec)(
+            row_pool.lengths, row_pool.last, row_pool.done, packed, chosen, logits, stop_ids
+        )
+        return dataclasses.replace(row_pool, last=last, done=done), chosen
 
     def score(
         self, params: Params, pool: SharedPool, row_pool: RowPool, rows: Sequence[RowInput]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 from numpy.typing import NDArray
 
 from jaxstate.cells.pool import Context, KVPool
@@ -195,13 +195,27 @@ class HostChoices:
     done: NDArray[np.bool_]
 
 
-def pack_choice(chosen: RowChoice) -> Int[Array, "4 R"]:
+def pack_choice(chosen: RowChoice) -> Int[Array, "5 R"]:
     """All of a choice but its logits, inside a step."""
     floats = [jax.lax.bitcast_convert_type(x, jnp.int32) for x in (chosen.logprob, chosen.gap)]
-    return jnp.stack([chosen.token, *floats, chosen.done.astype(jnp.int32)])
+    done = [x.astype(jnp.int32) for x in (chosen.done, chosen.was_done)]
+    return jnp.stack([chosen.token, *floats, *done])
+
+
+def chosen_of(packed: Int[Array, "5 R"], logits: Float[Array, "R V"]) -> RowChoice:
+    """What `pack_choice` packed, inside a step."""
+    logprob, gap = jax.lax.bitcast_convert_type(packed[1:3], jnp.float32)
+    return RowChoice(
+        token=packed[0],
+        logprob=logprob,
+        gap=gap,
+        done=packed[3] != 0,
+        was_done=packed[4] != 0,
+        logits=logits,
+    )
 
 
 def unpack_choice(packed: NDArray[np.int32]) -> HostChoices:
     """What `pack_choice` packed, on the host."""
-    tokens, logprobs, gaps, done = np.array(packed)
+    tokens, logprobs, gaps, done = np.array(packed[:4])
     return HostChoices(tokens, logprobs.view(np.float32), gaps.view(np.float32), done != 0)

@@ -21,8 +21,8 @@ from jaxstate.model.decoder import Tail, logits_of
 from jaxstate.model.params import abstract_params
 from jaxstate.records import Sampling
 from jaxstate.steps.extend import extend_step
-from jaxstate.steps.query import Chosen, ask_step, empty_tail, query_step
-from jaxstate.steps.sampling import SamplingRows, sampling_rows
+from jaxstate.steps.query import Chosen, ask_step, draw_step, empty_tail, query_step
+from jaxstate.steps.sampling import sampling_rows
 from jaxstate.steps.spec import COPY_BLOCKS, MAX_STOP_IDS, Program, StepKind, StepSpec
 from jaxstate.weights import Params
 
@@ -68,25 +68,26 @@ def _build_ask(spec: StepSpec) -> Program:
         state: SessionState,
         tokens: Array,
         count: Array,
-        rows: SamplingRows,
         stop_ids: Array,
     ) -> tuple[Tail, Chosen]:
         context = as_context(state)
-        return ask_step(decoder, params, context, spec.tail_cells, tokens, count, rows, stop_ids)
+        return ask_step(decoder, params, context, spec.tail_cells, tokens, count, stop_ids)
 
     arguments = (
         abstract_tree(spec),
         jax.eval_shape(lambda: new_state(spec)),
         int32(1, 1, spec.tokens),
         int32(1, 1),
-        *_choosing_shapes(),
+        int32(MAX_STOP_IDS),
     )
     return Program(ask, arguments)
 
 
-def _choosing_shapes() -> tuple[object, object]:
-    """Sampling settings of one question, and its stop tokens."""
-    return jax.eval_shape(lambda: sampling_rows([[Sampling()]])), int32(MAX_STOP_IDS)
+def _build_draw(spec: StepSpec) -> Program:
+    rows = jax.eval_shape(lambda: sampling_rows([[Sampling()]]))
+    logits = jax.ShapeDtypeStruct((1, 1, spec.config.vocab_size), jnp.float32)
+    done = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
+    return Program(draw_step, (logits, int32(1, 1), done, rows, int32(MAX_STOP_IDS)))
 
 
 def _build_query(spec: StepSpec) -> Program:
@@ -99,11 +100,10 @@ def _build_query(spec: StepSpec) -> Program:
         tokens: Array,
         count: Array,
         done: Array,
-        rows: SamplingRows,
         stop_ids: Array,
     ) -> tuple[Tail, Chosen]:
         context = as_context(state)
-        return query_step(decoder, params, context, tail, tokens, count, done, rows, stop_ids)
+        return query_step(decoder, params, context, tail, tokens, count, done, stop_ids)
 
     arguments = (
         abstract_tree(spec),
@@ -112,7 +112,7 @@ def _build_query(spec: StepSpec) -> Program:
         int32(1, 1, spec.tokens),
         int32(1, 1),
         jax.ShapeDtypeStruct((1, 1), jnp.bool_),
-        *_choosing_shapes(),
+        int32(MAX_STOP_IDS),
     )
     return Program(query, arguments, donated=(2,))
 
@@ -150,6 +150,7 @@ SESSION_PROGRAMS: Mapping[StepKind, Callable[[StepSpec], Program]] = MappingProx
         "extend": _build_extend,
         "ask": _build_ask,
         "query": _build_query,
+        "draw": _build_draw,
         "ready": _build_ready,
         "read": _build_read,
         "write": _build_write,

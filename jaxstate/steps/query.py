@@ -3,7 +3,8 @@ they are.
 
 Pure: (parameters, context, tails, tokens) -> (tails, chosen tokens). `ask_step` brings a question's
 first tokens, `query_step` more of them or (T = 1) the token that the step before chose; the caller
-compiles them with the tails donated and the context not.
+compiles them with the tails donated and the context not. Both choose greedily; a question that
+samples is followed by `draw_step`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxstate.cells.pool import Context, KVPool, NewCells
 from jaxstate.model.decoder import Decoder, Tail, append_tail, forward, logits_of
-from jaxstate.steps.sampling import SamplingRows, choose
+from jaxstate.steps.sampling import SamplingRows, choose, ends, greedy
 from jaxstate.weights import Params
 
 
@@ -43,7 +44,6 @@ def ask_step(
     tail_cells: int,
     tokens: Int[Array, "B Q T"],
     counts: Int[Array, "B Q"],
-    rows: SamplingRows,
     stop_ids: Int[Array, " n"],
 ) -> tuple[Tail, Chosen]:
     """Reads the first `counts` of T tokens of each question and chooses the token after them.
@@ -55,7 +55,7 @@ def ask_step(
     tail = empty_tail(decoder, batch, questions, tail_cells)
     read = forward(decoder, params, tokens, _positions(context, tail, tokens), context)
     done = jnp.zeros((batch, questions), jnp.bool_)
-    return _append_and_choose(decoder, params, tail, read, counts, done, rows, stop_ids)
+    return _append_and_choose(decoder, params, tail, read, counts, done, stop_ids)
 
 
 def query_step(
@@ -66,7 +66,6 @@ def query_step(
     tokens: Int[Array, "B Q T"],
     counts: Int[Array, "B Q"],
     done: Bool[Array, "B Q"],
-    rows: SamplingRows,
     stop_ids: Int[Array, " n"],
 ) -> tuple[Tail, Chosen]:
     """Reads `counts` of T more tokens of each question and chooses the token after them.
@@ -77,7 +76,7 @@ def query_step(
     chex.assert_shape(done, tokens.shape[:2])
     counts = jnp.where(done, 0, counts)
     read = forward(decoder, params, tokens, _positions(context, tail, tokens), context, tail)
-    return _append_and_choose(decoder, params, tail, read, counts, done, rows, stop_ids)
+    return _append_and_choose(decoder, params, tail, read, counts, done, stop_ids)
 
 
 def _positions(context: Context, tail: Tail, tokens: Int[Array, "B Q T"]) -> Int[Array, "B Q T"]:
@@ -92,18 +91,38 @@ def _append_and_choose(
     read: tuple[Float[Array, "B Q T D"], NewCells],
     counts: Int[Array, "B Q"],
     done: Bool[Array, "B Q"],
-    rows: SamplingRows,
     stop_ids: Int[Array, " n"],
 ) -> tuple[Tail, Chosen]:
     hidden, new = read
-    chex.assert_shape([counts, tail.lengths, rows.temperature], hidden.shape[:2])
+    chex.assert_shape([counts, tail.lengths], hidden.shape[:2])
     tail = append_tail(tail, new, counts)
     last = jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[..., None, None], axis=2)
     logits = logits_of(decoder, params, last[:, :, 0])
     chex.assert_shape(logits, (*hidden.shape[:2], decoder.config.vocab_size))
-    token, logprob = choose(logits, rows, tail.lengths)
-    stopped = jnp.any(token[..., None] == stop_ids[None, None], axis=-1)
-    return tail, Chosen(token=token[..., None], logprob=logprob, done=done | stopped, logits=logits)
+    token, logprob = greedy(logits)
+    done = done | ends(token, stop_ids)
+    return tail, Chosen(token=token[..., None], logprob=logprob, done=done, logits=logits)
+
+
+def draw_step(
+    logits: Float[Array, "B Q V"],
+    draw: Int[Array, "B Q"],
+    done: Bool[Array, "B Q"],
+    rows: SamplingRows,
+    stop_ids: Int[Array, " n"],
+) -> Chosen:
+    """Chooses again, each question by its own rule, from logits that a step chose greedily from.
+
+    Args:
+        logits: of that step.
+        draw: int32, number of the draw: the cells of each question's tail after that step.
+        done: whether each question was done before that step.
+        rows: how each samples.
+        stop_ids: padded with -1.
+    """
+    token, logprob = choose(logits, rows, draw)
+    done = done | ends(token, stop_ids)
+    return Chosen(token=token[..., None], logprob=logprob, done=done, logits=logits)
 
 
 def empty_tail(decoder: Decoder, batch: int, questions: int, cells: int) -> Tail:

@@ -21,6 +21,7 @@ from jaxstate.steps.extend import extend_step
 from jaxstate.steps.packing import (
     RowArguments,
     RowShape,
+    chosen_of,
     pack_choice,
     unpack_contexts,
     unpack_rows,
@@ -30,6 +31,7 @@ from jaxstate.steps.rows import (
     RowPool,
     commit_rows,
     decode_step,
+    draw_rows_step,
     empty_rows,
     last_hidden,
     more_step,
@@ -51,7 +53,7 @@ def row_shape(spec: StepSpec) -> RowShape:
     tokens = {"decode": 0, "score": spec.tokens + 1}.get(spec.kind, spec.tokens)
     return RowShape(
         rows=spec.rows,
-        width=0 if spec.kind == "commit" else -(-tail // cells),
+        width={"commit": 0, "draw_rows": 1}.get(spec.kind, -(-tail // cells)),
         tokens=tokens,
         no_block=blocks,
         sessions=spec.sessions,
@@ -173,9 +175,7 @@ def _build_start(spec: StepSpec) -> Program:
         tables = tables_of_rows(context, spec.rows)[spec.layout.primary]
         start, last = seen_by_rows(context, spec.rows), last_hidden(read.hidden, new.counts)
         ready = _put_ready(pool.ready, spec.layout, tables, start, new.commits, last)
-        rows, chosen = start_step(
-            decoder, params, read, rows, new.tables, new.counts, new.sampling, stop_ids
-        )
+        rows, chosen = start_step(decoder, params, read, rows, new.tables, new.counts, stop_ids)
         return SharedPool(cells=cells, ready=ready), rows, pack_choice(chosen), chosen.logits
 
     return Program(start, _choosing_arguments(spec), donated=(1, 3))
@@ -191,11 +191,11 @@ def _build_more(spec: StepSpec) -> Program:
         rows: RowPool,
         packed: Array,
         stop_ids: Array,
-    ) -> tuple[RowPool, Array]:
+    ) -> tuple[RowPool, Array, Array]:
         new, context = _unpacked(spec, pool, contexts, packed)
         read = (new.tables, new.tokens, new.counts)
-        rows, chosen = more_step(decoder, params, context, rows, *read, new.sampling, stop_ids)
-        return rows, pack_choice(chosen)
+        rows, chosen = more_step(decoder, params, context, rows, *read, stop_ids)
+        return rows, pack_choice(chosen), chosen.logits
 
     return Program(more, _choosing_arguments(spec), donated=(3,))
 
@@ -210,14 +210,42 @@ def _build_decode(spec: StepSpec) -> Program:
         rows: RowPool,
         packed: Array,
         stop_ids: Array,
-    ) -> tuple[RowPool, Array]:
+    ) -> tuple[RowPool, Array, Array]:
         new, context = _unpacked(spec, pool, contexts, packed)
-        rows, chosen = decode_step(
-            decoder, params, context, rows, new.tables, new.sampling, stop_ids
-        )
-        return rows, pack_choice(chosen)
+        rows, chosen = decode_step(decoder, params, context, rows, new.tables, stop_ids)
+        return rows, pack_choice(chosen), chosen.logits
 
     return Program(decode, _choosing_arguments(spec), donated=(3,))
+
+
+def _build_draw_rows(spec: StepSpec) -> Program:
+    def draw(
+        lengths: Array,
+        last: Array,
+        done: Array,
+        packed: Array,
+        choice: Array,
+        logits: Array,
+        stop_ids: Array,
+    ) -> tuple[Array, Array, Array]:
+        new, chosen = unpack_rows(packed, 1), chosen_of(choice, logits)
+        last, done, chosen = draw_rows_step(
+            lengths, last, done, new.tables[:, 0], chosen, new.sampling, stop_ids
+        )
+        return last, done, pack_choice(chosen)
+
+    rows = jax.eval_shape(lambda: empty_rows(spec.config, spec.dtype, *spec.row_pool))
+    logits = jax.ShapeDtypeStruct((spec.rows, spec.config.vocab_size), jnp.float32)
+    arguments = (
+        rows.lengths,
+        rows.last,
+        rows.done,
+        int32(*row_shape(spec).packed),
+        int32(5, spec.rows),
+        logits,
+        int32(MAX_STOP_IDS),
+    )
+    return Program(draw, arguments, donated=(1, 2))
 
 
 def _build_score(spec: StepSpec) -> Program:
@@ -287,6 +315,7 @@ ROW_PROGRAMS: Mapping[EngineKind, Callable[[StepSpec], Program]] = MappingProxyT
         "start": _build_start,
         "more": _build_more,
         "decode": _build_decode,
+        "draw_rows": _build_draw_rows,
         "score": _build_score,
     }
 )

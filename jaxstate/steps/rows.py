@@ -4,7 +4,8 @@ Pure: (parameters, context, row pool, tokens) -> (row pool, what each row chose)
 cells that the rows see, of sessions as some version of them was. A *row* is one question under way:
 a table of tail blocks, whose first one is also its slot in the per-row arrays. Padding rows have
 tables full of PT, one past the last block: what they write is dropped, and what they read is
-harmless. Does not know: who hands out blocks, when a row ends.
+harmless. Every step chooses greedily; where a row samples, `draw_rows_step` follows it. Does not
+know: who hands out blocks, when a row ends.
 
 How R rows look at S sessions follows from the context: all at one (S = 1), each at its own (S = R),
 or mixed (`Context.place`).
@@ -32,8 +33,11 @@ from jaxstate.cells.pool import (
 )
 from jaxstate.config import ModelConfig
 from jaxstate.model.decoder import Decoder, Tail, forward, logits_of
-from jaxstate.steps.sampling import SamplingRows, choose
+from jaxstate.steps.sampling import SamplingRows, choose, ends, greedy
 from jaxstate.weights import Params
+
+# Rows of logits that exist at once while answers are scored: 64 MB for a vocabulary of 128k.
+_LOGITS_ROWS = 128
 
 
 @struct.dataclass
@@ -62,6 +66,7 @@ class RowChoice:
         logprob: float32 [R], of the token under the plain softmax.
         gap: float32 [R], the largest logit minus the second largest.
         done: bool [R], a stop token was chosen now or before.
+        was_done: bool [R], it was chosen before.
         logits: float32 [R, V] that the token was chosen from.
     """
 
@@ -69,6 +74,7 @@ class RowChoice:
     logprob: Float[Array, " R"]
     gap: Float[Array, " R"]
     done: Bool[Array, " R"]
+    was_done: Bool[Array, " R"]
     logits: Float[Array, "R V"]
 
 
@@ -106,20 +112,17 @@ def start_step(
     rows: RowPool,
     tables: Int[Array, "R W"],
     counts: Int[Array, " R"],
-    sampling: SamplingRows,
     stop_ids: Int[Array, " n"],
 ) -> tuple[RowPool, RowChoice]:
     """Begins rows of which the first `counts` of T tokens were read (`read_first`), and chooses the
     token after them.
 
-    `sampling` is [1, R], `stop_ids` padded with -1.
+    `stop_ids` is padded with -1.
     """
     lengths = jnp.zeros_like(counts)
     running = jnp.zeros(counts.shape, jnp.bool_)
     rows = _write(rows, tables, read, lengths, counts)
-    return _choose(
-        decoder, params, rows, tables, read.hidden, lengths, counts, running, sampling, stop_ids
-    )
+    return _choose(decoder, params, rows, tables, read.hidden, lengths, counts, running, stop_ids)
 
 
 def read_first(
@@ -164,7 +167,6 @@ def more_step(
     tables: Int[Array, "R W"],
     tokens: Int[Array, "R T"],
     counts: Int[Array, " R"],
-    sampling: SamplingRows,
     stop_ids: Int[Array, " n"],
 ) -> tuple[RowPool, RowChoice]:
     """Goes on reading questions that `start_step` began; what they chose meanwhile is forgotten."""
@@ -172,9 +174,7 @@ def more_step(
     read = _read(decoder, params, context, tokens, lengths, rows, tables)
     running = jnp.zeros(counts.shape, jnp.bool_)
     rows = _write(rows, tables, read, lengths, counts)
-    return _choose(
-        decoder, params, rows, tables, read.hidden, lengths, counts, running, sampling, stop_ids
-    )
+    return _choose(decoder, params, rows, tables, read.hidden, lengths, counts, running, stop_ids)
 
 
 def decode_step(
@@ -183,7 +183,6 @@ def decode_step(
     context: Context,
     rows: RowPool,
     tables: Int[Array, "R W"],
-    sampling: SamplingRows,
     stop_ids: Int[Array, " n"],
 ) -> tuple[RowPool, RowChoice]:
     """Reads back the token that each row chose last and chooses the next; done rows stay."""
@@ -191,9 +190,37 @@ def decode_step(
     tokens, counts = _of_rows(rows.last, tables, 0)[:, None], 1 - done.astype(jnp.int32)
     read = _read(decoder, params, context, tokens, lengths, rows, tables)
     rows = _write(rows, tables, read, lengths, counts)
-    return _choose(
-        decoder, params, rows, tables, read.hidden, lengths, counts, done, sampling, stop_ids
-    )
+    return _choose(decoder, params, rows, tables, read.hidden, lengths, counts, done, stop_ids)
+
+
+def draw_rows_step(
+    lengths: Int[Array, " PT"],
+    last: Int[Array, " PT"],
+    done: Bool[Array, " PT"],
+    slots: Int[Array, " R"],
+    chosen: RowChoice,
+    sampling: SamplingRows,
+    stop_ids: Int[Array, " n"],
+) -> tuple[Int[Array, " PT"], Bool[Array, " PT"], RowChoice]:
+    """Chooses again, each row by its own rule, where a step chose greedily.
+
+    Args:
+        lengths, last, done: of the pool after that step.
+        slots: int32, each row's first block; PT for padding.
+        chosen: what that step chose.
+        sampling: [1, R].
+        stop_ids: padded with -1.
+
+    Returns:
+        `last` and `done` with what was chosen now, and that.
+    """
+    # The draw is numbered by the cells read, as in `query`: the answer is the same there.
+    number = lengths.at[slots].get(mode="fill", fill_value=0)
+    token, logprob = choose(chosen.logits[None], sampling, number[None])
+    ended = chosen.was_done | ends(token[0], stop_ids)
+    chosen = dataclasses.replace(chosen, token=token[0], logprob=logprob[0], done=ended)
+    last = last.at[slots].set(chosen.token, mode="drop")
+    return last, done.at[slots].set(ended, mode="drop"), chosen
 
 
 def score_step(
@@ -218,16 +245,28 @@ def score_step(
         counts: int32, its tokens.
     """
     hidden = _read(decoder, params, context, tokens, lengths, rows, tables).hidden
+    size = tokens.shape[1]
+    at_once = max(1, _LOGITS_ROWS // tokens.shape[0])
+    logprobs = [
+        _logprobs(decoder, params, hidden[:, first : first + at_once], targets, first)
+        for first in range(0, size, at_once)
+    ]
+    counted = jnp.arange(size, dtype=jnp.int32)[None] < counts[:, None]
+    return jnp.sum(jnp.where(counted, jnp.concatenate(logprobs, axis=1), 0.0), axis=1)
 
-    def add(position: Int[Array, ""], total: Float[Array, " R"]) -> Float[Array, " R"]:
-        """One position of every row: the logits of all of them never exist at once."""
-        logits = logits_of(decoder, params, jnp.take(hidden, position, axis=1))
-        target = jnp.take(targets, position, axis=1)
-        picked = jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
-        logprob = picked - jax.nn.logsumexp(logits, axis=-1)
-        return total + jnp.where(position < counts, logprob, 0.0)
 
-    return jax.lax.fori_loop(0, jnp.max(counts), add, jnp.zeros(counts.shape, jnp.float32))
+def _logprobs(
+    decoder: Decoder,
+    params: Params,
+    hidden: Float[Array, "R t D"],
+    targets: Int[Array, "R T"],
+    first: int,
+) -> Float[Array, "R t"]:
+    """Log-probabilities of the targets from position `first` on."""
+    logits = logits_of(decoder, params, hidden)
+    target = targets[:, first : first + hidden.shape[1], None]
+    picked = jnp.take_along_axis(logits, target, axis=-1)[..., 0]
+    return picked - jax.nn.logsumexp(logits, axis=-1)
 
 
 def _of_rows(values: Array, tables: Int[Array, "R W"], padding: int | bool) -> Array:
@@ -292,21 +331,19 @@ def _choose(
     lengths: Int[Array, " R"],
     counts: Int[Array, " R"],
     done: Bool[Array, " R"],
-    sampling: SamplingRows,
     stop_ids: Int[Array, " n"],
 ) -> tuple[RowPool, RowChoice]:
     """Chooses after each row's last token and notes it in the rows' slots."""
     last = last_hidden(hidden, counts)
-    logits = logits_of(decoder, params, last[None])
-    # The draw is numbered by the cells read, as in `query_step`: the answer is the same there.
-    token, logprob = choose(logits, sampling, (lengths + counts)[None])
-    stopped = jnp.any(token[0][:, None] == stop_ids[None], axis=-1)
+    logits = logits_of(decoder, params, last)
+    token, logprob = greedy(logits)
     chosen = RowChoice(
-        token=token[0],
-        logprob=logprob[0],
-        gap=_gap(logits[0]),
-        done=done | stopped,
-        logits=logits[0],
+        token=token,
+        logprob=logprob,
+        gap=_gap(logits),
+        done=done | ends(token, stop_ids),
+        was_done=done,
+        logits=logits,
     )
     return _noted(rows, tables[:, 0], lengths + counts, chosen), chosen
 

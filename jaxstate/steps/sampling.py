@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxstate.records import Sampling
 
@@ -46,10 +46,26 @@ def sampling_rows(settings: list[list[Sampling]]) -> SamplingRows:
     )
 
 
+def greedy(logits: Float[Array, "*batch V"]) -> tuple[Int[Array, "*batch"], Float[Array, "*batch"]]:
+    """The likeliest token of each row (of equal ones the first) and its log-probability.
+
+    Args:
+        logits: float32.
+
+    Returns:
+        int32 tokens, and float32 log-probabilities under the softmax of `logits`.
+    """
+    token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return token, jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+
+
 def choose(
     logits: Float[Array, "B Q V"], rows: SamplingRows, draw: Int[Array, "B Q"]
 ) -> tuple[Int[Array, "B Q"], Float[Array, "B Q"]]:
-    """The next token of each row and its log-probability.
+    """The next token of each row by its own rule, and its log-probability.
+
+    Sorts the vocabulary, which costs more than a small model's layers: a step of its own, for when
+    any row samples.
 
     Args:
         logits: float32.
@@ -60,16 +76,15 @@ def choose(
     Returns:
         int32 tokens, and float32 log-probabilities under the plain softmax of `logits`.
     """
-    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    # The sort behind top-p costs more than a small model's layers: skip it when every row is
-    # greedy.
-    token = jax.lax.cond(
-        jnp.any(rows.temperature > 0),
-        lambda: jnp.where(rows.temperature > 0, _draw(logits, rows, draw), greedy),
-        lambda: greedy,
-    )
+    likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    token = jnp.where(rows.temperature > 0, _draw(logits, rows, draw), likeliest)
     picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
     return token, picked - jax.nn.logsumexp(logits, axis=-1)
+
+
+def ends(token: Int[Array, "*batch"], stop_ids: Int[Array, " n"]) -> Bool[Array, "*batch"]:
+    """Whether each token is one of those that end an answer."""
+    return jnp.any(token[..., None] == stop_ids.reshape((1,) * token.ndim + (-1,)), axis=-1)
 
 
 def _draw(

@@ -17,7 +17,7 @@ from jaxstate.config import ModelConfig
 from jaxstate.model.backends import Backend
 from jaxstate.model.decoder import Decoder
 
-SessionKind = Literal["open", "extend", "ask", "query", "ready", "read", "write"]
+SessionKind = Literal["open", "extend", "ask", "query", "draw", "ready", "read", "write"]
 EngineKind = Literal[
     "pool",
     "rows",
@@ -30,6 +30,7 @@ EngineKind = Literal[
     "start",
     "more",
     "decode",
+    "draw_rows",
     "score",
 ]
 StepKind = SessionKind | EngineKind

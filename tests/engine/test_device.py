@@ -380,7 +380,7 @@ def ask_in_every_shape(device: DeviceSessions) -> None:
             for size in range(1, tokens + 1):
                 lengths = [max(size - n, 1) for n in range(len(names))]
                 batch = [
-                    reading(device, n % 4, STREAM[: lengths[n]], name=name)
+                    reading(device, n % 4, STREAM[: lengths[n]], name=name, seed=n * size % 3)
                     for n, name in enumerate(names)
                 ]
                 device.executor.start(batch).get()
@@ -390,7 +390,7 @@ def ask_in_every_shape(device: DeviceSessions) -> None:
         for count in (1, limits.rows):
             for names in mixtures(count, limits.session_rows):
                 batch = [
-                    stepping(reading(device, n, STREAM[:1], name=name), used)
+                    stepping(reading(device, n, STREAM[:1], name=name, seed=used % 2), used)
                     for n, name in enumerate(names)
                 ]
                 device.executor.decode(batch).get()

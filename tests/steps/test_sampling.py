@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 import jaxstate
 from jaxstate.cells.pool import Context, KVPool
 from jaxstate.config import StepConfig
+from jaxstate.model.decoder import Tail
 from jaxstate.records import Sampling
-from jaxstate.steps.query import Chosen, empty_tail, query_step
-from jaxstate.steps.sampling import SamplingRows, choose, sampling_rows
+from jaxstate.steps.query import Chosen, draw_step, empty_tail, query_step
+from jaxstate.steps.sampling import SamplingRows, choose, greedy, sampling_rows
 from jaxstate.testing import tiny_config
 from tests.reference import log_softmax, random_model
 from tests.steps.scripted import BOS, VOCAB, session, table_model
@@ -157,6 +158,17 @@ def test_the_same_seed_gives_the_same_token_in_any_company() -> None:
         assert again[::-1].tolist() == together.tolist()
 
 
+def test_greedy_alone_is_greedy_among_others() -> None:
+    """Steps choose greedily; that is what rows without a temperature get when others sample."""
+    logits = np.random.default_rng(8).normal(0, 3, (64, 9)).astype(np.float32)
+    token, logprob = jax.jit(greedy)(jnp.asarray(logits))
+    same, plain = compiled_choose(
+        jnp.asarray(logits[None]), rows_of(*[Sampling()] * 64), np.zeros((1, 64), np.int32)
+    )
+    np.testing.assert_array_equal(np.asarray(token), np.asarray(same)[0])
+    np.testing.assert_allclose(np.asarray(logprob), np.asarray(plain)[0], atol=1e-6)
+
+
 def test_rows_are_arrays_of_the_declared_types() -> None:
     rows = sampling_rows([[Sampling(), Sampling(temperature=1.5, top_p=0.5, seed=2**32 - 1)]] * 3)
     assert (rows.temperature.dtype, rows.top_p.dtype, rows.seed.dtype) == (
@@ -246,10 +258,11 @@ def test_asked_in_a_batch_is_asked_alone() -> None:
     stop_ids = np.array([*ENDS, -1], np.int32)
 
     @jax.jit
-    def step(tail: object, tokens: object, counts: object, done: object) -> tuple[object, Chosen]:
-        return query_step(
-            model.decoder, model.params, context, tail, tokens, counts, done, rows, stop_ids
+    def step(tail: Tail, tokens: object, counts: object, done: object) -> tuple[Tail, Chosen]:
+        tail, chosen = query_step(
+            model.decoder, model.params, context, tail, tokens, counts, done, stop_ids
         )  # pyright: ignore
+        return tail, draw_step(chosen.logits, tail.lengths, done, rows, stop_ids)  # pyright: ignore
 
     tail = empty_tail(model.decoder, 2, 3, 16)
     done = np.zeros((2, 3), bool)
