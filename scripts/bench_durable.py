@@ -137,7 +137,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--path", type=Path, help="a directory on the disk that is measured")
     parser.add_argument("--quick", action="store_true", help="whether it works: the tiny model")
     parser.add_argument("--model", help=f'"{TINY}", or as for jaxstate.load; gemma3-270m')
-    parser.add_argument("--shape", choices=tuple(SHAPES), help="random weights instead")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights instead")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=None)
     parser.add_argument("--cells", type=_counts, metavar="N,N...", help="of sessions")
     parser.add_argument(

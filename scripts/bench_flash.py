@@ -113,7 +113,7 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="gemma3-270m")
-    parser.add_argument("--shape", choices=tuple(SHAPES), help="random weights, byte tokens")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights, byte tokens")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=None)
     parser.add_argument("--seconds", type=float, default=300.0, help="of each of the two runs")
     parser.add_argument("--every-s", type=float, default=10.0, help="seconds between two ticks")

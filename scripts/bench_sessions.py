@@ -143,7 +143,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--sessions", type=_counts, default=(1, 4, 16, 64, 256), metavar="N,N...", help="how many"
     )
-    parser.add_argument("--shape", choices=tuple(SHAPES), help="random weights instead of tiny")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights instead of tiny")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
