@@ -1,11 +1,11 @@
 """Attention on an NVIDIA GPU: two Pallas kernels a layer, lowered through Triton.
 
 Comes in: what `attend` of `jaxstate.model.backends.reference` takes. Goes out: the same, within the
-rounding of its dtype. `context_splits` looks at the committed cells, cut into pieces so that all of
-the GPU is busy (flash decoding over a block table); `finish` merges the pieces and lets the tail
-and the new tokens join the same softmax. In XLA the second is about ten small kernels a layer, each
-of which costs more to start than to run. Runs in interpret mode on any device, for tests. Does not
-know: whether it is worth it on this device (`choose_backend`).
+rounding of its dtype. `_pieces` computes attention over disjoint pieces: the committed cells, cut
+so that all of the GPU is busy (flash decoding over a block table), and beside them each question's
+own cells and new tokens. `_merged` puts the pieces together. In XLA the same is about thirty small
+kernels a layer, each of which costs more to start than to run. Runs in interpret mode on any
+device, for tests. Does not know: whether it is worth it on this device (`choose_backend`).
 
 All rows that look at one session (tokens, questions, the query heads of a KV head) are one matrix,
 so each cell is read once for every `block_rows` of them. The online softmax is that of
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import jax
@@ -31,17 +30,18 @@ from jaxtyping import Array, Float, Int
 from jaxstate.model.attention import Partial
 from jaxstate.model.context import LayerContext, LayerTail, by_session
 
-# The log-sum-exp of nothing, and what a running maximum starts with: e^(NOTHING - FLOOR) is 0, so a
-# masked score weighs nothing even where a row has seen nothing else.
-NOTHING = -1e30
-FLOOR = -1e29
-LOG2_E = math.log2(math.e)
+# The log-sum-exp of nothing, and what a running maximum starts with: e^(_NOTHING - _FLOOR) is 0,
+# so a masked score weighs nothing even where a row has seen nothing else.
+_NOTHING = -1e30
+_FLOOR = -1e29
+_LOG2_E = math.log2(math.e)
 # Programs that keep an H100's 132 multiprocessors busy: two on each.
 _PROGRAMS = 264
 _MAX_SPLITS = 32
 _TILE_CELLS = 64
-# Rows of one program of `finish`, at most.
-_FINISH_ROWS = 64
+# Numbers that one program of the merging kernel holds at most, and programs that fill the GPU.
+_MERGE_TILE = 8192
+_MERGE_PROGRAMS = 1056
 
 
 def attend(
@@ -67,33 +67,29 @@ def attend(
     if window is not None:
         starts = jnp.maximum(positions - (window - 1), 0)
     rows, starts = by_session(q, starts, context)
-    each = rows.shape[1]
-    splits = context_splits(
-        rows.reshape(rows.shape[0], -1, *rows.shape[3:]),
-        context.keys,
-        context.values,
-        context.table,
-        context.lengths,
-        starts.reshape(starts.shape[0], -1),
-        scale=scale,
-        cap=cap,
-        interpret=interpret,
+    sessions, each = rows.shape[:2]
+    questions, tokens, kv_heads = q.shape[0] * q.shape[1], q.shape[2], k.shape[3]
+    committed = _Committed(
+        q=rows.reshape(sessions, each * tokens, *q.shape[3:]),
+        keys=context.keys,
+        values=context.values,
+        table=context.table,
+        lengths=context.lengths,
+        starts=starts.reshape(sessions, -1),
     )
-    questions = q.shape[0] * q.shape[1]
+    own = _Own(
+        q=q.reshape(questions, *q.shape[2:]),
+        k=k.reshape(questions, *k.shape[2:]),
+        v=v.reshape(questions, *v.shape[2:]),
+        tail=tail,
+    )
+    block_cells, folded = context.keys.shape[1], tokens * q.shape[3] // kv_heads
+    cut = plan(sessions, each * folded, kv_heads, q.shape[4], block_cells)
+    scores = _Scores(window=window, scale=scale, cap=cap)
+    over_context, over_own = _pieces(committed, own, cut=cut, scores=scores, interpret=interpret)
     place = context.place
-    out = finish(
-        q.reshape(questions, *q.shape[2:]),
-        k.reshape(questions, *k.shape[2:]),
-        v.reshape(questions, *v.shape[2:]),
-        splits,
-        jnp.arange(questions, dtype=jnp.int32) if place is None else place,
-        tail,
-        rows_each=each,
-        window=window,
-        scale=scale,
-        cap=cap,
-        interpret=interpret,
-    )
+    slots = jnp.arange(questions, dtype=jnp.int32) if place is None else place
+    out = _merged(over_context, over_own, slots, q=own.q, rows_each=each, interpret=interpret)
     return out.reshape(q.shape)
 
 
@@ -115,17 +111,44 @@ def unsupported(head_dim: int, dtype: jnp.dtype, block_cells: tuple[int, ...]) -
 
 
 @struct.dataclass
-class Splits:
-    """Attention over X disjoint pieces of the context, rows folded by KV head.
+class Pieces:
+    """Attention over X disjoint pieces of what rows see, rows folded by KV head.
 
     Attributes:
-        out: float32 [X, B, K, F, H], normalised over each piece; F rows, those past R * N / K are
-            padding.
+        out: float32 [X, B, K, F, H], normalised over each piece.
         lse: float32 [X, B, K, F], natural log-sum-exp; about -1e30 where a row sees nothing.
     """
 
     out: Float[Array, "X B K F H"]
     lse: Float[Array, "X B K F"]
+
+
+class _Committed(NamedTuple):
+    """Rows and the committed cells that they see; as `context_attention` takes them."""
+
+    q: Float[Array, "B R N H"]
+    keys: Float[Array, "P C K H"]
+    values: Float[Array, "P C K H"]
+    table: Int[Array, "B W"]
+    lengths: Int[Array, " B"]
+    starts: Int[Array, "B R"]
+
+
+class _Own(NamedTuple):
+    """New tokens of each question, and the question's earlier cells."""
+
+    q: Float[Array, "R T N H"]
+    k: Float[Array, "R T K H"]
+    v: Float[Array, "R T K H"]
+    tail: LayerTail | None
+
+
+class _Scores(NamedTuple):
+    """How scores are made: a token sees itself and window - 1 cells before; None for all."""
+
+    window: int | None
+    scale: float
+    cap: float | None
 
 
 class Plan(NamedTuple):
@@ -140,14 +163,14 @@ class Plan(NamedTuple):
 
 def plan(batch: int, rows: int, kv_heads: int, head_dim: int, block_cells: int) -> Plan:
     """A cut for `rows` folded rows of each of `batch` sessions; measured on an H100."""
-    block_rows = max(16, min(128 if head_dim <= 128 else 64, pl.next_power_of_2(rows)))
+    block_rows = max(16, min(64, pl.next_power_of_2(rows)))
     programs = batch * kv_heads * pl.cdiv(rows, block_rows)
     wanted = min(_MAX_SPLITS, max(1, _PROGRAMS // programs))
     return Plan(
         block_rows=block_rows,
         tile_cells=tile_cells(block_cells),
         splits=1 << (wanted.bit_length() - 1),
-        warps=8 if block_rows == 128 else 4,
+        warps=4,
         stages=3 if head_dim <= 128 else 2,
     )
 
@@ -157,79 +180,125 @@ def tile_cells(block_cells: int) -> int:
     return math.gcd(block_cells, _TILE_CELLS)
 
 
-def context_splits(
-    q: Float[Array, "B R N H"],
-    keys: Float[Array, "P C K H"],
-    values: Float[Array, "P C K H"],
-    table: Int[Array, "B W"],
-    lengths: Int[Array, " B"],
-    starts: Int[Array, "B R"],
+def _pieces(
+    committed: _Committed,
+    own: _Own | None,
     *,
-    scale: float,
-    cap: float | None = None,
-    cut: Plan | None = None,
-    interpret: bool = False,
-) -> Splits:
-    """`context_attention` before its pieces are merged; arguments as there.
+    cut: Plan,
+    scores: _Scores,
+    interpret: bool,
+) -> list[Pieces]:
+    """Attention over the committed cells in `cut.splits` pieces, and over what questions brought.
 
-    Args:
-        q, keys, values, table, lengths, starts, scale, cap: as `context_attention` takes them.
-        cut: how the work is cut; by default `plan`.
-        interpret: run as plain JAX, on any device.
+    Both run in one kernel, side by side: the second takes as long as a few pieces of the first.
     """
-    batch, rows, heads, head_dim = q.shape
-    block_cells, kv_heads = keys.shape[1], keys.shape[2]
-    folded = rows * heads // kv_heads
-    cut = cut or plan(batch, folded, kv_heads, head_dim, block_cells)
-    row_blocks = pl.cdiv(folded, cut.block_rows)
-    padded = row_blocks * cut.block_rows
+    batch, rows, heads, head_dim = committed.q.shape
+    kv_heads = committed.keys.shape[2]
+    group = heads // kv_heads
+    padded = _padded(rows * group, cut.block_rows)
+    shapes = [(cut.splits, batch, kv_heads, padded)]
+    first_program = 0
+    if own is not None:
+        questions, tokens = own.q.shape[:2]
+        block_rows = _own_block_rows(cut, tokens * group)
+        own_padded = _padded(tokens * group, block_rows)
+        shapes.append((1, questions, kv_heads, own_padded))
+        first_program = questions * kv_heads * own_padded // block_rows
     kernel = functools.partial(
-        _context_kernel, cut=cut, rows=rows, group=heads // kv_heads, scale=scale, cap=cap
+        _pieces_kernel, first_program=first_program, cut=cut, group=group, scores=scores
     )
-    out, lse = pl.pallas_call(
-        kernel,
-        grid=(row_blocks * kv_heads, cut.splits, batch),
+    # Matrices of rows of H: what a kernel addresses best.
+    flat = committed._replace(q=committed.q.reshape(-1, head_dim))
+    flat_own = own
+    if own is not None:
+        q, k, v = (x.reshape(-1, head_dim) for x in (own.q, own.k, own.v))
+        flat_own = _Own(q, k, v, own.tail)
+    return pl.pallas_call(
+        functools.partial(kernel, sizes=_Sizes(rows, own.q.shape[1] if own is not None else 0)),
+        grid=(first_program + batch * cut.splits * kv_heads * padded // cut.block_rows,),
         out_shape=[
-            jax.ShapeDtypeStruct((cut.splits, batch, kv_heads, padded, head_dim), jnp.float32),
-            jax.ShapeDtypeStruct((cut.splits, batch, kv_heads, padded), jnp.float32),
+            jax.eval_shape(
+                lambda shape=shape: Pieces(out=jnp.zeros((*shape, head_dim)), lse=jnp.zeros(shape))
+            )
+            for shape in shapes
         ],
         compiler_params=plgpu.CompilerParams(num_warps=cut.warps, num_stages=cut.stages),
         interpret=interpret,
-        name="paged_context",
-    )(q.reshape(-1, head_dim), keys, values, table, lengths, starts.reshape(-1))
-    return Splits(out=out, lse=lse)
+        name="attend_pieces",
+    )(flat, flat_own)
 
 
-def _context_kernel(
-    q_ref: jax.Ref,
-    keys_ref: jax.Ref,
-    values_ref: jax.Ref,
-    table_ref: jax.Ref,
-    lengths_ref: jax.Ref,
-    starts_ref: jax.Ref,
-    out_ref: jax.Ref,
-    lse_ref: jax.Ref,
+class _Sizes(NamedTuple):
+    """R rows of a session, T new tokens of a question."""
+
+    rows: int
+    tokens: int
+
+
+def _padded(rows: int, block_rows: int) -> int:
+    return pl.cdiv(rows, block_rows) * block_rows
+
+
+def _own_block_rows(cut: Plan, rows: int) -> int:
+    """Rows of a program over what questions brought."""
+    return max(16, min(cut.block_rows, pl.next_power_of_2(rows)))
+
+
+def _pieces_kernel(
+    committed: _Committed,
+    own: _Own | None,
+    over_context: Pieces,
+    over_own: Pieces | None = None,
     *,
+    first_program: int,
+    sizes: _Sizes,
     cut: Plan,
-    rows: int,
     group: int,
-    scale: float,
-    cap: float | None,
+    scores: _Scores,
+) -> None:
+    """The first programs take what questions brought, so that none of the others waits for them."""
+    program = pl.program_id(0)
+    if own is None or over_own is None:
+        _context_piece(committed, over_context, program, sizes.rows, cut, group, scores)
+        return
+
+    @pl.when(program < first_program)
+    def _() -> None:
+        _own_piece(own, over_own, program, sizes.tokens, cut, group, scores)
+
+    @pl.when(program >= first_program)
+    def _() -> None:
+        number = program - first_program
+        _context_piece(committed, over_context, number, sizes.rows, cut, group, scores)
+
+
+def _context_piece(
+    refs: _Committed,
+    outs: Pieces,
+    program: Array,
+    rows: int,
+    cut: Plan,
+    group: int,
+    scores: _Scores,
 ) -> None:
     """One row block of one KV head over one piece of one session's cells."""
-    block_cells, kv_heads = keys_ref.shape[1], keys_ref.shape[2]
-    width, tile = table_ref.shape[1], cut.tile_cells
-    # Neighbouring programs read the same cells: row blocks first, then heads.
+    q_ref, keys, values, table, lengths, starts = _refs(
+        refs.q, refs.keys, refs.values, refs.table, refs.lengths, refs.starts
+    )
+    block_cells, kv_heads = keys.shape[1], keys.shape[2]
+    width, tile = table.shape[1], cut.tile_cells
     row_blocks = pl.cdiv(rows * group, cut.block_rows)
-    head, piece = pl.program_id(0) // row_blocks, pl.program_id(1)
-    session, first_row = pl.program_id(2), pl.program_id(0) % row_blocks * cut.block_rows
+    # Neighbouring programs read the same cells: row blocks first, then heads.
+    first_row, rest = program % row_blocks * cut.block_rows, program // row_blocks
+    head, rest = rest % kv_heads, rest // kv_heads
+    piece, session = rest % cut.splits, rest // cut.splits
 
     row = first_row + jnp.arange(cut.block_rows, dtype=jnp.int32)
     real = row < rows * group
     at = (session * rows + row // group) * (kv_heads * group) + head * group + row % group
-    q = load_rows(q_ref, at, real)
-    length = lengths_ref[session]
-    start = plgpu.load(starts_ref.at[session * rows + row // group], mask=real, other=length)
+    q = _load_rows(q_ref, at, real)
+    length = lengths[session]
+    start = plgpu.load(starts.at[session, row // group], mask=real, other=length)
     # A ring has overwritten what lies before.
     start = jnp.maximum(start, (pl.cdiv(length, block_cells) - width) * block_cells)
     first, last = jnp.min(start) // tile, pl.cdiv(length, tile)
@@ -237,23 +306,224 @@ def _context_kernel(
     lower = first + piece * each
     upper = jnp.minimum(lower + each, last)
 
-    def absorb(number: Array, carry: Softmax) -> Softmax:
+    def absorb(number: Array, carry: _Softmax) -> _Softmax:
         cell = number * tile
-        block = table_ref[session, cell // block_cells % width]
+        block = table[session, cell // block_cells % width]
         place = (block, pl.ds(cell % block_cells, tile), head, slice(None))
         position = cell + jnp.arange(tile, dtype=jnp.int32)
         written = (position < length)[:, None]
-        k = plgpu.load(keys_ref.at[place], mask=written, other=0.0)
+        k = plgpu.load(keys.at[place], mask=written, other=0.0)
         # Cells never written may hold anything, NaN included, and 0 * NaN is NaN.
-        v = plgpu.load(values_ref.at[place], mask=written, other=0.0)
+        v = plgpu.load(values.at[place], mask=written, other=0.0)
         visible = (position[None] >= start[:, None]) & (position[None] < length)
-        return absorb_tile(carry, q, k, v, visible, scale, cap)
+        return _absorb(carry, q, k, v, visible, scores)
 
-    carry = jax.lax.fori_loop(lower, upper, absorb, empty(cut.block_rows, q.shape[1]))
-    out, lse = normalised(carry)
-    rows_here = pl.ds(first_row, cut.block_rows)
-    out_ref[piece, session, head, rows_here, :] = out
-    lse_ref[piece, session, head, rows_here] = lse
+    carry = jax.lax.fori_loop(lower, upper, absorb, _nothing_seen(cut.block_rows, q.shape[1]))
+    _store(outs, (piece, session, head, pl.ds(first_row, cut.block_rows)), carry)
+
+
+def _own_piece(
+    refs: _Own,
+    outs: Pieces,
+    program: Array,
+    tokens: int,
+    cut: Plan,
+    group: int,
+    scores: _Scores,
+) -> None:
+    """One row block of one KV head of one question, over the question's own cells and tokens."""
+    kv_heads = outs.lse.shape[2]
+    block_rows = _own_block_rows(cut, tokens * group)
+    row_blocks = pl.cdiv(tokens * group, block_rows)
+    first_row, rest = program % row_blocks * block_rows, program // row_blocks
+    head, question = rest % kv_heads, rest // kv_heads
+    number = first_row + jnp.arange(block_rows, dtype=jnp.int32)
+    rows = _Rows(
+        question=question,
+        head=head,
+        first_token=first_row // group,
+        last_token=jnp.minimum((first_row + block_rows - 1) // group, tokens - 1),
+        token=number // group,
+        real=number < tokens * group,
+    )
+    at = (question * tokens + rows.token) * (kv_heads * group) + head * group + number % group
+    (q_ref,) = _refs(refs.q)
+    q = _load_rows(q_ref, at, rows.real)
+    carry = _nothing_seen(block_rows, q.shape[1])
+    if refs.tail is not None:
+        carry = _absorb_tail(carry, q, refs.tail, rows, scores)
+    carry = _absorb_new(carry, q, refs, rows, tokens, kv_heads, scores)
+    _store(outs, (0, question, head, pl.ds(first_row, block_rows)), carry)
+
+
+class _Rows(NamedTuple):
+    """The rows of one program, F of them.
+
+    Attributes:
+        question, head: which.
+        first_token, last_token: of those among them.
+        token: int32 [F].
+        real: bool [F], false for padding.
+    """
+
+    question: Array
+    head: Array
+    first_token: Array
+    last_token: Array
+    token: Array
+    real: Array
+
+
+def _absorb_tail(
+    carry: _Softmax, q: Array, tail: LayerTail, rows: _Rows, scores: _Scores
+) -> _Softmax:
+    """The question's earlier cells."""
+    keys, values = _refs(tail.keys, tail.values)
+    block_cells, width = keys.shape[1], tail.tables.shape[1]
+    size, used = tile_cells(block_cells), tail.used[rows.question]
+    first = jnp.int32(0)
+    if scores.window is not None:
+        first = jnp.maximum(used + rows.first_token - (scores.window - 1), 0) // size
+
+    def absorb(number: Array, carry: _Softmax) -> _Softmax:
+        cell = number * size
+        block = tail.tables[rows.question, jnp.minimum(cell // block_cells, width - 1)]
+        place = (block, pl.ds(cell % block_cells, size), rows.head, slice(None))
+        position = cell + jnp.arange(size, dtype=jnp.int32)
+        written = position < used
+        k = plgpu.load(keys.at[place], mask=written[:, None], other=0.0)
+        # What an earlier question left behind may be NaN, and 0 * NaN is NaN.
+        v = plgpu.load(values.at[place], mask=written[:, None], other=0.0)
+        visible = written[None] & rows.real[:, None]
+        if scores.window is not None:
+            visible &= position[None] > used + rows.token[:, None] - scores.window
+        return _absorb(carry, q, k, v, visible, scores)
+
+    return jax.lax.fori_loop(first, pl.cdiv(used, size), absorb, carry)
+
+
+def _absorb_new(
+    carry: _Softmax,
+    q: Array,
+    refs: _Own,
+    rows: _Rows,
+    tokens: int,
+    kv_heads: int,
+    scores: _Scores,
+) -> _Softmax:
+    """The new tokens themselves, each up to itself."""
+    k_ref, v_ref = _refs(refs.k, refs.v)
+    size = max(16, min(64, pl.next_power_of_2(tokens)))
+    oldest = jnp.int32(0)
+    if scores.window is not None:
+        oldest = jnp.maximum(rows.first_token - (scores.window - 1), 0) // size
+
+    def absorb(number: Array, carry: _Softmax) -> _Softmax:
+        other = number * size + jnp.arange(size, dtype=jnp.int32)
+        there = other < tokens
+        at = (rows.question * tokens + other) * kv_heads + rows.head
+        k, v = _load_rows(k_ref, at, there), _load_rows(v_ref, at, there)
+        visible = other[None] <= rows.token[:, None]
+        if scores.window is not None:
+            visible &= other[None] > rows.token[:, None] - scores.window
+        return _absorb(carry, q, k, v, visible, scores)
+
+    return jax.lax.fori_loop(oldest, rows.last_token // size + 1, absorb, carry)
+
+
+def _merged(
+    over_context: Pieces,
+    over_own: Pieces,
+    slots: Int[Array, " R"],
+    *,
+    q: Float[Array, "R T N H"],
+    rows_each: int,
+    interpret: bool,
+) -> Float[Array, "R T N H"]:
+    """All pieces that a row sees as one softmax, in the dtype and shape of `q`.
+
+    Args:
+        over_context: of sessions that `rows_each` questions look at each.
+        over_own: of questions.
+        slots: int32, session * rows_each + (which of its questions); past the end for none.
+        q: the queries; only their shape and dtype matter.
+        rows_each: E.
+        interpret: run as plain JAX, on any device.
+    """
+    rows, pieces = math.prod(q.shape[:3]), over_context.lse.shape[0]
+    most = max(1, _MERGE_TILE // (pieces * q.shape[3]))
+    block_rows = max(1, min(most, 16, pl.next_power_of_2(pl.cdiv(rows, _MERGE_PROGRAMS))))
+    kernel = functools.partial(
+        _merge_kernel,
+        block_rows=block_rows,
+        rows=rows,
+        tokens=q.shape[1],
+        group=q.shape[2] // over_own.lse.shape[2],
+        rows_each=rows_each,
+        context=over_context.lse.shape,
+        own=over_own.lse.shape,
+    )
+    flat = [
+        Pieces(out=piece.out.reshape(-1, q.shape[3]), lse=piece.lse.reshape(-1))
+        for piece in (over_context, over_own)
+    ]
+    out = pl.pallas_call(
+        kernel,
+        grid=(pl.cdiv(rows, block_rows),),
+        out_shape=jax.ShapeDtypeStruct((rows, q.shape[3]), q.dtype),
+        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=1),
+        interpret=interpret,
+        name="merge_pieces",
+    )(*flat, slots)
+    return out.reshape(q.shape)
+
+
+def _merge_kernel(
+    over_context: Pieces,
+    over_own: Pieces,
+    slots_ref: jax.Ref,
+    out_ref: jax.Ref,
+    *,
+    block_rows: int,
+    rows: int,
+    tokens: int,
+    group: int,
+    rows_each: int,
+    context: tuple[int, ...],
+    own: tuple[int, ...],
+) -> None:
+    """Some rows, in the order of the output; all pieces of a row are loaded at once."""
+    pieces, sessions, kv_heads, context_rows = context
+    row = pl.program_id(0) * block_rows + jnp.arange(block_rows, dtype=jnp.int32)
+    real = row < rows
+    head_of_all, place = row % (kv_heads * group), row // (kv_heads * group)
+    token, question = place % tokens, place // tokens
+    head, number = head_of_all // group, token * group + head_of_all % group
+
+    slot = plgpu.load(slots_ref.at[question], mask=real, other=sessions * rows_each)
+    looks = real & (slot < sessions * rows_each)
+    at = (slot // rows_each * kv_heads + head) * context_rows
+    at += slot % rows_each * (tokens * group) + number
+    stride = sessions * kv_heads * context_rows
+    at = at[:, None] + jnp.arange(pieces, dtype=jnp.int32)[None] * stride
+    looks = jnp.broadcast_to(looks[:, None], at.shape)
+    own_at = (question * kv_heads + head) * own[3] + number
+
+    context_out, context_lse = _refs(over_context.out, over_context.lse)
+    own_out, own_lse_ref = _refs(over_own.out, over_own.lse)
+    lse = plgpu.load(context_lse.at[at], mask=looks, other=_NOTHING)
+    own_lse = plgpu.load(own_lse_ref.at[own_at], mask=real, other=0.0)
+    top = jnp.maximum(jnp.max(lse, axis=1), own_lse)
+    weights, own_weight = jnp.exp(lse - top[:, None]), jnp.exp(own_lse - top)
+    total = jnp.sum(weights, axis=1) + own_weight
+
+    columns = jnp.arange(out_ref.shape[1], dtype=jnp.int32)
+    index = jnp.broadcast_arrays(at[:, :, None], columns[None, None])
+    seen = jnp.broadcast_to(looks[:, :, None], index[0].shape)
+    parts = plgpu.load(context_out.at[tuple(index)], mask=seen, other=0.0)
+    own_part = _load_rows(own_out, own_at, real)
+    out = jnp.sum(parts * weights[:, :, None], axis=1) + own_part * own_weight[:, None]
+    _store_rows(out_ref, row, (out / total[:, None]).astype(out_ref.dtype), real)
 
 
 def context_attention(
@@ -270,14 +540,20 @@ def context_attention(
     interpret: bool = False,
 ) -> Partial:
     """The op itself: `context_splits` with its pieces merged, in float32."""
-    splits = context_splits(
-        q, keys, values, table, lengths, starts, scale=scale, cap=cap, cut=cut, interpret=interpret
+    folded = q.shape[1] * q.shape[2] // keys.shape[2]
+    cut = cut or plan(q.shape[0], folded, keys.shape[2], q.shape[3], keys.shape[1])
+    (splits,) = _pieces(
+        _Committed(q, keys, values, table, lengths, starts),
+        None,
+        cut=cut,
+        scores=_Scores(window=None, scale=scale, cap=cap),
+        interpret=interpret,
     )
     top = jnp.max(splits.lse, axis=0)
     weights = jnp.exp(splits.lse - top[None])
     total = jnp.sum(weights, axis=0)
     out = jnp.sum(splits.out * (weights / total[None])[..., None], axis=0)
-    lse = jnp.where(top > FLOOR, top + jnp.log(total), NOTHING)
+    lse = jnp.where(top > _FLOOR, top + jnp.log(total), _NOTHING)
     batch, rows, heads, _ = q.shape
 
     def unfold(x: Array) -> Array:
@@ -289,207 +565,17 @@ def context_attention(
     return Partial(out=unfold(out), lse=unfold(lse))
 
 
-def finish(
-    q: Float[Array, "R T N H"],
-    k: Float[Array, "R T K H"],
-    v: Float[Array, "R T K H"],
-    splits: Splits,
-    slots: Int[Array, " R"],
-    tail: LayerTail | None,
-    *,
-    rows_each: int,
-    window: int | None,
-    scale: float,
-    cap: float | None = None,
-    interpret: bool = False,
-) -> Float[Array, "R T N H"]:
-    """Attention of each question's tokens over context, tail and themselves (causally).
-
-    Args:
-        q, k, v: of the new tokens, positions applied.
-        splits: over the context, of sessions that `rows_each` questions look at each.
-        slots: int32, session * rows_each + (which of its questions); past the end for none.
-        tail: cells before the new tokens, or None.
-        rows_each: E.
-        window: a token sees itself and window - 1 cells before; None for all.
-        scale, cap: of the scores.
-        interpret: run as plain JAX, on any device.
-    """
-    questions, tokens, heads, head_dim = q.shape
-    kv_heads = k.shape[2]
-    folded = tokens * heads // kv_heads
-    block_rows = max(16, min(_FINISH_ROWS, pl.next_power_of_2(folded)))
-    work = _Work(
-        block_rows=block_rows,
-        tokens=tokens,
-        kv_heads=kv_heads,
-        group=heads // kv_heads,
-        pieces=splits.out.shape[0],
-        sessions=splits.out.shape[1],
-        context_rows=splits.out.shape[3],
-        rows_each=rows_each,
-        window=window,
-        scale=scale,
-        cap=cap,
-    )
-    context = (splits.out.reshape(-1, head_dim), splits.lse.reshape(-1), slots)
-    out = pl.pallas_call(
-        functools.partial(_finish_kernel, work=work),
-        grid=(pl.cdiv(folded, block_rows) * kv_heads, questions),
-        out_shape=jax.ShapeDtypeStruct((questions * tokens * heads, head_dim), q.dtype),
-        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
-        interpret=interpret,
-        name="finish_attention",
-    )(*(x.reshape(-1, head_dim) for x in (q, k, v)), *context, tail)
-    return out.reshape(q.shape)
+def _refs(*arrays: Array) -> tuple[jax.Ref, ...]:
+    """What the arrays of a pytree are inside a kernel."""
+    return cast("tuple[jax.Ref, ...]", arrays)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Work:
-    """Static numbers of a call; X pieces, B sessions and F rows as in `Splits`."""
-
-    block_rows: int
-    tokens: int
-    kv_heads: int
-    group: int
-    pieces: int
-    sessions: int
-    context_rows: int
-    rows_each: int
-    window: int | None
-    scale: float
-    cap: float | None
-
-
-class _Rows(NamedTuple):
-    """The rows of one program.
-
-    Attributes:
-        question, head: which.
-        number: int32 [F], t * group + (which query head of the KV head).
-        token: int32 [F], t.
-        real: bool [F], false for padding.
-    """
-
-    question: Array
-    head: Array
-    number: Array
-    token: Array
-    real: Array
-
-
-def _finish_kernel(
-    q_ref: jax.Ref,
-    k_ref: jax.Ref,
-    v_ref: jax.Ref,
-    parts_ref: jax.Ref,
-    lse_ref: jax.Ref,
-    slots_ref: jax.Ref,
-    tail: LayerTail | None,
-    out_ref: jax.Ref,
-    *,
-    work: _Work,
-) -> None:
-    """One row block of one KV head of one question."""
-    row_blocks = pl.cdiv(work.tokens * work.group, work.block_rows)
-    first = pl.program_id(0) % row_blocks * work.block_rows
-    number = first + jnp.arange(work.block_rows, dtype=jnp.int32)
-    rows = _Rows(
-        question=pl.program_id(1),
-        head=pl.program_id(0) // row_blocks,
-        number=number,
-        token=number // work.group,
-        real=number < work.tokens * work.group,
-    )
-    at = (rows.question * work.tokens + rows.token) * (work.kv_heads * work.group)
-    at += rows.head * work.group + number % work.group
-    q = load_rows(q_ref, at, rows.real)
-    carry = _merge_pieces(parts_ref, lse_ref, slots_ref[rows.question], rows, work)
-    if tail is not None:
-        carry = _absorb_tail(carry, q, tail, rows, first // work.group, work)
-    carry = _absorb_new(carry, q, k_ref, v_ref, rows, first, work)
-    store_rows(out_ref, at, normalised(carry)[0].astype(q.dtype), rows.real)
-
-
-def _merge_pieces(
-    parts_ref: jax.Ref, lse_ref: jax.Ref, slot: Array, rows: _Rows, work: _Work
-) -> Softmax:
-    """The context's pieces as one running softmax; unrolled, so that no load waits for another."""
-    sees = rows.real & (slot < work.sessions * work.rows_each)
-    at = (slot // work.rows_each * work.kv_heads + rows.head) * work.context_rows
-    at += slot % work.rows_each * (work.tokens * work.group) + rows.number
-    stride = work.sessions * work.kv_heads * work.context_rows
-    each = [
-        plgpu.load(lse_ref.at[piece * stride + at], mask=sees, other=NOTHING) * LOG2_E
-        for piece in range(work.pieces)
-    ]
-    top = functools.reduce(jnp.maximum, each, jnp.full_like(each[0], FLOOR))
-    weighted, total = jnp.zeros((work.block_rows, parts_ref.shape[1]), jnp.float32), 0.0
-    for piece, lse in enumerate(each):
-        weight = jnp.exp2(lse - top)
-        weighted += load_rows(parts_ref, piece * stride + at, sees) * weight[:, None]
-        total += weight
-    return Softmax(weighted=weighted, top=top, total=jnp.asarray(total))
-
-
-def _absorb_tail(
-    carry: Softmax, q: Array, tail: LayerTail, rows: _Rows, first_token: Array, work: _Work
-) -> Softmax:
-    """The question's earlier cells."""
-    block_cells, width = tail.keys.shape[1], tail.tables.shape[1]
-    size, used = tile_cells(block_cells), tail.used[rows.question]
-    # Inside a kernel the arrays of a pytree are references to them.
-    keys, values = cast("tuple[jax.Ref, jax.Ref]", (tail.keys, tail.values))
-    first = jnp.int32(0)
-    if work.window is not None:
-        first = jnp.maximum(used + first_token - (work.window - 1), 0) // size
-
-    def absorb(number: Array, carry: Softmax) -> Softmax:
-        cell = number * size
-        block = tail.tables[rows.question, jnp.minimum(cell // block_cells, width - 1)]
-        place = (block, pl.ds(cell % block_cells, size), rows.head, slice(None))
-        position = cell + jnp.arange(size, dtype=jnp.int32)
-        written = position < used
-        k = plgpu.load(keys.at[place], mask=written[:, None], other=0.0)
-        # What an earlier question left behind may be NaN, and 0 * NaN is NaN.
-        v = plgpu.load(values.at[place], mask=written[:, None], other=0.0)
-        visible = written[None] & rows.real[:, None]
-        if work.window is not None:
-            visible &= position[None] > used + rows.token[:, None] - work.window
-        return absorb_tile(carry, q, k, v, visible, work.scale, work.cap)
-
-    return jax.lax.fori_loop(first, pl.cdiv(used, size), absorb, carry)
-
-
-def _absorb_new(
-    carry: Softmax, q: Array, k_ref: jax.Ref, v_ref: jax.Ref, rows: _Rows, first: Array, work: _Work
-) -> Softmax:
-    """The new tokens themselves, each up to itself."""
-    size = max(16, min(64, pl.next_power_of_2(work.tokens)))
-    newest = jnp.minimum((first + work.block_rows - 1) // work.group, work.tokens - 1)
-    oldest = jnp.int32(0)
-    if work.window is not None:
-        oldest = jnp.maximum(first // work.group - (work.window - 1), 0) // size
-
-    def absorb(number: Array, carry: Softmax) -> Softmax:
-        other = number * size + jnp.arange(size, dtype=jnp.int32)
-        there = other < work.tokens
-        at = (rows.question * work.tokens + other) * work.kv_heads + rows.head
-        k, v = load_rows(k_ref, at, there), load_rows(v_ref, at, there)
-        visible = other[None] <= rows.token[:, None]
-        if work.window is not None:
-            visible &= other[None] > rows.token[:, None] - work.window
-        return absorb_tile(carry, q, k, v, visible, work.scale, work.cap)
-
-    return jax.lax.fori_loop(oldest, newest // size + 1, absorb, carry)
-
-
-def load_rows(ref: jax.Ref, rows: Int[Array, " F"], real: Array) -> Float[Array, "F H"]:
+def _load_rows(ref: jax.Ref, rows: Int[Array, " F"], real: Array) -> Float[Array, "F H"]:
     """Rows of a matrix by number; zeros where `real` is false."""
     return plgpu.load(ref.at[_whole(ref, rows)], mask=real[:, None], other=0.0)
 
 
-def store_rows(
+def _store_rows(
     ref: jax.Ref, rows: Int[Array, " F"], values: Float[Array, "F H"], real: Array
 ) -> None:
     """Writes rows of a matrix by number, where `real` is true."""
@@ -502,7 +588,7 @@ def _whole(ref: jax.Ref, rows: Int[Array, " F"]) -> tuple[Array, ...]:
     return tuple(jnp.broadcast_arrays(rows[:, None], columns[None]))
 
 
-class Softmax(NamedTuple):
+class _Softmax(NamedTuple):
     """Sums of an online softmax in base 2, float32: values [F, H], maximum and total [F]."""
 
     weighted: Array
@@ -510,42 +596,44 @@ class Softmax(NamedTuple):
     total: Array
 
 
-def empty(rows: int, head_dim: int) -> Softmax:
-    """Nothing seen yet."""
-    return Softmax(
+def _nothing_seen(rows: int, head_dim: int) -> _Softmax:
+    return _Softmax(
         weighted=jnp.zeros((rows, head_dim), jnp.float32),
-        top=jnp.full((rows,), FLOOR, jnp.float32),
+        top=jnp.full((rows,), _FLOOR, jnp.float32),
         total=jnp.zeros((rows,), jnp.float32),
     )
 
 
-def absorb_tile(
-    carry: Softmax,
+def _absorb(
+    carry: _Softmax,
     q: Float[Array, "F H"],
     k: Float[Array, "S H"],
     v: Float[Array, "S H"],
     visible: Array,
-    scale: float,
-    cap: float | None,
-) -> Softmax:
+    scores: _Scores,
+) -> _Softmax:
     """One tile of cells taken in; `visible` is bool, [F, S]."""
-    scores = plgpu.dot(q, k.T) * (scale * LOG2_E if cap is None else scale / cap)
+    scale, cap = scores.scale, scores.cap
+    found = plgpu.dot(q, k.T) * (scale * _LOG2_E if cap is None else scale / cap)
     if cap is not None:
-        scores = jnp.tanh(scores) * (cap * LOG2_E)
-    scores = jnp.where(visible, scores, NOTHING)
-    top = jnp.maximum(carry.top, jnp.max(scores, axis=1))
+        found = jnp.tanh(found) * (cap * _LOG2_E)
+    found = jnp.where(visible, found, _NOTHING)
+    top = jnp.maximum(carry.top, jnp.max(found, axis=1))
     shrink = jnp.exp2(carry.top - top)
-    weights = jnp.exp2(scores - top[:, None])
-    return Softmax(
+    weights = jnp.exp2(found - top[:, None])
+    return _Softmax(
         weighted=carry.weighted * shrink[:, None] + plgpu.dot(weights.astype(v.dtype), v),
         top=top,
         total=carry.total * shrink + jnp.sum(weights, axis=1),
     )
 
 
-def normalised(carry: Softmax) -> tuple[Float[Array, "F H"], Float[Array, " F"]]:
+def _store(
+    outs: Pieces, place: tuple[Array | int | pl.Slice | slice, ...], carry: _Softmax
+) -> None:
     """The output and the natural log-sum-exp; of nothing 0 and about -1e30."""
+    out, lse = _refs(outs.out, outs.lse)
     some = carry.total > 0
     total = jnp.where(some, carry.total, 1.0)
-    lse = jnp.where(some, (carry.top + jnp.log2(total)) / LOG2_E, NOTHING)
-    return carry.weighted / total[:, None], lse
+    out[(*place, slice(None))] = carry.weighted / total[:, None]
+    lse[place] = jnp.where(some, (carry.top + jnp.log2(total)) / _LOG2_E, _NOTHING)
