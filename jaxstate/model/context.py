@@ -7,6 +7,8 @@ how attention is computed.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
@@ -14,6 +16,25 @@ from jaxtyping import Array, Float, Int
 from jaxstate.cells.pool import Context
 from jaxstate.config import ModelConfig
 from jaxstate.model.attention import Partial
+
+
+class Heads(NamedTuple):
+    """N query heads, and K heads of keys and as many of values."""
+
+    queries: int
+    keys: int
+
+
+def split_heads(
+    qkv: Float[Array, "*batch G H"], kv_heads: int
+) -> tuple[Float[Array, "*batch N H"], Float[Array, "*batch K H"], Float[Array, "*batch K H"]]:
+    """Queries, keys and values that lie side by side, G = N + 2 K heads."""
+    first = qkv.shape[-2] - 2 * kv_heads
+    return (
+        qkv[..., :first, :],
+        qkv[..., first : first + kv_heads, :],
+        qkv[..., first + kv_heads :, :],
+    )
 
 
 @struct.dataclass

@@ -11,6 +11,7 @@ times slower and copied the pool (docs/performance.md).
 
 from __future__ import annotations
 
+import functools
 from typing import cast
 
 import flax.linen as nn
@@ -21,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxstate.cells.pool import Context, KVPool, NewCells, write_cells
 from jaxstate.config import LayerAttention, ModelConfig
-from jaxstate.model.backends import Backend, attend
+from jaxstate.model.backends import Backend, Heads, add_norm, attend, split_heads
 from jaxstate.model.context import LayerContext, LayerTail, layer_context
 from jaxstate.model.layers import INIT, GatedMLP, RMSNorm, project, rope_angles, rotate, softcap
 from jaxstate.weights import Params
@@ -62,8 +63,8 @@ class Attention(nn.Module):
             self.param("bo", zeros, (config.model_dim,), self.dtype) if config.out_bias else None
         )
         if config.qk_norm:
-            self.q_norm = RMSNorm(eps=config.norm_eps)
-            self.k_norm = RMSNorm(eps=config.norm_eps)
+            self.q_norm = RMSNorm(dim=config.head_dim, eps=config.norm_eps)
+            self.k_norm = RMSNorm(dim=config.head_dim, eps=config.norm_eps)
 
     def __call__(
         self,
@@ -73,34 +74,34 @@ class Attention(nn.Module):
         tail: LayerTail | None,
     ) -> tuple[Float[Array, "B Q T D"], Float[Array, "B Q T K H"], Float[Array, "B Q T K H"]]:
         """The block's output (before the residual sum) and the tokens' keys and values."""
-        q, k, v = self._project(x, positions)
+        config = self.config
+        qkv = self._project(x, positions)
         out = attend(
             self.backend,
-            q,
-            k,
-            v,
+            qkv,
             positions,
             context,
             tail,
+            heads=Heads(config.num_heads, config.num_kv_heads),
             window=self.kind.window,
-            scale=self.config.query_scale,
-            cap=self.config.attention_softcap,
+            scale=config.query_scale,
+            cap=config.attention_softcap,
         )
-        out = out.reshape(*x.shape[:3], self.config.query_dim)
+        out = out.reshape(*x.shape[:3], config.query_dim)
+        _, k, v = split_heads(qkv, config.num_kv_heads)
         return project(out, self.wo, self.bo), k, v
 
-    def _project(self, x: Array, positions: Array) -> tuple[Array, Array, Array]:
+    def _project(self, x: Array, positions: Array) -> Float[Array, "B Q T G H"]:
+        """Queries, keys and values side by side, positions applied to the first two."""
         config = self.config
         mixed = project(x, self.wqkv, self.bqkv)
-        heads = (config.query_dim, config.query_dim + config.kv_dim)
-        q, k, v = (
-            part.reshape(*x.shape[:3], -1, config.head_dim)
-            for part in jnp.split(mixed, heads, axis=-1)
-        )
+        qkv = mixed.reshape(*x.shape[:3], -1, config.head_dim)
         if config.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k, v = split_heads(qkv, config.num_kv_heads)
+            qkv = jnp.concatenate([self.q_norm(q), self.k_norm(k), v], axis=-2)
         angles = rope_angles(self.kind.rope, positions, config.head_dim)
-        return rotate(q, angles), rotate(k, angles), v
+        head = jnp.arange(qkv.shape[3], dtype=jnp.int32).reshape(1, 1, 1, -1, 1)
+        return jnp.where(head < qkv.shape[3] - config.num_kv_heads, rotate(qkv, angles), qkv)
 
 
 class Layer(nn.Module):
@@ -114,28 +115,41 @@ class Layer(nn.Module):
     def setup(self) -> None:
         """Declares the parts that the config asks for."""
         config = self.config
-        self.attention_norm = RMSNorm(eps=config.norm_eps)
+        norm = functools.partial(RMSNorm, dim=config.model_dim, eps=config.norm_eps)
+        self.attention_norm = norm()
         self.attention = Attention(
             config=config, kind=self.kind, dtype=self.dtype, backend=self.backend
         )
-        self.mlp_norm = RMSNorm(eps=config.norm_eps)
+        self.mlp_norm = norm()
         self.mlp = GatedMLP(mlp_dim=config.mlp_dim, activation=config.activation, dtype=self.dtype)
         if config.post_norms:
-            self.attention_post_norm = RMSNorm(eps=config.norm_eps)
-            self.mlp_post_norm = RMSNorm(eps=config.norm_eps)
+            self.attention_post_norm = norm()
+            self.mlp_post_norm = norm()
 
     def __call__(
         self,
         x: Float[Array, "B Q T D"],
+        change: Float[Array, "B Q T D"] | None,
         positions: Int[Array, "B Q T"],
         context: LayerContext,
         tail: LayerTail | None,
-    ) -> tuple[Float[Array, "B Q T D"], Float[Array, "B Q T K H"], Float[Array, "B Q T K H"]]:
-        """The layer's output and the tokens' keys and values."""
-        mixed, k, v = self.attention(self.attention_norm(x), positions, context, tail)
-        x = x + (self.attention_post_norm(mixed) if self.config.post_norms else mixed)
-        mixed = self.mlp(self.mlp_norm(x))
-        return x + (self.mlp_post_norm(mixed) if self.config.post_norms else mixed), k, v
+    ) -> tuple[
+        Float[Array, "B Q T D"],
+        Float[Array, "B Q T D"],
+        Float[Array, "B Q T K H"],
+        Float[Array, "B Q T K H"],
+    ]:
+        """Takes the residual stream and what the layer before adds to it, and returns the same of
+        this one, so that every sum is computed together with the norm after it; and the tokens'
+        keys and values."""
+        add = functools.partial(add_norm, self.backend, eps=self.config.norm_eps)
+        x, normed = add(x, change, self.attention_norm.scale)
+        change, k, v = self.attention(normed, positions, context, tail)
+        if self.config.post_norms:
+            change = self.attention_post_norm(change)
+        x, normed = add(x, change, self.mlp_norm.scale)
+        change = self.mlp(normed)
+        return x, self.mlp_post_norm(change) if self.config.post_norms else change, k, v
 
 
 # Layers of one kind are traced once and inlined by XLA: a third of the time to trace and lower an
@@ -203,7 +217,7 @@ class Decoder(nn.Module):
             _TracedOnce(config=config, kind=kind, dtype=self.dtype, backend=self.backend)
             for kind in config.layers
         ]
-        self.final_norm = RMSNorm(eps=config.norm_eps)
+        self.final_norm = RMSNorm(dim=config.model_dim, eps=config.norm_eps)
         if not config.tied_embeddings:
             self.head = Head(config=config, dtype=self.dtype)
 
@@ -225,18 +239,22 @@ class Decoder(nn.Module):
         Returns:
             The final hidden vectors, and every layer's new cells.
         """
-        x = self.embed(tokens)
+        x, change = self.embed(tokens), None
         keys, values = [], []
         for index, layer in enumerate(self.layers):
-            x, k, v = layer(
+            x, change, k, v = layer(
                 x,
+                change,
                 positions,
                 layer_context(self.config, context, index),
                 _layer_tail(tail, index),
             )
             keys.append(k)
             values.append(v)
-        return self.final_norm(x), NewCells(keys=tuple(keys), values=tuple(values))
+        _, hidden = add_norm(
+            self.backend, x, change, self.final_norm.scale, eps=self.config.norm_eps
+        )
+        return hidden, NewCells(keys=tuple(keys), values=tuple(values))
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Next-token logits, float32, from final hidden vectors."""

@@ -16,19 +16,29 @@ from jaxstate.config import Activation, Rope
 INIT = nn.initializers.normal(0.02)
 
 
-class RMSNorm(nn.Module):
-    """Scales vectors to unit mean square, in float32, then by a learnt factor."""
+def rms_norm(
+    x: Float[Array, "*batch D"], scale: Float[Array, " D"], eps: float
+) -> Float[Array, "*batch D"]:
+    """Vectors of unit mean square, computed in float32, times a learnt factor; in x's dtype."""
+    wide = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+    normed = wide * jax.lax.rsqrt(mean_square + eps)
+    return (normed * scale.reshape((1,) * (x.ndim - 1) + scale.shape)).astype(x.dtype)
 
+
+class RMSNorm(nn.Module):
+    """The learnt factor of a `rms_norm`, float32 [D]; and the norm itself."""
+
+    dim: int
     eps: float
 
-    @nn.compact
+    def setup(self) -> None:
+        """Declares the factor."""
+        self.scale = self.param("scale", nn.initializers.ones_init(), (self.dim,), jnp.float32)
+
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """The normalised input, in the input's dtype."""
-        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
-        wide = x.astype(jnp.float32)
-        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        normed = wide * jax.lax.rsqrt(mean_square + self.eps)
-        return (normed * scale.reshape((1,) * (x.ndim - 1) + scale.shape)).astype(x.dtype)
+        return rms_norm(x, self.scale, self.eps)
 
 
 def rope_angles(
@@ -47,10 +57,12 @@ def rotate(
     x: Float[Array, "*batch heads H"], angles: Float[Array, "*batch F"]
 ) -> Float[Array, "*batch heads H"]:
     """Rotates the pairs (i, i + H/2) of every head by its angle (the half-split convention)."""
-    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, x.shape[-1] // 2)
+    cos, sin = jnp.cos(angles)[..., None, None, :], jnp.sin(angles)[..., None, None, :]
+    # (first, second) * cos + (-second, first) * sin: without slices, so that it is one kernel.
+    signed = jnp.concatenate([-sin, sin], axis=-2)
+    turned = pairs * cos + jnp.flip(pairs, axis=-2) * signed
+    return turned.reshape(x.shape).astype(x.dtype)
 
 
 def softcap(x: Float[Array, "*shape"], cap: float | None) -> Float[Array, "*shape"]:

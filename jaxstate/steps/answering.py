@@ -7,6 +7,7 @@ host. Does not know: other questions, sessions by name.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ from jaxstate.steps.checks import padded_stop_ids
 from jaxstate.steps.collector import AnswerCollector, Collected
 from jaxstate.steps.compiled import SessionSteps
 from jaxstate.steps.query import Chosen
-from jaxstate.steps.sampling import SamplingRows, sampling_rows
+from jaxstate.steps.sampling import sampling_rows
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,14 @@ class Answering:
         """Reads the question, then decodes until something ends the answer."""
         answer = self._new_answer()
         tail_cells = tail_size(len(ids), max_tokens, self.model.steps)
-        shared = self._shared()
-        tail, first = self._prefill(state, tail_cells, ids, shared)
+        constants = _constants(self.model.stop_ids)
+        tail, first = self._prefill(state, tail_cells, ids, constants)
+        first.logits.copy_to_host_async()
         in_flight, newest, launched = deque([first]), first, 1
         ahead = 0 if jax.default_backend() == "cpu" else 1
         for taken in range(max_tokens):
             while launched < min(max_tokens, taken + 1 + ahead):
-                tail, newest = self._decode(state, tail, newest, shared)
+                tail, newest = self._decode(state, tail, newest, constants)
                 in_flight.append(newest)
                 launched += 1
             if _take(answer, in_flight.popleft()):
@@ -56,48 +58,49 @@ class Answering:
         tokenizer = self.model.text if self.stop else self.model.tokenizer
         return AnswerCollector(tokenizer, self.stop)
 
-    def _shared(self) -> _Shared:
-        return _Shared(
-            *jax.device_put(
-                (
-                    sampling_rows([[self.sampling]]),
-                    padded_stop_ids(self.model.stop_ids),
-                    np.ones((1, 1), np.int32),
-                    np.zeros((1, 1), np.bool_),
-                )
-            )
-        )
-
     def _prefill(
-        self, state: SessionState, tail_cells: int, ids: NDArray[np.int32], shared: _Shared
+        self, state: SessionState, tail_cells: int, ids: NDArray[np.int32], constants: _Constants
     ) -> tuple[Tail, Chosen]:
-        params, running = self.model.params, shared.running
+        params, running, stop_ids = self.model.params, constants.running, constants.stop_ids
         first, *rest = chunks(len(ids), question_sizes(tail_cells, self.model.steps))
-        tokens, count = _padded(ids, first)
-        tail, chosen = self.steps.ask(params, state, tail_cells, tokens, count, shared.stop_ids)
+        tail, chosen = self.steps.ask(params, state, tail_cells, *_padded(ids, first), stop_ids)
         for chunk in rest:
-            tokens, count = _padded(ids, chunk)
             tail, chosen = self.steps.query(
-                params, state, tail, tokens, count, running, shared.stop_ids
+                params, state, tail, *_padded(ids, chunk), running, stop_ids
             )
-        return tail, self._drawn(tail, chosen, running, shared)
+        return tail, self._drawn(tail, chosen, running, stop_ids)
 
     def _decode(
-        self, state: SessionState, tail: Tail, last: Chosen, shared: _Shared
+        self, state: SessionState, tail: Tail, last: Chosen, constants: _Constants
     ) -> tuple[Tail, Chosen]:
+        stop_ids = constants.stop_ids
         tail, chosen = self.steps.query(
-            self.model.params, state, tail, last.token, shared.one, last.done, shared.stop_ids
+            self.model.params, state, tail, last.token, constants.one, last.done, stop_ids
         )
-        chosen = self._drawn(tail, chosen, last.done, shared)
-        for array in (chosen.token, chosen.logprob, chosen.done):
-            array.copy_to_host_async()
-        return tail, chosen
+        return tail, self._drawn(tail, chosen, last.done, stop_ids)
 
-    def _drawn(self, tail: Tail, chosen: Chosen, done: jax.Array, shared: _Shared) -> Chosen:
-        """What the sampling chooses instead of the likeliest token."""
-        if self.sampling.temperature == 0:
-            return chosen
-        return self.steps.draw(chosen, tail.lengths, done, shared.rows, shared.stop_ids)
+    def _drawn(self, tail: Tail, chosen: Chosen, done: jax.Array, stop_ids: jax.Array) -> Chosen:
+        """What the sampling chooses instead of the likeliest token, on its way to the host."""
+        if self.sampling.temperature > 0:
+            rows = sampling_rows([[self.sampling]])
+            chosen = self.steps.draw(chosen, tail.lengths, done, rows, stop_ids)
+        chosen.told.copy_to_host_async()
+        return chosen
+
+
+@dataclass(frozen=True)
+class _Constants:
+    """What is the same for every question to a model, on the device."""
+
+    stop_ids: jax.Array
+    one: jax.Array
+    running: jax.Array
+
+
+@functools.cache
+def _constants(stop_ids: tuple[int, ...]) -> _Constants:
+    values = (padded_stop_ids(stop_ids), np.ones((1, 1), np.int32), np.zeros((1, 1), np.bool_))
+    return _Constants(*jax.device_put(values))
 
 
 def _padded(ids: NDArray[np.int32], chunk: Chunk) -> tuple[jax.Array, jax.Array]:
@@ -109,8 +112,8 @@ def _padded(ids: NDArray[np.int32], chunk: Chunk) -> tuple[jax.Array, jax.Array]
 
 def _take(answer: AnswerCollector, chosen: Chosen) -> bool:
     """Waits for one step's choice and hands it on; True if the answer ends with it."""
-    token, logprob, done = jax.device_get((chosen.token, chosen.logprob, chosen.done))
-    return answer.take(int(token[0, 0, 0]), float(logprob[0, 0]), bool(done[0, 0]))
+    token, logprob, done = np.asarray(chosen.told)[:, 0, 0]
+    return answer.take(int(token), float(logprob.view(np.float32)), bool(done))
 
 
 def _result(collected: Collected, logits: NDArray[np.float32]) -> QueryResult:
@@ -121,13 +124,3 @@ def _result(collected: Collected, logits: NDArray[np.float32]) -> QueryResult:
         finish_reason=collected.finish_reason,
         text=collected.text,
     )
-
-
-@dataclass(frozen=True)
-class _Shared:
-    """Device values that are the same for every step of a question."""
-
-    rows: SamplingRows
-    stop_ids: jax.Array
-    one: jax.Array
-    running: jax.Array

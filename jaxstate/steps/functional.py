@@ -66,6 +66,8 @@ def extend(model: Model, state: SessionState, tokens: Tokens) -> SessionState:
         padded[: chunk.count] = ids[chunk.start : chunk.start + chunk.count]
         count = np.int32(chunk.count)
         state = steps.extend(model.params, state, *jax.device_put((padded, count)))
+    # Whoever reads or asks next needs it on the host.
+    state.length.copy_to_host_async()
     return state
 
 

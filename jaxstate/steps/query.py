@@ -10,11 +10,12 @@ samples is followed by `draw_step`.
 from __future__ import annotations
 
 import chex
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxstate.cells.pool import Context, KVPool, NewCells
+from jaxstate.cells.pool import Context, KVPool, NewCells, after_reading
 from jaxstate.model.decoder import Decoder, Tail, append_tail, forward, logits_of
 from jaxstate.steps.sampling import SamplingRows, choose, ends, greedy
 from jaxstate.weights import Params
@@ -26,14 +27,15 @@ class Chosen:
 
     Attributes:
         token: int32 [B, Q, 1], in the shape in which the next step takes it.
-        logprob: float32 [B, Q].
         done: bool [B, Q], a stop token was chosen now or before.
+        told: int32 [3, B, Q] for the host, in one array: token, bits of its float32
+            log-probability, done.
         logits: float32 [B, Q, V] that the token was chosen from.
     """
 
     token: Int[Array, "B Q 1"]
-    logprob: Float[Array, "B Q"]
     done: Bool[Array, "B Q"]
+    told: Int[Array, "3 B Q"]
     logits: Float[Array, "B Q V"]
 
 
@@ -95,13 +97,19 @@ def _append_and_choose(
 ) -> tuple[Tail, Chosen]:
     hidden, new = read
     chex.assert_shape([counts, tail.lengths], hidden.shape[:2])
-    tail = append_tail(tail, new, counts)
+    known = after_reading(counts.reshape(-1), hidden.shape[2], hidden).reshape(counts.shape)
+    tail = append_tail(tail, new, known)
     last = jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[..., None, None], axis=2)
     logits = logits_of(decoder, params, last[:, :, 0])
     chex.assert_shape(logits, (*hidden.shape[:2], decoder.config.vocab_size))
     token, logprob = greedy(logits)
-    done = done | ends(token, stop_ids)
-    return tail, Chosen(token=token[..., None], logprob=logprob, done=done, logits=logits)
+    return tail, _chosen(token, logprob, done | ends(token, stop_ids), logits)
+
+
+def _chosen(token: Array, logprob: Array, done: Array, logits: Array) -> Chosen:
+    bits = jax.lax.bitcast_convert_type(logprob, jnp.int32)
+    told = jnp.stack([token, bits, done.astype(jnp.int32)])
+    return Chosen(token=token[..., None], done=done, told=told, logits=logits)
 
 
 def draw_step(
@@ -121,8 +129,7 @@ def draw_step(
         stop_ids: padded with -1.
     """
     token, logprob = choose(logits, rows, draw)
-    done = done | ends(token, stop_ids)
-    return Chosen(token=token[..., None], logprob=logprob, done=done, logits=logits)
+    return _chosen(token, logprob, done | ends(token, stop_ids), logits)
 
 
 def empty_tail(decoder: Decoder, batch: int, questions: int, cells: int) -> Tail:

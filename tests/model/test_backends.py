@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import jaxstate
 from jaxstate.config import StepConfig
 from jaxstate.errors import InvalidInput
-from jaxstate.model.backends import attend, choose_backend
+from jaxstate.model.backends import Heads, add_norm, attend, choose_backend
 from jaxstate.model.context import LayerContext, LayerTail
 from jaxstate.testing import tiny_config
 from tests.reference import random_model
@@ -81,7 +81,7 @@ CASES = {
     "bfloat16": Case(lengths=(80,), tails=(17, 2), sessions=(0, 0), tokens=4, dtype="bfloat16"),
     "float16": Case(lengths=(80,), tails=(17, 2), sessions=(0, 0), tokens=4, dtype="float16"),
 }
-compiled_attend = jax.jit(attend, static_argnames=("backend", "window", "scale", "cap"))
+compiled_attend = jax.jit(attend, static_argnames=("backend", "heads", "window", "scale", "cap"))
 # Softmax weights are rounded to the cells' dtype, at different places.
 TOLERANCE = {"float32": 3e-6, "bfloat16": 3e-2, "float16": 4e-3}
 
@@ -129,17 +129,15 @@ def attended(case: Case, backend: str) -> NDArray[np.float64]:
     first = (seen + np.array(case.tails)).reshape(*shape, 1)
     positions = jnp.asarray(first + np.arange(case.tokens), jnp.int32)
 
-    def new(heads: int) -> jax.Array:
-        return jnp.asarray(random.normal(0, 1, (*shape, case.tokens, heads, HEAD_DIM)), kind)
-
+    heads = Heads(queries=KV_HEADS * GROUP, keys=KV_HEADS)
+    size = (*shape, case.tokens, heads.queries + 2 * heads.keys, HEAD_DIM)
     out = compiled_attend(
         backend,
-        new(KV_HEADS * GROUP),
-        new(KV_HEADS),
-        new(KV_HEADS),
+        jnp.asarray(random.normal(0, 1, size), kind),
         positions,
         context,
         tail if case.with_tail else None,
+        heads=heads,
         window=case.window,
         scale=HEAD_DIM**-0.5,
         cap=case.cap,
@@ -157,6 +155,21 @@ def test_the_kernels_compute_what_the_reference_computes(name: str) -> None:
     assert np.isfinite(expected).all()
     tolerance = TOLERANCE[case.dtype]
     np.testing.assert_allclose(found, expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dim", [8, 24, 64])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_sum_and_its_norm(dim: int, dtype: str) -> None:
+    random = np.random.default_rng(dim)
+    x, change = (jnp.asarray(random.normal(0, 2, (2, 3, 5, dim)), dtype) for _ in range(2))
+    scale = jnp.asarray(random.normal(1, 0.1, dim), jnp.float32)
+    total, normed = add_norm("reference", x, change, scale, eps=1e-5)
+    found_total, found_normed = add_norm("triton-interpret", x, change, scale, eps=1e-5)
+    assert found_total.dtype == found_normed.dtype == x.dtype
+    np.testing.assert_array_equal(np.asarray(found_total), np.asarray(total))
+    tolerance = 1e-6 if dtype == "float32" else 1e-2
+    wide, found = (np.asarray(part, np.float64) for part in (normed, found_normed))
+    np.testing.assert_allclose(found, wide, atol=tolerance, rtol=tolerance)
 
 
 def test_without_a_gpu_the_reference_is_chosen() -> None:

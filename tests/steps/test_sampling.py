@@ -289,7 +289,9 @@ def test_asked_in_a_batch_is_asked_alone() -> None:
             tokens = [int(np.asarray(one.token)[(*at, 0)]) for one in told[:size]]
             assert tokens == alone.tokens.tolist()
             assert alone.finish_reason == ("stop" if True in ends else "length")
-            logprobs = [float(np.asarray(one.logprob)[at]) for one in told[:size]]
+            told_bits = [np.asarray(one.told)[(slice(None), *at)] for one in told[:size]]
+            assert [int(bits[0]) for bits in told_bits] == tokens
+            logprobs = [float(bits[1].view(np.float32)) for bits in told_bits]
             np.testing.assert_allclose(logprobs, alone.logprobs, atol=1e-4)
             np.testing.assert_allclose(
                 np.asarray(told[0].logits)[at], alone.logits, atol=1e-4, rtol=0

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from jaxstate.config import ModelConfig, StepConfig
 from jaxstate.errors import InvalidInput
 from jaxstate.model.backends import reference, triton
-from jaxstate.model.context import LayerContext, LayerTail
+from jaxstate.model.context import Heads, LayerContext, LayerTail
 
 Backend = Literal["reference", "triton", "triton-interpret"]
 
@@ -28,13 +28,12 @@ _log = logging.getLogger("jaxstate")
 
 def attend(
     backend: Backend,
-    q: Float[Array, "B Q T N H"],
-    k: Float[Array, "B Q T K H"],
-    v: Float[Array, "B Q T K H"],
+    qkv: Float[Array, "B Q T G H"],
     positions: Int[Array, "B Q T"],
     context: LayerContext,
     tail: LayerTail | None,
     *,
+    heads: Heads,
     window: int | None,
     scale: float,
     cap: float | None = None,
@@ -43,7 +42,21 @@ def attend(
     run = reference.attend
     if backend != "reference":
         run = functools.partial(triton.attend, interpret=backend == "triton-interpret")
-    return run(q, k, v, positions, context, tail, window=window, scale=scale, cap=cap)
+    return run(qkv, positions, context, tail, heads=heads, window=window, scale=scale, cap=cap)
+
+
+def add_norm(
+    backend: Backend,
+    x: Float[Array, "*batch D"],
+    change: Float[Array, "*batch D"] | None,
+    scale: Float[Array, " D"],
+    *,
+    eps: float,
+) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch D"]]:
+    """`jaxstate.model.backends.reference.add_norm`, by that backend."""
+    if backend == "reference" or change is None:
+        return reference.add_norm(x, change, scale, eps=eps)
+    return triton.add_norm(x, change, scale, eps=eps, interpret=backend == "triton-interpret")
 
 
 def choose_backend(config: ModelConfig, dtype: jnp.dtype, steps: StepConfig) -> Backend:
@@ -80,7 +93,7 @@ def _probe(head_dim: int, dtype: jnp.dtype) -> str | None:
     def normal(*shape: int) -> Array:
         return jnp.asarray(random.normal(0, 1, shape).astype(np.float32), dtype)
 
-    heads, blocks, cells = 4, 6, 64
+    blocks, cells = 6, 64
     context = LayerContext(
         keys=normal(blocks, cells, 2, head_dim),
         values=normal(blocks, cells, 2, head_dim),
@@ -95,11 +108,13 @@ def _probe(head_dim: int, dtype: jnp.dtype) -> str | None:
         tables=jnp.asarray([[2], [0]], jnp.int32),
         used=jnp.asarray([7, 0], jnp.int32),
     )
-    q, k, v = (normal(1, 2, 3, count, head_dim) for count in (heads, 2, 2))
+    qkv, heads = normal(1, 2, 3, 8, head_dim), Heads(queries=4, keys=2)
     positions = jnp.asarray([[[207, 208, 209], [200, 201, 202]]], jnp.int32)
     try:
         found, expected = (
-            np.asarray(run(q, k, v, positions, context, tail, window=None, scale=0.1), np.float64)
+            np.asarray(
+                run(qkv, positions, context, tail, heads=heads, window=None, scale=0.1), np.float64
+            )
             for run in (triton.attend, reference.attend)
         )
     except Exception as error:  # Whatever a compiler of kernels throws, the reference still works.

@@ -1,4 +1,4 @@
-"""Attention as plain JAX: the definition, and what runs wherever no kernel does.
+"""What kernels stand in for, as plain JAX: the definition, and what runs where no kernel does.
 
 Comes in: the queries, keys and values of new tokens, their session's cells in one layer and their
 question's own. Goes out: what they attend to. Does not know: projections, who owns the cells.
@@ -11,17 +11,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxstate.cells.pool import read_blocks
 from jaxstate.model.attention import Partial, context_attention, merge, tail_attention
-from jaxstate.model.context import LayerContext, LayerTail, by_row, by_session
+from jaxstate.model.context import Heads, LayerContext, LayerTail, by_row, by_session, split_heads
+from jaxstate.model.layers import rms_norm
 
 
 def attend(
-    q: Float[Array, "B Q T N H"],
-    k: Float[Array, "B Q T K H"],
-    v: Float[Array, "B Q T K H"],
+    qkv: Float[Array, "B Q T G H"],
     positions: Int[Array, "B Q T"],
     context: LayerContext,
     tail: LayerTail | None,
     *,
+    heads: Heads,
     window: int | None,
     scale: float,
     cap: float | None = None,
@@ -29,19 +29,34 @@ def attend(
     """Attention of each question's new tokens over context, tail and themselves (causally).
 
     Args:
-        q, k, v: of the new tokens, positions applied.
+        qkv: queries, keys and values of the new tokens side by side, G = N + 2 K, positions
+            applied.
         positions: int32, consecutive along T, those of a question right after its tail.
         context: committed cells of the sessions that the questions look at.
         tail: each question's cells before the new tokens, or None.
+        heads: N and K.
         window: a token sees itself and window - 1 cells before; None for all.
         scale, cap: of the scores.
 
     Returns:
-        In q's dtype; merged in float32 before it is rounded.
+        In the dtype of `qkv`; merged in float32 before it is rounded.
     """
+    q, k, v = split_heads(qkv, heads.keys)
     over_tail = _tail_part(q, k, v, positions, tail, window, scale, cap)
     over_context = _context_part(q, positions, context, window, scale, cap)
     return merge(over_context, over_tail).out.reshape(q.shape).astype(q.dtype)
+
+
+def add_norm(
+    x: Float[Array, "*batch D"],
+    change: Float[Array, "*batch D"] | None,
+    scale: Float[Array, " D"],
+    *,
+    eps: float,
+) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch D"]]:
+    """x + change (x itself where there is none), and its `rms_norm`; both in x's dtype."""
+    x = x if change is None else x + change
+    return x, rms_norm(x, scale, eps)
 
 
 def _context_part(

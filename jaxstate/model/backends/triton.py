@@ -28,7 +28,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
 from jaxstate.model.attention import Partial
-from jaxstate.model.context import LayerContext, LayerTail, by_session
+from jaxstate.model.context import Heads, LayerContext, LayerTail, by_session
 
 # The log-sum-exp of nothing, and what a running maximum starts with: e^(_NOTHING - _FLOOR) is 0,
 # so a masked score weighs nothing even where a row has seen nothing else.
@@ -45,13 +45,12 @@ _MERGE_PROGRAMS = 1056
 
 
 def attend(
-    q: Float[Array, "B Q T N H"],
-    k: Float[Array, "B Q T K H"],
-    v: Float[Array, "B Q T K H"],
+    qkv: Float[Array, "B Q T G H"],
     positions: Int[Array, "B Q T"],
     context: LayerContext,
     tail: LayerTail | None,
     *,
+    heads: Heads,
     window: int | None,
     scale: float,
     cap: float | None = None,
@@ -60,37 +59,47 @@ def attend(
     """`jaxstate.model.backends.reference.attend`, in two kernels.
 
     Args:
-        q, k, v, positions, context, tail, window, scale, cap: as there.
+        qkv, positions, context, tail, heads, window, scale, cap: as there.
         interpret: run as plain JAX, on any device.
     """
     starts = jnp.zeros(positions.shape, jnp.int32)
     if window is not None:
         starts = jnp.maximum(positions - (window - 1), 0)
-    rows, starts = by_session(q, starts, context)
+    # Where the rows of a session are side by side already, queries are read where they lie.
+    queries = qkv if context.place is None else qkv[..., : heads.queries, :]
+    rows, starts = by_session(queries, starts, context)
     sessions, each = rows.shape[:2]
-    questions, tokens, kv_heads = q.shape[0] * q.shape[1], q.shape[2], k.shape[3]
+    tokens, head_dim = qkv.shape[2], qkv.shape[4]
     committed = _Committed(
-        q=rows.reshape(sessions, each * tokens, *q.shape[3:]),
+        q=rows.reshape(sessions, each * tokens, *rows.shape[3:]),
         keys=context.keys,
         values=context.values,
         table=context.table,
         lengths=context.lengths,
         starts=starts.reshape(sessions, -1),
     )
-    own = _Own(
-        q=q.reshape(questions, *q.shape[2:]),
-        k=k.reshape(questions, *k.shape[2:]),
-        v=v.reshape(questions, *v.shape[2:]),
-        tail=tail,
+    own = _Own(qkv=qkv.reshape(-1, tokens, *qkv.shape[3:]), tail=tail)
+    block_cells, folded = context.keys.shape[1], tokens * heads.queries // heads.keys
+    over_context, over_own = _pieces(
+        committed,
+        own,
+        heads=heads,
+        cut=plan(sessions, each * folded, heads.keys, head_dim, block_cells),
+        scores=_Scores(window=window, scale=scale, cap=cap),
+        interpret=interpret,
     )
-    block_cells, folded = context.keys.shape[1], tokens * q.shape[3] // kv_heads
-    cut = plan(sessions, each * folded, kv_heads, q.shape[4], block_cells)
-    scores = _Scores(window=window, scale=scale, cap=cap)
-    over_context, over_own = _pieces(committed, own, cut=cut, scores=scores, interpret=interpret)
-    place = context.place
-    slots = jnp.arange(questions, dtype=jnp.int32) if place is None else place
-    out = _merged(over_context, over_own, slots, q=own.q, rows_each=each, interpret=interpret)
-    return out.reshape(q.shape)
+    place, shape = context.place, (own.qkv.shape[0], tokens, heads.queries, head_dim)
+    slots = jnp.arange(shape[0], dtype=jnp.int32) if place is None else place
+    out = _merged(
+        over_context,
+        over_own,
+        slots,
+        shape=shape,
+        dtype=qkv.dtype,
+        rows_each=each,
+        interpret=interpret,
+    )
+    return out.reshape(*qkv.shape[:3], heads.queries, head_dim)
 
 
 def unsupported(head_dim: int, dtype: jnp.dtype, block_cells: tuple[int, ...]) -> str | None:
@@ -124,9 +133,10 @@ class Pieces:
 
 
 class _Committed(NamedTuple):
-    """Rows and the committed cells that they see; as `context_attention` takes them."""
+    """Rows and the committed cells that they see; as `context_attention` takes them, but that
+    other heads may lie behind the N query heads of `q`."""
 
-    q: Float[Array, "B R N H"]
+    q: Float[Array, "B R G H"]
     keys: Float[Array, "P C K H"]
     values: Float[Array, "P C K H"]
     table: Int[Array, "B W"]
@@ -137,9 +147,7 @@ class _Committed(NamedTuple):
 class _Own(NamedTuple):
     """New tokens of each question, and the question's earlier cells."""
 
-    q: Float[Array, "R T N H"]
-    k: Float[Array, "R T K H"]
-    v: Float[Array, "R T K H"]
+    qkv: Float[Array, "R T G H"]
     tail: LayerTail | None
 
 
@@ -184,6 +192,7 @@ def _pieces(
     committed: _Committed,
     own: _Own | None,
     *,
+    heads: Heads,
     cut: Plan,
     scores: _Scores,
     interpret: bool,
@@ -192,30 +201,32 @@ def _pieces(
 
     Both run in one kernel, side by side: the second takes as long as a few pieces of the first.
     """
-    batch, rows, heads, head_dim = committed.q.shape
-    kv_heads = committed.keys.shape[2]
-    group = heads // kv_heads
+    batch, rows, _, head_dim = committed.q.shape
+    group = heads.queries // heads.keys
     padded = _padded(rows * group, cut.block_rows)
-    shapes = [(cut.splits, batch, kv_heads, padded)]
-    first_program = 0
+    shapes = [(cut.splits, batch, heads.keys, padded)]
+    tokens = first_program = 0
+    # Matrices of rows of H: what a kernel addresses best.
+    flat, flat_own = committed._replace(q=committed.q.reshape(-1, head_dim)), None
     if own is not None:
-        questions, tokens = own.q.shape[:2]
+        questions, tokens = own.qkv.shape[:2]
         block_rows = _own_block_rows(cut, tokens * group)
         own_padded = _padded(tokens * group, block_rows)
-        shapes.append((1, questions, kv_heads, own_padded))
-        first_program = questions * kv_heads * own_padded // block_rows
-    kernel = functools.partial(
-        _pieces_kernel, first_program=first_program, cut=cut, group=group, scores=scores
+        shapes.append((1, questions, heads.keys, own_padded))
+        first_program = questions * heads.keys * own_padded // block_rows
+        flat_own = own._replace(qkv=own.qkv.reshape(-1, head_dim))
+    work = _Work(
+        first_program=first_program,
+        rows=rows,
+        tokens=tokens,
+        heads=heads,
+        q_heads=committed.q.shape[2],
+        cut=cut,
+        scores=scores,
     )
-    # Matrices of rows of H: what a kernel addresses best.
-    flat = committed._replace(q=committed.q.reshape(-1, head_dim))
-    flat_own = own
-    if own is not None:
-        q, k, v = (x.reshape(-1, head_dim) for x in (own.q, own.k, own.v))
-        flat_own = _Own(q, k, v, own.tail)
     return pl.pallas_call(
-        functools.partial(kernel, sizes=_Sizes(rows, own.q.shape[1] if own is not None else 0)),
-        grid=(first_program + batch * cut.splits * kv_heads * padded // cut.block_rows,),
+        functools.partial(_pieces_kernel, work=work),
+        grid=(first_program + batch * cut.splits * heads.keys * padded // cut.block_rows,),
         out_shape=[
             jax.eval_shape(
                 lambda shape=shape: Pieces(out=jnp.zeros((*shape, head_dim)), lse=jnp.zeros(shape))
@@ -228,11 +239,30 @@ def _pieces(
     )(flat, flat_own)
 
 
-class _Sizes(NamedTuple):
-    """R rows of a session, T new tokens of a question."""
+class _Work(NamedTuple):
+    """Static numbers of a call.
 
+    Attributes:
+        first_program: that looks at committed cells; those before take what questions brought.
+        rows: R of a session.
+        tokens: T of a question.
+        heads: N and K.
+        q_heads: heads that lie side by side in the rows' queries, N or more.
+        cut, scores: as given.
+    """
+
+    first_program: int
     rows: int
     tokens: int
+    heads: Heads
+    q_heads: int
+    cut: Plan
+    scores: _Scores
+
+    @property
+    def group(self) -> int:
+        """Query heads of a KV head."""
+        return self.heads.queries // self.heads.keys
 
 
 def _padded(rows: int, block_rows: int) -> int:
@@ -250,38 +280,26 @@ def _pieces_kernel(
     over_context: Pieces,
     over_own: Pieces | None = None,
     *,
-    first_program: int,
-    sizes: _Sizes,
-    cut: Plan,
-    group: int,
-    scores: _Scores,
+    work: _Work,
 ) -> None:
     """The first programs take what questions brought, so that none of the others waits for them."""
     program = pl.program_id(0)
     if own is None or over_own is None:
-        _context_piece(committed, over_context, program, sizes.rows, cut, group, scores)
+        _context_piece(committed, over_context, program, work)
         return
 
-    @pl.when(program < first_program)
+    @pl.when(program < work.first_program)
     def _() -> None:
-        _own_piece(own, over_own, program, sizes.tokens, cut, group, scores)
+        _own_piece(own, over_own, program, work)
 
-    @pl.when(program >= first_program)
+    @pl.when(program >= work.first_program)
     def _() -> None:
-        number = program - first_program
-        _context_piece(committed, over_context, number, sizes.rows, cut, group, scores)
+        _context_piece(committed, over_context, program - work.first_program, work)
 
 
-def _context_piece(
-    refs: _Committed,
-    outs: Pieces,
-    program: Array,
-    rows: int,
-    cut: Plan,
-    group: int,
-    scores: _Scores,
-) -> None:
+def _context_piece(refs: _Committed, outs: Pieces, program: Array, work: _Work) -> None:
     """One row block of one KV head over one piece of one session's cells."""
+    rows, group, cut = work.rows, work.group, work.cut
     q_ref, keys, values, table, lengths, starts = _refs(
         refs.q, refs.keys, refs.values, refs.table, refs.lengths, refs.starts
     )
@@ -295,7 +313,7 @@ def _context_piece(
 
     row = first_row + jnp.arange(cut.block_rows, dtype=jnp.int32)
     real = row < rows * group
-    at = (session * rows + row // group) * (kv_heads * group) + head * group + row % group
+    at = (session * rows + row // group) * work.q_heads + head * group + row % group
     q = _load_rows(q_ref, at, real)
     length = lengths[session]
     start = plgpu.load(starts.at[session, row // group], mask=real, other=length)
@@ -316,24 +334,17 @@ def _context_piece(
         # Cells never written may hold anything, NaN included, and 0 * NaN is NaN.
         v = plgpu.load(values.at[place], mask=written, other=0.0)
         visible = (position[None] >= start[:, None]) & (position[None] < length)
-        return _absorb(carry, q, k, v, visible, scores)
+        return _absorb(carry, q, k, v, visible, work.scores)
 
     carry = jax.lax.fori_loop(lower, upper, absorb, _nothing_seen(cut.block_rows, q.shape[1]))
     _store(outs, (piece, session, head, pl.ds(first_row, cut.block_rows)), carry)
 
 
-def _own_piece(
-    refs: _Own,
-    outs: Pieces,
-    program: Array,
-    tokens: int,
-    cut: Plan,
-    group: int,
-    scores: _Scores,
-) -> None:
+def _own_piece(refs: _Own, outs: Pieces, program: Array, work: _Work) -> None:
     """One row block of one KV head of one question, over the question's own cells and tokens."""
-    kv_heads = outs.lse.shape[2]
-    block_rows = _own_block_rows(cut, tokens * group)
+    (qkv,) = _refs(refs.qkv)
+    tokens, group, kv_heads = work.tokens, work.group, work.heads.keys
+    block_rows = _own_block_rows(work.cut, tokens * group)
     row_blocks = pl.cdiv(tokens * group, block_rows)
     first_row, rest = program % row_blocks * block_rows, program // row_blocks
     head, question = rest % kv_heads, rest // kv_heads
@@ -346,13 +357,12 @@ def _own_piece(
         token=number // group,
         real=number < tokens * group,
     )
-    at = (question * tokens + rows.token) * (kv_heads * group) + head * group + number % group
-    (q_ref,) = _refs(refs.q)
-    q = _load_rows(q_ref, at, rows.real)
+    at = (question * tokens + rows.token) * (work.heads.queries + 2 * kv_heads)
+    q = _load_rows(qkv, at + head * group + number % group, rows.real)
     carry = _nothing_seen(block_rows, q.shape[1])
     if refs.tail is not None:
-        carry = _absorb_tail(carry, q, refs.tail, rows, scores)
-    carry = _absorb_new(carry, q, refs, rows, tokens, kv_heads, scores)
+        carry = _absorb_tail(carry, q, refs.tail, rows, work.scores)
+    carry = _absorb_new(carry, q, qkv, rows, work)
     _store(outs, (0, question, head, pl.ds(first_row, block_rows)), carry)
 
 
@@ -402,31 +412,24 @@ def _absorb_tail(
     return jax.lax.fori_loop(first, pl.cdiv(used, size), absorb, carry)
 
 
-def _absorb_new(
-    carry: _Softmax,
-    q: Array,
-    refs: _Own,
-    rows: _Rows,
-    tokens: int,
-    kv_heads: int,
-    scores: _Scores,
-) -> _Softmax:
+def _absorb_new(carry: _Softmax, q: Array, qkv: jax.Ref, rows: _Rows, work: _Work) -> _Softmax:
     """The new tokens themselves, each up to itself."""
-    k_ref, v_ref = _refs(refs.k, refs.v)
+    tokens, heads, window = work.tokens, work.heads, work.scores.window
     size = max(16, min(64, pl.next_power_of_2(tokens)))
     oldest = jnp.int32(0)
-    if scores.window is not None:
-        oldest = jnp.maximum(rows.first_token - (scores.window - 1), 0) // size
+    if window is not None:
+        oldest = jnp.maximum(rows.first_token - (window - 1), 0) // size
 
     def absorb(number: Array, carry: _Softmax) -> _Softmax:
         other = number * size + jnp.arange(size, dtype=jnp.int32)
         there = other < tokens
-        at = (rows.question * tokens + other) * kv_heads + rows.head
-        k, v = _load_rows(k_ref, at, there), _load_rows(v_ref, at, there)
+        at = (rows.question * tokens + other) * (heads.queries + 2 * heads.keys)
+        at += heads.queries + rows.head
+        k, v = _load_rows(qkv, at, there), _load_rows(qkv, at + heads.keys, there)
         visible = other[None] <= rows.token[:, None]
-        if scores.window is not None:
-            visible &= other[None] > rows.token[:, None] - scores.window
-        return _absorb(carry, q, k, v, visible, scores)
+        if window is not None:
+            visible &= other[None] > rows.token[:, None] - window
+        return _absorb(carry, q, k, v, visible, work.scores)
 
     return jax.lax.fori_loop(oldest, rows.last_token // size + 1, absorb, carry)
 
@@ -436,46 +439,48 @@ def _merged(
     over_own: Pieces,
     slots: Int[Array, " R"],
     *,
-    q: Float[Array, "R T N H"],
+    shape: tuple[int, int, int, int],
+    dtype: jnp.dtype,
     rows_each: int,
     interpret: bool,
 ) -> Float[Array, "R T N H"]:
-    """All pieces that a row sees as one softmax, in the dtype and shape of `q`.
+    """All pieces that a row sees as one softmax.
 
     Args:
         over_context: of sessions that `rows_each` questions look at each.
         over_own: of questions.
         slots: int32, session * rows_each + (which of its questions); past the end for none.
-        q: the queries; only their shape and dtype matter.
+        shape: R, T, N, H.
+        dtype: of the result.
         rows_each: E.
         interpret: run as plain JAX, on any device.
     """
-    rows, pieces = math.prod(q.shape[:3]), over_context.lse.shape[0]
-    most = max(1, _MERGE_TILE // (pieces * q.shape[3]))
+    rows, pieces, head_dim = math.prod(shape[:3]), over_context.lse.shape[0], shape[3]
+    most = max(1, _MERGE_TILE // (pieces * head_dim))
     block_rows = max(1, min(most, 16, pl.next_power_of_2(pl.cdiv(rows, _MERGE_PROGRAMS))))
     kernel = functools.partial(
         _merge_kernel,
         block_rows=block_rows,
         rows=rows,
-        tokens=q.shape[1],
-        group=q.shape[2] // over_own.lse.shape[2],
+        tokens=shape[1],
+        group=shape[2] // over_own.lse.shape[2],
         rows_each=rows_each,
         context=over_context.lse.shape,
         own=over_own.lse.shape,
     )
     flat = [
-        Pieces(out=piece.out.reshape(-1, q.shape[3]), lse=piece.lse.reshape(-1))
+        Pieces(out=piece.out.reshape(-1, head_dim), lse=piece.lse.reshape(-1))
         for piece in (over_context, over_own)
     ]
     out = pl.pallas_call(
         kernel,
         grid=(pl.cdiv(rows, block_rows),),
-        out_shape=jax.ShapeDtypeStruct((rows, q.shape[3]), q.dtype),
+        out_shape=jax.ShapeDtypeStruct((rows, head_dim), dtype),
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=1),
         interpret=interpret,
         name="merge_pieces",
     )(*flat, slots)
-    return out.reshape(q.shape)
+    return out.reshape(shape)
 
 
 def _merge_kernel(
@@ -545,6 +550,7 @@ def context_attention(
     (splits,) = _pieces(
         _Committed(q, keys, values, table, lengths, starts),
         None,
+        heads=Heads(q.shape[2], keys.shape[2]),
         cut=cut,
         scores=_Scores(window=None, scale=scale, cap=cap),
         interpret=interpret,
@@ -563,6 +569,56 @@ def context_attention(
         return by_row.swapaxes(1, 2).reshape(batch, rows, heads, *x.shape[3:])
 
     return Partial(out=unfold(out), lse=unfold(lse))
+
+
+def add_norm(
+    x: Float[Array, "*batch D"],
+    change: Float[Array, "*batch D"],
+    scale: Float[Array, " D"],
+    *,
+    eps: float,
+    interpret: bool = False,
+) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch D"]]:
+    """`jaxstate.model.backends.reference.add_norm` in one kernel, a program for each row.
+
+    Args:
+        x, change, scale, eps: as there.
+        interpret: run as plain JAX, on any device.
+    """
+    dim = x.shape[-1]
+    rows = x.size // dim
+    shape = jax.ShapeDtypeStruct((rows, dim), x.dtype)
+    total, normed = pl.pallas_call(
+        functools.partial(_add_norm_kernel, eps=eps),
+        grid=(rows,),
+        out_shape=[shape, shape],
+        compiler_params=plgpu.CompilerParams(num_warps=8 if dim > 2048 else 4, num_stages=1),
+        interpret=interpret,
+        name="add_norm",
+    )(x.reshape(rows, dim), change.reshape(rows, dim), scale)
+    return total.reshape(x.shape), normed.reshape(x.shape)
+
+
+def _add_norm_kernel(
+    x_ref: jax.Ref,
+    change_ref: jax.Ref,
+    scale_ref: jax.Ref,
+    total_ref: jax.Ref,
+    normed_ref: jax.Ref,
+    *,
+    eps: float,
+) -> None:
+    """One row."""
+    row, dim = pl.program_id(0), x_ref.shape[1]
+    column = jnp.arange(pl.next_power_of_2(dim), dtype=jnp.int32)
+    real = column < dim
+    x = plgpu.load(x_ref.at[row, column], mask=real, other=0.0)
+    total = x + plgpu.load(change_ref.at[row, column], mask=real, other=0.0)
+    wide = total.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.sum(wide * wide) / dim + eps)
+    scale = plgpu.load(scale_ref.at[column], mask=real, other=0.0)
+    plgpu.store(total_ref.at[row, column], total, mask=real)
+    plgpu.store(normed_ref.at[row, column], (wide * inverse * scale).astype(x.dtype), mask=real)
 
 
 def _refs(*arrays: Array) -> tuple[jax.Ref, ...]:
