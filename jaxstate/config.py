@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import tomllib
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from jaxstate.errors import InvalidInput
@@ -139,6 +140,14 @@ class ModelConfig:
                 f"{len(layer.rope.factors)} RoPE factors, {self.head_dim // 2} frequencies"
             )
         return problems
+
+    def __hash__(self) -> int:
+        """Computed once: a config is part of the key of every step that is launched."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))
 
     @property
     def num_layers(self) -> int:

@@ -71,6 +71,7 @@ def compilations() -> int:
     return compiled.cache_info().misses
 
 
+@functools.lru_cache(maxsize=None, typed=True)
 def plan_steps(
     config: ModelConfig, dtype: jnp.dtype, steps: StepConfig, cells: int, slack_cells: int = 0
 ) -> SessionSteps:
