@@ -13,6 +13,7 @@ matplotlib is installed.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import json
 import os
@@ -77,7 +78,7 @@ def main() -> int:
     use_compilation_cache()
     bandwidth = read_bandwidth()
     print(f"{jax.devices()[0].device_kind} reads {bandwidth / 1e12:.2f} TB/s", flush=True)
-    model = random_model(options.shape, "bfloat16", STEPS)
+    model = bare(random_model(options.shape, "bfloat16", STEPS))
     lines: list[Line] = []
 
     def add(line: Line) -> None:
@@ -112,6 +113,13 @@ def main() -> int:
     return 0
 
 
+def bare(model: jaxstate.Model) -> jaxstate.Model:
+    """Questions are their own tokens (bytes) and nothing else; nothing ends an answer early."""
+    template = dataclasses.replace(model.template, asking=("", ""), stop=())
+    config = dataclasses.replace(model.config, eos_ids=())
+    return dataclasses.replace(model, template=template, config=config)
+
+
 def read_bandwidth() -> float:
     """Bytes a second of a kernel that reads memory and writes next to nothing."""
     x = jnp.ones((READ_BYTES // 2,), jnp.bfloat16)
@@ -120,6 +128,8 @@ def read_bandwidth() -> float:
     def total(x: jax.Array) -> jax.Array:
         return jnp.sum(x.astype(jnp.float32))
 
+    for _ in range(3):
+        jax.block_until_ready(total(x))
     return READ_BYTES / (profiled(lambda: total(x)).busy_ms / 1e3)
 
 
@@ -307,9 +317,8 @@ def fill(session: jaxstate.Session, cells: int) -> None:
 
 def _question(model: jaxstate.Model, number: int) -> str:
     """A question of 16 tokens with what makes the model begin an answer."""
-    text = f"{number} of which?"
-    while len(model.template.question_tokens(model.text, text)) < QUESTION_TOKENS:
-        text = "a" + text
+    text = f"{number}".rjust(QUESTION_TOKENS, "?")
+    assert len(model.template.question_tokens(model.text, text)) == QUESTION_TOKENS
     return text
 
 

@@ -35,7 +35,7 @@ from jaxstate.persist.files import (
     read_arrays,
     write_snapshot,
 )
-from jaxstate.persist.host_cells import kept_cells, read_layer, write_layer
+from jaxstate.persist.host_cells import kept_cells, read_layers, write_layers
 from jaxstate.steps.compiled import SessionSteps
 from jaxstate.steps.functional import init_state, steps_of
 
@@ -194,8 +194,7 @@ def capture_part(steps: SessionSteps, state: SessionState, first: int, last: int
 def _layers(steps: SessionSteps, state: SessionState, firsts: Sequence[int], last: int) -> Arrays:
     """Of each layer the cells from its own first position on."""
     arrays: Arrays = {}
-    for layer, first in enumerate(firsts):
-        keys, values = read_layer(steps, state, layer, first, last)
+    for layer, (keys, values) in enumerate(read_layers(steps, state, firsts, last)):
         arrays[f"keys_{layer:03d}"], arrays[f"values_{layer:03d}"] = keys, values
     return arrays
 
@@ -204,18 +203,10 @@ def put_arrays(
     steps: SessionSteps, state: SessionState, length: int, arrays: Arrays
 ) -> SessionState:
     """A session with those cells where its tables say; takes `state` over."""
-    layout = state.layout
-    tables = [np.asarray(table) for table in state.tables]
-
-    def layers(name: str, pools: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        filled: list[jax.Array] = []
-        for layer, pool in enumerate(pools):
-            group = layout.layer_groups[layer]
-            cells = arrays[f"{name}_{layer:03d}"]
-            filled.append(write_layer(steps, pool, tables[group], cells, length - len(cells)))
-        return tuple(filled)
-
-    pool = KVPool(keys=layers("keys", state.pool.keys), values=layers("values", state.pool.values))
+    pool = KVPool(
+        keys=write_layers(steps, state, "keys", arrays, length),
+        values=write_layers(steps, state, "values", arrays, length),
+    )
     length_array, ready = jax.device_put((np.int32(length), arrays["ready"]))
     return dataclasses.replace(state, pool=pool, length=length_array, ready=ready)
 

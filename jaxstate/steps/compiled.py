@@ -202,7 +202,7 @@ class SessionSteps:
     def read(
         self, cells: Float[Array, "P C K H"], blocks: Int[Array, " n"]
     ) -> Float[Array, "n C K H"]:
-        """Copies of `COPY_BLOCKS` blocks of a layer."""
+        """Copies of `MOVED_BLOCKS` blocks of a layer."""
         return compiled(self._spec("read", blocks=cells.shape[0]))(cells, blocks)
 
     def write(
@@ -211,7 +211,7 @@ class SessionSteps:
         blocks: Int[Array, " n"],
         content: Float[Array, "n C K H"],
     ) -> Float[Array, "P C K H"]:
-        """A layer with `COPY_BLOCKS` blocks replaced; takes `cells` over."""
+        """A layer with `MOVED_BLOCKS` blocks replaced; takes `cells` over."""
         return compiled(self._spec("write", blocks=cells.shape[0]))(cells, blocks, content)
 
     def _spec(

@@ -23,7 +23,7 @@ from jaxstate.records import Sampling
 from jaxstate.steps.extend import extend_step
 from jaxstate.steps.query import Chosen, ask_step, draw_step, empty_tail, query_step
 from jaxstate.steps.sampling import sampling_rows
-from jaxstate.steps.spec import COPY_BLOCKS, MAX_STOP_IDS, Program, StepKind, StepSpec
+from jaxstate.steps.spec import MAX_STOP_IDS, MOVED_BLOCKS, Program, StepKind, StepSpec
 from jaxstate.weights import Params
 
 
@@ -131,17 +131,17 @@ def _layer_shapes(spec: StepSpec) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeS
     block = spec.layout.block_shape()
     return (
         jax.ShapeDtypeStruct((spec.blocks, *block), spec.dtype),
-        jax.ShapeDtypeStruct((COPY_BLOCKS, *block), spec.dtype),
+        jax.ShapeDtypeStruct((MOVED_BLOCKS, *block), spec.dtype),
     )
 
 
 def _build_read(spec: StepSpec) -> Program:
-    return Program(read_blocks, (_layer_shapes(spec)[0], int32(COPY_BLOCKS)))
+    return Program(read_blocks, (_layer_shapes(spec)[0], int32(MOVED_BLOCKS)))
 
 
 def _build_write(spec: StepSpec) -> Program:
     layer, content = _layer_shapes(spec)
-    return Program(write_blocks, (layer, int32(COPY_BLOCKS), content), donated=(0,))
+    return Program(write_blocks, (layer, int32(MOVED_BLOCKS), content), donated=(0,))
 
 
 SESSION_PROGRAMS: Mapping[StepKind, Callable[[StepSpec], Program]] = MappingProxyType(

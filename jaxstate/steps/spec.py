@@ -37,8 +37,10 @@ StepKind = SessionKind | EngineKind
 
 # Stop tokens of one question, padded with -1; families have one to three.
 MAX_STOP_IDS = 8
-# Blocks that one call moves between the pool and the host.
+# Blocks that one call copies within the pool.
 COPY_BLOCKS = 16
+# Blocks of a layer that one call moves between the pool and the host.
+MOVED_BLOCKS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
