@@ -71,6 +71,7 @@ from jaxstate.errors import (
     WeightsMismatch,
 )
 from jaxstate.model.bundle import Model
+from jaxstate.model.compile_cache import use_compilation_cache
 from jaxstate.model.loading import load
 from jaxstate.persist.files import SnapshotInfo, inspect_snapshot
 from jaxstate.persist.snapshot import restore_state, save_state
@@ -158,5 +159,6 @@ __all__ = [
     "ready_logits",
     "restore_state",
     "save_state",
+    "use_compilation_cache",
     "warm_up",
 ]

@@ -42,8 +42,8 @@ from rich.table import Table
 from tick_client import Heard, Question, Timed, Timetable, ask, live, ticks
 
 import jaxstate
-from jaxstate.cli.runtime import use_compilation_cache
 from jaxstate.engine.metrics import JsonValue
+from jaxstate.model.compile_cache import use_compilation_cache
 
 # Every other one gives its choices.
 QUESTIONS: tuple[Question, ...] = (
@@ -153,6 +153,7 @@ def _engine(model: jaxstate.Model, cells: int, what: str) -> jaxstate.Engine:
         print(f"\r{what}: {done} of {total} steps", end="", file=sys.stderr, flush=True)
 
     engine = jaxstate.Engine(model, cells=cells, session_cells=cells, sessions=1, progress=progress)
+    engine.wait_warm_up()
     print(file=sys.stderr)
     return engine
 

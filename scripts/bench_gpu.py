@@ -39,7 +39,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxstate
-from jaxstate.cli.runtime import use_compilation_cache
+from jaxstate.model.compile_cache import use_compilation_cache
 
 QUESTION_TOKENS, ANSWER_TOKENS, TICK_TOKENS, QUESTIONS = 16, 17, 17, 8
 READ_BYTES = 4 << 30

@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxstate
-from jaxstate.cli.runtime import use_compilation_cache
+from jaxstate.model.compile_cache import use_compilation_cache
 
 QUESTION_TOKENS = 16
 # Ways take turns in blocks, so that a slow moment of the machine hits all. The first run of a block

@@ -18,10 +18,12 @@ os.environ.setdefault(
 import jax
 import pytest
 
-from jaxstate.steps.compiled import compiled
+from jaxstate.steps.compiled import forget_compiled
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# `load` would keep thousands of tiny steps in the user's cache.
+jax.config.update("jax_enable_compilation_cache", False)
 
 # Each executable takes several mappings of memory, of which Linux gives a process 65,530; past that
 # XLA crashes.
@@ -33,7 +35,7 @@ def few_executables() -> Iterator[None]:
     """Lets go of what earlier modules compiled, before it is too much."""
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_text(encoding="utf-8").count("\n") > MOST_MAPPINGS:
-        compiled.cache_clear()
+        forget_compiled()
         jax.clear_caches()
         gc.collect()
     yield

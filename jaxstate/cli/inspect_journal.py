@@ -15,11 +15,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from jaxstate.cli.runtime import use_compilation_cache
 from jaxstate.cli.show import Show
 from jaxstate.engine.metrics import JsonValue
 from jaxstate.errors import InvalidInput, JaxstateError
 from jaxstate.model.bundle import Model
+from jaxstate.model.compile_cache import use_compilation_cache
 from jaxstate.model.loading import DTypeName, load
 from jaxstate.persist import archive, logged
 from jaxstate.persist.audit import Compared, check_entries, check_snapshots

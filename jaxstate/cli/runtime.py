@@ -6,7 +6,6 @@ weights were being read. Does not know: what the command does with it.
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from jaxstate.engine.engine import Engine
 from jaxstate.engine.session import Session
 from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model
+from jaxstate.model.compile_cache import use_compilation_cache
 from jaxstate.model.loading import DTypeName, load_files, read_source, resolve_dtype
 from jaxstate.persist.files import inspect_snapshot
 from jaxstate.records import Durability
@@ -63,17 +63,6 @@ class Needs:
     flashes: int = 0
     copies: bool = False
     sessions: int = 1
-
-
-def use_compilation_cache() -> Path:
-    """Keeps compiled steps between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    place = Path(given) if given else base / "jaxstate" / "xla"
-    jax.config.update("jax_compilation_cache_dir", str(place))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    return place
 
 
 def open_model(

@@ -40,7 +40,7 @@ class AsyncEngine:
             await session.push("09:30 101.20")
             print(await session.ask("What was the last price?"))
 
-    The engine is made (and its steps compiled) on entering, in a thread.
+    The engine is made on entering, in a thread.
     """
 
     def __init__(
@@ -104,6 +104,10 @@ class AsyncEngine:
             flash=flash,
         )
         return AsyncSession(session)
+
+    async def wait_warm_up(self, timeout: float | None = None) -> None:
+        """As `Engine.wait_warm_up`."""
+        await asyncio.to_thread(self.engine.wait_warm_up, timeout)
 
     async def restore(
         self,

@@ -52,6 +52,8 @@ from jaxstate.steps.spec import StepSpec
 
 T = TypeVar("T")
 _NO_TOKENS = np.zeros(0, np.int32)
+# Steps that are compiled at once, at most: each takes memory, and on a GPU tries kernels out.
+_COMPILERS = 4
 # What a step costs beside its tokens. Gemma-3-270M on two cores: 55 ms for one token, 1.5 ms for
 # each more; Llama-3.1-8B on an H100: 7.7 ms for 16 tokens, 9.0 ms for 128.
 _OVERHEAD_TOKENS = {"cpu": 32, "accelerator": 512}
@@ -118,9 +120,21 @@ class DeviceExecutor:
         """Every step that can occur."""
         return list(self._steps.specs())
 
-    def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Compiles every step; `progress` is called with (compiled, all) after each."""
-        compile_all(self.specs(), progress=progress)
+    def warm_up(
+        self,
+        progress: Callable[[int, int], None] | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Compiles every step, those that one session and one question need first.
+
+        Args:
+            progress: called with (compiled, all) after each.
+            stopped: no further step is begun once it returns True.
+        """
+        # One core is left to whoever uses a step before its turn.
+        workers = max(1, min(_COMPILERS, (os.cpu_count() or 1) - 1))
+        specs = sorted(self.specs(), key=_need)
+        compile_all(specs, progress=progress, stopped=stopped, workers=workers)
 
     def compilations(self) -> int:
         """Steps compiled so far in this process."""
@@ -238,6 +252,13 @@ class DeviceExecutor:
             self._model.params, self._pool, self._rows, inputs, self._stop_ids
         )
         return chosen, logits
+
+
+def _need(spec: StepSpec) -> tuple[int, ...]:
+    """What sorts steps by how soon they are needed: those of one row and session, short ones."""
+    early = ("pool", "rows", "commit", "start", "decode")
+    kind = early.index(spec.kind) if spec.kind in early else len(early)
+    return (spec.rows > 1 or kind == len(early), spec.tokens, spec.tail_cells, kind, spec.rows)
 
 
 def _is_lost(pool: object) -> bool:

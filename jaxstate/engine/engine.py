@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 from jaxstate.engine.asking import Asker
+from jaxstate.engine.compiling import WarmUp
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.desk import Desk
 from jaxstate.engine.device import DeviceExecutor
@@ -24,8 +25,8 @@ from jaxstate.engine.host import SessionHost
 from jaxstate.engine.lifecycle import Lifecycle
 from jaxstate.engine.loop import Loop
 from jaxstate.engine.outcomes import Delivery
-from jaxstate.engine.pool_size import PoolSize, pool_size
-from jaxstate.errors import ClosedError
+from jaxstate.engine.pool_size import pool_size
+from jaxstate.errors import ClosedError, JaxstateError
 from jaxstate.model.bundle import Model
 from jaxstate.records import Durability
 
@@ -52,9 +53,10 @@ class Engine(SessionHost):
         sessions: how many may be on the device at once; others wait on the host. It bounds the
             memory of layers with a sliding window.
         config: bounds, and how classes of work share the device.
-        warm_up: compile every step now, so that nothing compiles later; without it a step is
-            compiled when it is first used.
-        progress: called with (compiled, all) during the warm-up.
+        warm_up: compile every step in the background, those that are needed first at the front; a
+            step that is used before its turn is compiled at once (`wait_warm_up` waits for all).
+            Without it a step is compiled when it is first used.
+        progress: called with (compiled, all) during the warm-up, on the thread that compiles.
         journal: a directory in which everything that was acknowledged is kept: an engine that is
             started on it again has all its sessions. None for none: nothing outlives the engine.
         durability: what a push, an opened session, a registered question is to outlive before the
@@ -89,7 +91,12 @@ class Engine(SessionHost):
         with opened_keeper(journal, durability, tokenizer, template, model.source) as keeper:
             if executor is None:
                 size = pool_size(model, cells, memory, session_cells, sessions)
-                executor = _device(model, size, warm_up, progress)
+                executor = DeviceExecutor(
+                    model,
+                    session_cells=size.session_cells,
+                    cells=size.cells,
+                    sessions=size.sessions,
+                )
             desk = Desk(executor, config or EngineConfig(), clock, self._call_back, keeper)
             asker = Asker(tokenizer=tokenizer, template=template, limits=executor.limits)
             lives = Lifecycle(desk, executor)
@@ -100,6 +107,23 @@ class Engine(SessionHost):
         self._thread = threading.Thread(target=self._loop.run, name="jaxstate-loop", daemon=True)
         self._thread.start()
         self._durable.start()
+        self._warm_up: WarmUp | None = None
+        if warm_up and isinstance(executor, DeviceExecutor):
+            self._warm_up = WarmUp(executor.warm_up, progress)
+
+    def wait_warm_up(self, timeout: float | None = None) -> None:
+        """Waits until every step is compiled; from then on nothing compiles.
+
+        Raises:
+            TimeoutError: it takes longer than `timeout` seconds.
+            JaxstateError: a step does not compile, the engine was closed meanwhile, or it was made
+                with `warm_up=False`.
+        """
+        if self._warm_up is None:
+            raise JaxstateError(
+                "this engine compiles each step when it is first used; make it with warm_up=True"
+            )
+        self._warm_up.wait(timeout)
 
     def close(self) -> None:
         """Ends every session and the loop; a step under way finishes. May be called twice.
@@ -108,6 +132,8 @@ class Engine(SessionHost):
         the next engine reads the rest. A callback that runs is waited for, those behind it do not
         run. Not to be called from a callback of the engine's own.
         """
+        if self._warm_up is not None:
+            self._warm_up.stop()
         self._durable.stop()
         self._loop.close(ClosedError("the engine was closed"))
         self._thread.join()
@@ -135,20 +161,6 @@ class Engine(SessionHost):
         _log.error("callbacks of flash queries are slower than their answers: one was dropped")
         with self._desk.lock:
             self._desk.recorder.count("callbacks_dropped")
-
-
-def _device(
-    model: Model,
-    size: PoolSize,
-    warm_up: bool,
-    progress: Callable[[int, int], None] | None,
-) -> DeviceExecutor:
-    device = DeviceExecutor(
-        model, session_cells=size.session_cells, cells=size.cells, sessions=size.sessions
-    )
-    if warm_up:
-        device.warm_up(progress=progress)
-    return device
 
 
 def _logged(callback: Delivery) -> None:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxstate.config import ModelConfig, StepConfig
 from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model
+from jaxstate.model.compile_cache import use_compilation_cache
 from jaxstate.model.params import abstract_params
 from jaxstate.records import checked_int
 from jaxstate.text import (
@@ -72,6 +73,7 @@ def load(
     *,
     steps: StepConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
+    compilation_cache: bool = True,
 ) -> Model:
     """Loads a model.
 
@@ -82,13 +84,18 @@ def load(
         max_context: positions that a session may reach; None for all that the model was made for.
         steps: the shapes that get compiled; None for the defaults.
         progress: called with (bytes loaded, bytes in all).
+        compilation_cache: keep compiled steps for later processes, where
+            `use_compilation_cache` says.
 
     Raises:
         UnsupportedModel: it cannot be run exactly; lists every reason.
         WeightsMismatch: tensors are missing, left over or misshapen; lists all.
         InvalidInput: there is nothing at `source`, or an argument is out of range.
     """
-    return load_files(read_source(source, max_context), dtype=dtype, steps=steps, progress=progress)
+    files = read_source(source, max_context)
+    if compilation_cache:
+        use_compilation_cache()
+    return load_files(files, dtype=dtype, steps=steps, progress=progress)
 
 
 def read_source(source: Source, max_context: int | None = None) -> ModelFiles:

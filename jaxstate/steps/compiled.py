@@ -2,7 +2,7 @@
 
 Comes in: a `StepSpec`, which names a step and fixes every shape. Goes out: its executable, which
 refuses any other shape and never compiles again. Compiling is a pure function of the spec, so the
-table is `functools.cache`, shared by all models of one config, as jit's own cache would be.
+table is one for the process, shared by all models of one config, as jit's own cache would be.
 `SessionSteps` is the typed face of that table for sessions that own their pool. Does not know:
 values, files, text.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,36 +40,72 @@ _PROGRAMS: Mapping[StepKind, Callable[[StepSpec], Program]] = MappingProxyType(
 )
 
 
+class _Step:
+    """An executable that is compiled once, by whoever needs it first; others wait for it."""
+
+    def __init__(self, spec: StepSpec) -> None:
+        self._spec, self._lock = spec, threading.Lock()
+        self._executable: Callable[..., Any] | None = None
+
+    def executable(self) -> Callable[..., Any]:
+        if self._executable is None:
+            with self._lock:
+                if self._executable is None:
+                    self._executable = _compile(self._spec)
+        return self._executable
+
+
 @functools.cache
+def _step(spec: StepSpec) -> _Step:
+    return _Step(spec)
+
+
+def _compile(spec: StepSpec) -> Callable[..., Any]:
+    program = _PROGRAMS[spec.kind](spec)
+    jitted = jax.jit(program.function, donate_argnums=program.donated)
+    return jitted.lower(*program.arguments).compile()
+
+
 def compiled(spec: StepSpec) -> Callable[..., Any]:
     """The executable of that step and shape; compiles it on the first call."""
-    program = _PROGRAMS[spec.kind](spec)
-    return (
-        jax.jit(program.function, donate_argnums=program.donated)
-        .lower(*program.arguments)
-        .compile()
-    )
+    return _step(spec).executable()
+
+
+def forget_compiled() -> None:
+    """Lets go of all executables; those that are used again are compiled again."""
+    _step.cache_clear()
 
 
 def compile_all(
-    specs: Sequence[StepSpec], *, progress: Callable[[int, int], None] | None = None
+    specs: Sequence[StepSpec],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    workers: int = 2,
 ) -> None:
-    """Compiles those that are not compiled yet.
+    """Compiles those that are not compiled yet, in that order.
 
     Args:
         specs: which executables.
         progress: called with (done, all) after each.
+        stopped: nothing more is begun once it returns True.
+        workers: how many are compiled at once. XLA compiles outside the interpreter lock: two
+            overlap one's tracing with the other.
     """
-    # XLA compiles outside the interpreter lock: two at a time overlap one's tracing with the other.
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        for done, _ in enumerate(pool.map(compiled, specs), start=1):
-            if progress is not None:
+
+    def one(spec: StepSpec) -> None:
+        if not stopped():
+            compiled(spec)
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="jaxstate-compile") as pool:
+        for done, _ in enumerate(pool.map(one, specs), start=1):
+            if progress is not None and not stopped():
                 progress(done, len(specs))
 
 
 def compilations() -> int:
     """Executables compiled so far in this process."""
-    return compiled.cache_info().misses
+    return _step.cache_info().misses
 
 
 @functools.lru_cache(maxsize=None, typed=True)

@@ -74,11 +74,16 @@ def test_the_compilation_cache_lies_where_the_user_says(
     )
     before = {name: getattr(jax.config, name) for name in names}
     try:
+        jax.config.update("jax_compilation_cache_dir", None)
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         assert runtime.use_compilation_cache() == tmp_path / "jaxstate" / "xla"
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "mine"))
         assert runtime.use_compilation_cache() == tmp_path / "mine"
+        # What a program chose before stays.
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path / "chosen"))
+        assert runtime.use_compilation_cache() == tmp_path / "chosen"
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
