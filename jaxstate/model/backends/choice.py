@@ -8,7 +8,10 @@ reference; otherwise the reason is logged and the reference runs.
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
+from collections.abc import Callable
+from types import ModuleType
 from typing import Literal
 
 import jax
@@ -21,7 +24,7 @@ from jaxstate.errors import InvalidInput
 from jaxstate.model.backends import reference, triton
 from jaxstate.model.context import Heads, LayerContext, LayerTail
 
-Backend = Literal["reference", "triton", "triton-interpret"]
+Backend = Literal["reference", "triton", "triton+cudnn", "triton-interpret"]
 
 _log = logging.getLogger("jaxstate")
 
@@ -39,6 +42,8 @@ def attend(
     cap: float | None = None,
 ) -> Float[Array, "B Q T N H"]:
     """`jaxstate.model.backends.reference.attend`, by that backend."""
+    if backend == "triton+cudnn" and _cudnn().takes(qkv, context, tail, window, cap):
+        return _cudnn().attend(qkv, context, heads=heads, scale=scale)
     run = reference.attend
     if backend != "reference":
         run = functools.partial(triton.attend, interpret=backend == "triton-interpret")
@@ -69,7 +74,7 @@ def choose_backend(config: ModelConfig, dtype: jnp.dtype, steps: StepConfig) -> 
         return steps.attention
     problem = _problem(config, jnp.dtype(dtype), steps)
     if problem is None:
-        return "triton"
+        return "triton" if _cudnn_problem(config.head_dim, dtype) else "triton+cudnn"
     if steps.attention == "triton":
         raise InvalidInput(f'attention="triton" cannot run here: {problem}')
     if jax.default_backend() == "gpu":
@@ -88,43 +93,78 @@ def _problem(config: ModelConfig, dtype: jnp.dtype, steps: StepConfig) -> str | 
 @functools.cache
 def _probe(head_dim: int, dtype: jnp.dtype) -> str | None:
     """Runs the kernel on a small case on this device; what is wrong with it, or None."""
-    random = np.random.default_rng(0)
+    run = functools.partial(triton.attend, tail=_small_tail(head_dim, dtype))
+    problem = _difference(run, head_dim, dtype, questions=2, tokens=3)
+    if problem is None:
+        _say_once(f"attention runs in Triton kernels ({dtype.name}, heads of {head_dim})")
+    return problem
 
-    def normal(*shape: int) -> Array:
-        return jnp.asarray(random.normal(0, 1, shape).astype(np.float32), dtype)
 
-    blocks, cells = 6, 64
+@functools.cache
+def _cudnn_problem(head_dim: int, dtype: jnp.dtype) -> str | None:
+    """Runs a long chunk through cuDNN on this device; what is wrong with it, or None."""
+
+    def run(
+        qkv: Array, _: Array, context: LayerContext, *, heads: Heads, window: None, scale: float
+    ) -> Array:
+        return _cudnn().attend(qkv, context, heads=heads, scale=scale)
+
+    problem = _difference(run, head_dim, dtype, questions=1, tokens=512)
+    what = f"not in cuDNN: {problem}" if problem else "in cuDNN"
+    _say_once(f"attention of long chunks runs {what} ({dtype.name}, heads of {head_dim})")
+    return problem
+
+
+def _cudnn() -> ModuleType:
+    """Imported only where it is used: it stands on an interface that JAX may change."""
+    return importlib.import_module("jaxstate.model.backends.cudnn")
+
+
+def _difference(
+    run: Callable[..., Array], head_dim: int, dtype: jnp.dtype, *, questions: int, tokens: int
+) -> str | None:
+    """Whether `run` computes a small case as the reference does; what is wrong with it, or None."""
     context = LayerContext(
-        keys=normal(blocks, cells, 2, head_dim),
-        values=normal(blocks, cells, 2, head_dim),
+        keys=_normal(1, dtype, 6, 64, 2, head_dim),
+        values=_normal(2, dtype, 6, 64, 2, head_dim),
         table=jnp.asarray([[5, 0, 3, 1]], jnp.int32),
         lengths=jnp.asarray([200], jnp.int32),
         place=None,
         rows_each=1,
     )
-    tail = LayerTail(
-        keys=normal(4, 32, 2, head_dim),
-        values=normal(4, 32, 2, head_dim),
+    tail = _small_tail(head_dim, dtype) if questions == 2 else None
+    used = jnp.zeros((1, questions), jnp.int32) if tail is None else tail.used[None]
+    positions = 200 + used[..., None] + jnp.arange(tokens, dtype=jnp.int32)[None, None]
+    qkv = _normal(3, dtype, 1, questions, tokens, 8, head_dim)
+    heads = Heads(queries=4, keys=2)
+    try:
+        found = run(qkv, positions, context, heads=heads, window=None, scale=0.1)
+        values = np.asarray(found, np.float64)
+    except Exception as error:  # Whatever a compiler of kernels throws, the reference still works.
+        return f"the kernel does not compile or run: {type(error).__name__}: {error}"
+    expected = np.asarray(
+        reference.attend(qkv, positions, context, tail, heads=heads, window=None, scale=0.1),
+        np.float64,
+    )
+    # Two ways of rounding to that dtype, of values about 1 in size.
+    difference = float(np.abs(values - expected).max())
+    if not difference < 8 * float(jnp.finfo(dtype).eps):
+        return f"the kernel's results differ from the reference by {difference:.1e}"
+    return None
+
+
+def _small_tail(head_dim: int, dtype: jnp.dtype) -> LayerTail:
+    return LayerTail(
+        keys=_normal(4, dtype, 4, 32, 2, head_dim),
+        values=_normal(5, dtype, 4, 32, 2, head_dim),
         tables=jnp.asarray([[2], [0]], jnp.int32),
         used=jnp.asarray([7, 0], jnp.int32),
     )
-    qkv, heads = normal(1, 2, 3, 8, head_dim), Heads(queries=4, keys=2)
-    positions = jnp.asarray([[[207, 208, 209], [200, 201, 202]]], jnp.int32)
-    try:
-        found, expected = (
-            np.asarray(
-                run(qkv, positions, context, tail, heads=heads, window=None, scale=0.1), np.float64
-            )
-            for run in (triton.attend, reference.attend)
-        )
-    except Exception as error:  # Whatever a compiler of kernels throws, the reference still works.
-        return f"the kernel does not compile or run: {type(error).__name__}: {error}"
-    # Two ways of rounding to that dtype, of values about 1 in size.
-    difference = float(np.abs(found - expected).max())
-    if not difference < 8 * float(jnp.finfo(dtype).eps):
-        return f"the kernel's results differ from the reference by {difference:.1e}"
-    _say_once(f"attention runs in Triton kernels ({dtype.name}, heads of {head_dim})")
-    return None
+
+
+def _normal(seed: int, dtype: jnp.dtype, *shape: int) -> Array:
+    values = np.random.default_rng(seed).normal(0, 1, shape)
+    return jnp.asarray(values.astype(np.float32), dtype)
 
 
 @functools.cache
