@@ -44,7 +44,7 @@ from jaxstate.model.compile_cache import use_compilation_cache
 QUESTION_TOKENS, ANSWER_TOKENS, TICK_TOKENS, QUESTIONS = 16, 17, 17, 8
 READ_BYTES = 4 << 30
 STEPS = jaxstate.StepConfig(
-    extend_tokens=(32, 2048),
+    extend_tokens=(32, 1024, 2048),
     question_tokens=(16,),
     tail_cells=(128,),
     question_rows=(1, 8, 32),

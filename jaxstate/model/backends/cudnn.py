@@ -12,6 +12,8 @@ TFLOP/s where those of `triton` reach 350 (docs/performance.md).
 
 from __future__ import annotations
 
+from typing import cast
+
 import jax.numpy as jnp
 from jax._src.cudnn import fused_attention_stablehlo as fused
 from jaxtyping import Array, Float
@@ -81,7 +83,7 @@ def _partial(
     scale: float,
 ) -> Partial:
     """Over the first `seen` keys of each session or, without that, over those up to itself."""
-    out, lse = fused.dot_product_attention(
+    found = fused.dot_product_attention(
         q,
         k,
         v,
@@ -91,4 +93,5 @@ def _partial(
         scale=scale,
         return_residual=True,
     )
+    out, lse = cast("tuple[Array, Array]", found)
     return Partial(out=out.astype(jnp.float32), lse=lse.swapaxes(1, 2).astype(jnp.float32))
