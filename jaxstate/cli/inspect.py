@@ -15,6 +15,7 @@ from jaxstate.cli.show import Show
 from jaxstate.config import ModelConfig, StepConfig
 from jaxstate.engine.metrics import JsonValue
 from jaxstate.errors import InvalidInput
+from jaxstate.model.backends import choose_backend
 from jaxstate.model.loading import read_source, resolve_dtype
 from jaxstate.model.params import abstract_params
 from jaxstate.persist.files import RECORD_NAME, inspect_snapshot
@@ -59,6 +60,7 @@ def _model_facts(source: str) -> dict[str, JsonValue]:
         "parameters": sum(leaf.size for leaf in params),
         "parameter_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in params),
         "dtype": str(dtype),
+        "attention": choose_backend(files.config, dtype, StepConfig()),
         "layers": files.config.num_layers,
         "windows": _windows(files.config),
         "heads": f"{files.config.num_heads} query, {files.config.num_kv_heads} key/value",

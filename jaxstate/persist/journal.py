@@ -110,6 +110,7 @@ class Journal:
         self.path = Path(path).absolute()
         self.settle: Settle = _no_settle
         self._waiting: deque[Ticket] = deque()
+        self._vacuums: list[Future[None]] = []
         self._wake = threading.Condition()
         self._closing = False
         self._broken = False
@@ -171,11 +172,16 @@ class Journal:
         return read_only(self.path)
 
     def compact(self) -> None:
-        """Copies the log into the database and empties it, so that nothing erased is left there.
+        """Writes the database anew and empties its log, so that nothing erased is left in either.
+
+        SQLite overwrites what is deleted, but not the copies that rows leave behind when pages are
+        balanced; only VACUUM does.
 
         Raises:
-            JournalError: somebody else read it, or did the same, for too long.
+            JournalError: it could not be written anew, or somebody else read the log, or did the
+                same, for too long.
         """
+        self._vacuum()
         ends_s = time.monotonic() + COMPACT_S
         with contextlib.closing(connect(self.path / DATABASE)) as own:
             # Were SQLite to wait for those who read, it would keep the writer waiting as well.
@@ -187,6 +193,21 @@ class Journal:
                         "what was erased may be in it until the engine is closed"
                     )
                 time.sleep(0.005)
+
+    def _vacuum(self) -> None:
+        """Has the writer's thread do it, between two batches; changes in line wait meanwhile."""
+        done: Future[None] = Future()
+        with self._wake:
+            alone = self._closing or self._thread.ident is None
+            if not alone:
+                self._vacuums.append(done)
+                self._wake.notify()
+        if alone:
+            if self._thread.ident is not None:
+                self._thread.join()
+            with contextlib.closing(connect(self.path / DATABASE)) as own:
+                _vacuumed(own, [done])
+        done.result()
 
     def close(self) -> None:
         """Writes what is in line, and lets the journal go. What cannot be written is lost, and
@@ -207,11 +228,14 @@ class Journal:
             with self._wake:
                 if failed and not self._closing:
                     self._wake.wait(RETRY_S)
-                while not (self._waiting or self._closing):
+                while not (self._waiting or self._vacuums or self._closing):
                     self._wake.wait()
                 closing, batch = self._closing, list(self._waiting)
+                vacuums, self._vacuums = self._vacuums, []
                 self._waiting.clear()
             failed = bool(batch) and not self._settled(batch)
+            if vacuums:
+                _vacuumed(self._connection, vacuums)
         if self._waiting:
             _log.error("%d changes were never written to %s", len(self._waiting), self.path)
 
@@ -295,6 +319,23 @@ class Journal:
         if busy:
             raise sqlite3.OperationalError("the log cannot be copied while somebody reads it")
         self._broken = False
+
+
+def _vacuumed(connection: sqlite3.Connection, waiting: Sequence[Future[None]]) -> None:
+    """Writes the database anew, without what was once in it, and tells."""
+    try:
+        connection.execute("VACUUM")
+    except sqlite3.Error as error:
+        refusal = JournalError(
+            f"the journal could not be written anew: {error}; what was erased can no longer be "
+            "read through it, but may be in its file until the next erase succeeds"
+        )
+        refusal.__cause__ = error
+        for one in waiting:
+            one.set_exception(refusal)
+        return
+    for one in waiting:
+        one.set_result(None)
 
 
 def _may_have_torn(error: BaseException) -> bool:
