@@ -127,8 +127,7 @@ class JournalCheck:
 
     def _erased(self, source: sqlite3.Connection, copy: Path) -> None:
         """Nothing is left of sessions that were erased, but what their forks have read."""
-        streams = self._known.streams
-        files = {file.name: file.read_bytes() for file in copy.iterdir()}
+        streams, files = self._known.streams, [file.read_bytes() for file in copy.iterdir()]
         gone = [one for one in streams.values() if one.erased is not False]
         for stream in gone:
             del streams[stream.name]
@@ -142,9 +141,8 @@ class JournalCheck:
                 self._broke(f"session {stream.name} was erased, and {sorted(left)} are there")
             # Whoever was told that it was erased finds nothing in any file.
             words = [text.partition(" ")[0].encode() + b" " for text in texts if stream.erased]
-            for name, held in files.items():
-                if found := [word for word in words if word in held]:
-                    self._broke(f"session {stream.name} was erased, and {name} holds {found}")
+            if found := [word for word in words if any(word in file for file in files)]:
+                self._broke(f"session {stream.name} was erased, and files hold {found}")
 
     def _lost(self, what: str, acknowledged: bool | None) -> None:
         """Something that was sent is not there."""
