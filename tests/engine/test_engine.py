@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 import time
@@ -269,15 +268,16 @@ def test_refusals_of_a_closed_engine_do_not_grow() -> None:
     assert depths[0] == depths[-1]
 
 
-def test_closing_leaves_no_thread(engine: jaxstate.Engine) -> None:
+def test_closing_leaves_no_thread() -> None:
+    before = set(threading.enumerate())
+    engine = engine_of()
     session = engine.open()
     waiting = session.submit("xyz", min_version=9)
     engine.close()
     with pytest.raises(ClosedError):
         waiting.result(timeout=SOON_S)
-    gc.collect()
-    names = [thread.name for thread in threading.enumerate()]
-    assert not [name for name in names if name.startswith("jaxstate")]
+    left = [thread.name for thread in threading.enumerate() if thread not in before]
+    assert not [name for name in left if name.startswith("jaxstate")]
 
 
 # --- what is refused ----------------------------------------------------------------------------
