@@ -35,7 +35,8 @@ def write_directory(path: Path, *, seed: int = 0) -> Path:
     model = directory_model(seed)
     _write_json(path / "config.json", _config(model))
     _write_json(path / "tokenizer.json", _tokenizer())
-    _write_json(path / "tokenizer_config.json", {"bos_token": BOS, "eos_token": EOS})
+    opening = {"bos_token": BOS, "eos_token": EOS, "add_bos_token": True}
+    _write_json(path / "tokenizer_config.json", opening)
     save_file(_tensors(model), path / "model.safetensors")
     return path
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from jaxstate.text.pieces import checked_ids, checked_text, join_bytes
+from jaxstate.text.pieces import Place, checked_ids, checked_text, join_bytes
 
 _SPECIAL = {"<bos>": 256, "<eos>": 257}
 
@@ -24,8 +24,8 @@ class ByteTokenizer:
     fingerprint: str = "b7" * 32
     drops_first_space: bool = False
 
-    def encode(self, text: str) -> list[int]:
-        """The UTF-8 bytes of `text`.
+    def encode(self, text: str, place: Place = "start") -> list[int]:
+        """The UTF-8 bytes of `text`, whatever it follows.
 
         Raises:
             InvalidInput: `text` is not a str or has lone surrogates.

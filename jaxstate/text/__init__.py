@@ -4,6 +4,7 @@ from jaxstate.text.chat import chat_template, find_template, template_from_gguf
 from jaxstate.text.gguf_vocab import tokenizer_from_gguf
 from jaxstate.text.hf_json import HFTokenizer
 from jaxstate.text.incremental import IncrementalDecoder, StopText
+from jaxstate.text.pieces import Place
 from jaxstate.text.sentencepiece_model import SentencePieceTokenizer
 from jaxstate.text.template import Template, plain_template
 from jaxstate.text.tokenizer import Tokenizer, find_tokenizer
@@ -11,6 +12,7 @@ from jaxstate.text.tokenizer import Tokenizer, find_tokenizer
 __all__ = [
     "HFTokenizer",
     "IncrementalDecoder",
+    "Place",
     "SentencePieceTokenizer",
     "StopText",
     "Template",

@@ -8,7 +8,11 @@ data and after it.
 So the template is run once, here, with markers for the prefix, the data and the question, and its
 output is cut at them. That is only right if each marker comes back once and in order, and what is
 asked does not depend on the prefix;
-anything else is refused. A template that writes the date writes the date of this one run.
+anything else is refused. A template that writes the date writes the date of this one run; the
+template is known by its source (`Template.source`), so it stays the same template on the next day.
+
+A reasoning block that the template opens at the start of an answer is closed at once: what is asked
+for is the answer.
 
 Where the prefix goes: into the system message if the template has a place for it; if the template
 refuses or drops system messages, to the start of the user's turn, with an empty line after it.
@@ -17,6 +21,7 @@ refuses or drops system messages, to the start of the user's turn, with an empty
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -29,7 +34,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from jaxstate.errors import UnsupportedModel
 from jaxstate.text.gguf_vocab import adds_bos_in_gguf, special_text_from_gguf
-from jaxstate.text.hf_files import adds_bos, read_object, special_text
+from jaxstate.text.hf_files import bos_setting, read_object, read_utf8, special_text
 from jaxstate.text.template import Template
 
 _PREFIX, _DATA, _QUESTION, _ANSWER = (
@@ -67,8 +72,10 @@ def chat_template(
     return Template(
         bare=_open(bare, bos, add_bos),
         opening=(_open(before, bos, add_bos), after),
-        asking=(asking[0], asking[1]),
+        asking=(asking[0], asking[1] + closes_reasoning(asking[1])),
         answer_end=_answer_end(program),
+        next_turn=_next_turn(program),
+        source=json.dumps([jinja_source, bos, eos, add_bos]),
     )
 
 
@@ -83,14 +90,15 @@ def find_template(directory: Path) -> Template | None:
     """
     file = directory / "chat_template.jinja"
     config = read_object(directory / "tokenizer_config.json")
-    source = file.read_text("utf-8") if file.is_file() else _source(config.get("chat_template"))
+    source = read_utf8(file) if file.is_file() else _source(config.get("chat_template"))
     if source is None:
         return None
     return chat_template(
         source,
         bos=special_text(directory, "bos_token") or "",
         eos=special_text(directory, "eos_token") or "",
-        add_bos=adds_bos(directory),
+        # transformers encodes a conversation without what the tokenizer puts around a text.
+        add_bos=bos_setting(directory) is True,
     )
 
 
@@ -174,6 +182,41 @@ def _with_prefix(program: _Program) -> list[str]:
 def _answer_end(program: _Program) -> str:
     messages = [_user(_ASKED), {"role": "assistant", "content": _ANSWER}]
     return program.cut(messages, [_ANSWER], answer=False)[1]
+
+
+def _next_turn(program: _Program) -> str:
+    """What stands between an answer and what the user says next; "" if the template takes no
+    further turn."""
+    messages = [_user(_ASKED), {"role": "assistant", "content": _ANSWER}, _user(_PREFIX)]
+    try:
+        return program.cut(messages, [_ANSWER, _PREFIX], answer=False)[1]
+    except UnsupportedModel:
+        return ""
+
+
+_REASONING = re.compile(
+    r"<(?P<tag>[a-z_:]*(?:think|thinking|thought|reasoning|reason))>"
+    r"|\[(?P<bracket>THINK)\]|<\|START_(?P<pipe>THINKING)\|>"
+)
+
+
+def closes_reasoning(text: str) -> str:
+    """What closes the reasoning block that the beginning of an answer leaves open; "" if none is.
+
+    With an empty line inside and one behind, as models that can leave it out (Qwen 3) are taught.
+    """
+    opened = list(_REASONING.finditer(text))
+    if not opened:
+        return ""
+    last = opened[-1]
+    if last["tag"]:
+        closing = f"</{last['tag']}>"
+    else:
+        closing = "[/THINK]" if last["bracket"] else "<|END_THINKING|>"
+    rest = text[last.end() :]
+    if closing in rest:
+        return ""
+    return "\n" * max(0, 2 - rest.count("\n")) + closing + "\n\n"
 
 
 def _user(content: str) -> _Message:

@@ -22,12 +22,14 @@ from jaxstate.errors import UnsupportedModel
 from jaxstate.text.hf_decoder import read_decoder
 from jaxstate.text.hf_files import parse_object
 from jaxstate.text.pieces import (
+    Place,
     checked_ids,
     checked_text,
     is_marker,
     join_bytes,
     refuse_protected,
 )
+from jaxstate.text.space_prefix import space_prefixes, without_space_prefix
 
 
 class HFTokenizer:
@@ -35,14 +37,15 @@ class HFTokenizer:
 
     Args:
         source: the text of a tokenizer.json.
-        bos: how the token that opens a text is written, or None.
+        bos: how the token that may open a text is written, or None.
+        add_bos: whether it does; None for what the file's own post-processor does.
 
     Raises:
         UnsupportedModel: the file is damaged, its decoder is not known, or `bos` is not one of its
         special tokens.
     """
 
-    def __init__(self, source: str, *, bos: str | None = None) -> None:
+    def __init__(self, source: str, *, bos: str | None = None, add_bos: bool | None = True) -> None:
         spec = parse_object(source, "tokenizer.json")
         added = _added_tokens(spec)
         self._hidden = frozenset(token for _, token, special in added if special)
@@ -57,13 +60,24 @@ class HFTokenizer:
         self._vocab_size = max(self._plain.get_vocab().values(), default=-1) + 1
         # Unknown characters are no forgery, though files declare <unk> as a special token.
         self._unforgeable = self._protected_ids - {_unknown_id(spec, self._plain)}
-        self._bos = bos
-        self._bos_id = self._required(bos)
-        self._digest = hashlib.sha256(f"hf-json\n{bos!r}\n{self._source}".encode()).hexdigest()
+        self._bos_id = self._opening(bos, add_bos)
+        self._bos = None if self._bos_id is None else bos
+        self._prefixes = space_prefixes(spec)
+        self._digest = hashlib.sha256(
+            f"hf-json\n{self._bos!r}\n{self._source}".encode()
+        ).hexdigest()
 
-    def _required(self, written: str | None) -> int | None:
-        if written is None:
+    def _opening(self, bos: str | None, add_bos: bool | None) -> int | None:
+        """BOS, if texts open with it."""
+        if bos is None or add_bos is False:
             return None
+        if add_bos:
+            return self._required(bos)
+        written = self._plain.encode("", add_special_tokens=True).ids
+        token = self._plain.token_to_id(bos)
+        return self._required(bos) if token is not None and token in written[:1] else None
+
+    def _required(self, written: str) -> int:
         if written not in self._protected:
             raise UnsupportedModel(
                 f"the BOS token {written!r} is no special token in tokenizer.json"
@@ -100,15 +114,27 @@ class HFTokenizer:
         """A handle of its own: `encode_special_tokens` is set on a handle, not on a call."""
         return _handle(self._source)
 
-    def encode(self, text: str) -> list[int]:
+    @cached_property
+    def _continuing(self) -> tokenizers.Tokenizer:
+        """Writes no space in front of a text."""
+        handle = _handle(without_space_prefix(self._source))
+        handle.encode_special_tokens = True
+        return handle
+
+    def encode(self, text: str, place: Place = "start") -> list[int]:
         """Plain text to ids, never a protected token.
+
+        Args:
+            text: what is encoded.
+            place: what it follows.
 
         Raises:
             InvalidInput: `text` is not a str, has lone surrogates, or would become a protected
             token all the same
                 (possible only in a vocabulary whose own merges spell a special token).
         """
-        ids = self._plain.encode(checked_text(text), add_special_tokens=False).ids
+        handle = self._plain if place in self._prefixes else self._continuing
+        ids = handle.encode(checked_text(text), add_special_tokens=False).ids
         refuse_protected(ids, self._unforgeable)
         return ids
 

@@ -17,8 +17,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
+from typing import Literal, TypeAlias
 
 from jaxstate.errors import InvalidInput
+
+# What a text stands behind: nothing (or a BOS that the tokenizer puts in front of every text), a
+# special token that somebody wrote, or text that it goes on with.
+Place: TypeAlias = Literal["start", "special", "text"]
 
 _BRACKETED = re.compile(r"<.*\w.*>|\[.*\w.*\]", re.DOTALL)
 _HTML_TAG = re.compile(r"</?([a-z][a-z0-9]*)>")

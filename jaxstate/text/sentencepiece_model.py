@@ -27,6 +27,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from jaxstate.errors import UnsupportedModel
 from jaxstate.text.pieces import (
+    Place,
     checked_ids,
     checked_text,
     is_marker,
@@ -126,7 +127,7 @@ class SentencePieceTokenizer:
             proto.normalizer_spec.add_dummy_prefix or proto.normalizer_spec.remove_extra_whitespaces
         )
         self._escapes = proto.normalizer_spec.escape_whitespaces
-        data = proto.SerializeToString()
+        self._data = data = proto.SerializeToString()
         self._processor = _processor(data)
         self._unforgeable = self._protected_ids - {self._processor.unk_id()}
         self._bos_id = self._find_bos(bos) if add_bos else None
@@ -173,15 +174,27 @@ class SentencePieceTokenizer:
         written = sorted(self._protected, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, written)) or r"(?!)")
 
-    def encode(self, text: str) -> list[int]:
+    @cached_property
+    def _continuing(self) -> sentencepiece.SentencePieceProcessor:
+        """Writes no space in front of a text."""
+        proto = _parsed(self._data)
+        proto.normalizer_spec.add_dummy_prefix = False
+        return _processor(proto.SerializeToString())
+
+    def encode(self, text: str, place: Place = "start") -> list[int]:
         """Plain text to ids, never a protected piece.
+
+        Args:
+            text: what is encoded.
+            place: what it follows.
 
         Raises:
             InvalidInput: `text` is not a str, has lone surrogates, or would become a protected
             piece all the same
                 (possible only in a model with a control piece of a single character).
         """
-        ids = self._processor.encode(checked_text(text))
+        processor = self._continuing if place == "text" else self._processor
+        ids = processor.encode(checked_text(text))
         refuse_protected(ids, self._unforgeable)
         return ids
 

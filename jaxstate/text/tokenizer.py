@@ -16,8 +16,15 @@ from pathlib import Path
 from typing import Protocol
 
 from jaxstate.errors import UnsupportedModel
-from jaxstate.text.hf_files import adds_bos, read_object, special_text
+from jaxstate.text.hf_files import (
+    added_in_files,
+    bos_setting,
+    read_utf8,
+    special_text,
+    with_added_tokens,
+)
 from jaxstate.text.hf_json import HFTokenizer
+from jaxstate.text.pieces import Place
 from jaxstate.text.sentencepiece_model import SentencePieceTokenizer
 
 
@@ -53,8 +60,13 @@ class Tokenizer(Protocol):
         """Whether `decode` drops one space at the very start, which `encode` had put there."""
         ...
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, place: Place = "start") -> list[int]:
         """Plain text to ids, without BOS or EOS, and never a special token, whatever the text says.
+
+        Args:
+            text: what is encoded.
+            place: what it follows. Many tokenizers put a space in front of a text, which nothing
+                that goes on with other text may have.
 
         Raises:
             InvalidInput: `text` is not a str or has lone surrogates.
@@ -101,34 +113,32 @@ class Tokenizer(Protocol):
 def find_tokenizer(directory: Path) -> Tokenizer | None:
     """The tokenizer of a Hugging Face directory: tokenizer.json, else tokenizer.model, else None.
 
-    BOS is what tokenizer_config.json or special_tokens_map.json say, and none if `add_bos_token` is
-    false.
+    A text opens with BOS if `add_bos_token` says so, or where it says nothing, if the tokenizer
+    itself puts it there. Tokens that only the files beside name are added as transformers does.
 
     Raises:
-        UnsupportedModel: the files are damaged, or need something that we cannot do exactly.
+        UnsupportedModel: the files are damaged, contradict each other, or need something that we
+            cannot do exactly.
     """
-    bos = special_text(directory, "bos_token") if adds_bos(directory) else None
+    bos, adds = special_text(directory, "bos_token"), bos_setting(directory)
     if (directory / "tokenizer.json").is_file():
-        source = (directory / "tokenizer.json").read_text(encoding="utf-8")
-        return HFTokenizer(source, bos=bos)
+        source = read_utf8(directory / "tokenizer.json")
+        return HFTokenizer(with_added_tokens(source, directory), bos=bos, add_bos=adds)
     if not (directory / "tokenizer.model").is_file():
         return None
     found = SentencePieceTokenizer(
-        directory / "tokenizer.model", bos=bos, add_bos=adds_bos(directory)
+        directory / "tokenizer.model", bos=bos, add_bos=adds is not False
     )
-    _refuse_added_tokens(directory, found.vocab_size)
+    _refuse_added_tokens(directory, found)
     return found
 
 
-def _refuse_added_tokens(directory: Path, vocab_size: int) -> None:
+def _refuse_added_tokens(directory: Path, found: SentencePieceTokenizer) -> None:
     """A tokenizer.model knows no tokens that were added later: their ids would not decode."""
-    added = read_object(directory / "added_tokens.json").values()
-    decoder = read_object(directory / "tokenizer_config.json").get("added_tokens_decoder")
-    ids = [token for token in added if isinstance(token, int)]
-    ids += [int(key) for key in decoder if key.isdigit()] if isinstance(decoder, dict) else []
-    beyond = sorted({token for token in ids if token >= vocab_size})
+    added = {token: one.content for token, one in added_in_files(directory).items()}
+    beyond = sorted(token for token in added if token >= found.vocab_size)
     if beyond:
         raise UnsupportedModel(
-            f"{directory} has tokenizer.model with {vocab_size} pieces and the added tokens "
+            f"{directory} has tokenizer.model with {found.vocab_size} pieces and the added tokens "
             f"{beyond[:8]}; save it with a tokenizer.json, which has them all"
         )

@@ -83,7 +83,7 @@ def _checked_config(
 
 def _read_json(path: Path) -> dict[str, object]:
     try:
-        content: object = json.loads(path.read_text(encoding="utf-8"))
+        content: object = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UnsupportedModel(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):

@@ -110,7 +110,7 @@ def _read_shards(index: Path) -> Mapping[str, _Stored]:
 
 def _read_weight_map(index: Path) -> dict[str, str]:
     try:
-        content: object = json.loads(index.read_text(encoding="utf-8"))
+        content: object = json.loads(index.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UnsupportedModel(f"{index} cannot be read: {error}") from error
     weight_map = content.get("weight_map") if isinstance(content, dict) else None

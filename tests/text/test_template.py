@@ -213,7 +213,7 @@ def test_a_plain_question_is_encoded_as_one_text(all_kinds: list[Tokenizer]) -> 
     for tokenizer in all_kinds:
         template = plain_template(tokenizer.bos)
         ids = template.question_tokens(tokenizer, "what is the price?")
-        assert ids == tokenizer.encode("\nQuestion: what is the price?\nAnswer:")
+        assert ids == tokenizer.encode("\nQuestion: what is the price?\nAnswer:", "text")
 
 
 BYTE_CHAT = (

@@ -247,11 +247,30 @@ def test_find_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(llama_style_json())
     found = find_tokenizer(tmp_path)
     assert isinstance(found, HFTokenizer) and found.bos_id is None
-    (tmp_path / "special_tokens_map.json").write_text('{"bos_token": {"content": "</s>"}}')
-    assert (found := find_tokenizer(tmp_path)) is not None and found.bos == "</s>"
-    config = tmp_path / "tokenizer_config.json"
-    config.write_text('{"bos_token": "<s>"}')
+    config, older = tmp_path / "tokenizer_config.json", tmp_path / "special_tokens_map.json"
+    config.write_text('{"bos_token": "<s>", "add_bos_token": true}')
     assert (found := find_tokenizer(tmp_path)) is not None and found.bos_id == 1
+    # Where both name one, transformers takes the older file's, unless the config has the tokens.
+    older.write_text('{"bos_token": {"content": "</s>"}}')
+    assert (found := find_tokenizer(tmp_path)) is not None and found.bos == "</s>"
+    config.write_text('{"bos_token": "<s>", "add_bos_token": true, "added_tokens_decoder": {}}')
+    assert (found := find_tokenizer(tmp_path)) is not None and found.bos_id == 1
+    # To have a BOS, and to open texts with it, are two things.
+    config.write_text('{"bos_token": "<s>"}')
+    assert (found := find_tokenizer(tmp_path)) is not None and found.bos_id is None
+    spec = json.loads(llama_style_json())
+    spec["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "</s>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"</s>": {"id": "</s>", "ids": [2], "tokens": ["</s>"]}},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    assert (found := find_tokenizer(tmp_path)) is not None and found.bos == "</s>"
+    older.unlink()
     config.write_text('{"bos_token": null}')
     assert (found := find_tokenizer(tmp_path)) is not None and found.bos_id is None
     config.write_text('{"bos_token": "<s>", "add_bos_token": false}')
