@@ -6,6 +6,7 @@ command runs, so that `--help` is quick.
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +14,7 @@ from typing import Annotated, Literal
 import typer
 
 from jaxstate.cli.show import Show
+from jaxstate.cli.signals import Ended, ended_by_signals
 from jaxstate.errors import JaxstateError
 
 DTypeOption = Literal["float32", "bfloat16", "float16"]
@@ -43,7 +45,7 @@ Cells = Annotated[
         "--cells",
         min=1,
         help="Capacity of each session in tokens.",
-        show_default="4096, or what the model was made for",
+        show_default="what the model was made for, as far as half of the memory goes",
     ),
 ]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens of an answer at most.")]
@@ -142,6 +144,14 @@ def stream(
     replace_invalid: Annotated[
         bool, typer.Option("--replace-invalid", help="Read bytes that are not UTF-8 as U+FFFD.")
     ] = False,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow",
+            help="Go on when a file has come to its end, as tail -F: through rotation by name and "
+            "by copy and truncate, until Ctrl-C or SIGTERM.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Read documents or pipes into sessions, line by line, and ask about them.
@@ -152,12 +162,13 @@ def stream(
     none waits for the input of another, and each ends when its own input does.
 
     Exit code 0: all was read, answered and saved. 1: something could not be
-    done; the message says what, the other sessions go on, and what was read so
-    far is saved if --save was given. 130: Ctrl-C, likewise.
+    done; the message says what, the other sessions go on, what was asked is
+    answered as far as was read, and that is saved if --save was given. 130:
+    Ctrl-C, likewise; 143: SIGTERM; 129: SIGHUP.
 
     Examples:
 
-    tail -f feed.log | jaxstate stream - -m gemma3-270m --flash "What failed?"
+    jaxstate stream feed.log --follow -m gemma3-270m --flash "What failed?"
 
     jaxstate stream -m gemma3-270m --session web=web.log --session db=db.log
 
@@ -173,6 +184,7 @@ def stream(
         flash=tuple(flash or ()),
         flash_max_tokens=flash_max_tokens,
         invalid="replace" if replace_invalid else "refuse",
+        follow=follow,
     )
     options = StreamOptions(
         source=source,
@@ -279,10 +291,17 @@ def demo(
 
 def main() -> None:
     """Runs the command line; errors that we raise on purpose become a message and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What a terminal or a pipe cannot encode ends nothing: it is written out.
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app(prog_name="jaxstate")
+        with ended_by_signals():
+            app(prog_name="jaxstate")
     except JaxstateError as error:
         Show(as_json="--json" in sys.argv).error(str(error))
         sys.exit(1)
+    except Ended as ended:
+        sys.exit(ended.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

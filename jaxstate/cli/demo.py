@@ -134,11 +134,14 @@ def _read_again(model: Model, entries: list[str], question: str) -> tuple[str, f
     """What a stateless server does for each question; the entries are read in large chunks."""
     template, tokenizer = model.template, model.text
     tokens = template.open_tokens(tokenizer, "")
-    tokens += [token for entry in entries for token in template.entry_tokens(tokenizer, entry)]
+    place = template.first_entry_place(tokenizer, "")
+    for entry in entries:
+        tokens += template.entry_tokens(tokenizer, entry, place)
+        place = "text"
     asked = template.question_tokens(tokenizer, question)
     started_s = time.perf_counter()
     state = extend(model, init_state(model, CELLS), tokens)
-    result = query(model, state, asked, max_tokens=MAX_TOKENS, stop=template.stop)
+    result = query(model, state, asked, max_tokens=MAX_TOKENS, stop=template.stops(tokenizer))
     return (result.text or "").strip(), time.perf_counter() - started_s
 
 

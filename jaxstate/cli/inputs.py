@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from jaxstate.cli.runtime import LOOK_S, in_thread
+from jaxstate.cli.saving import check_writable
+from jaxstate.cli.tailing import follow_lines
 from jaxstate.engine.lines import InvalidBytes, Line, read_lines
 from jaxstate.errors import InvalidInput
 from jaxstate.persist.files import RECORD_NAME, check_snapshot_target
@@ -52,10 +54,15 @@ class Input:
         return self.source != STANDARD_INPUT and os.stat(self.source).st_size > _BULK_BYTES
 
     @property
+    def is_file(self) -> bool:
+        """Whether it can be read twice."""
+        return self.source != STANDARD_INPUT and stat.S_ISREG(os.stat(self.source).st_mode)
+
+    @property
     def client(self) -> str | None:
         """Under which name its lines are numbered, so that reading the file once more adds only
         what is new; None for a pipe, which nobody can read twice."""
-        if self.source == STANDARD_INPUT or not stat.S_ISREG(os.stat(self.source).st_mode):
+        if not self.is_file:
             return None
         path = os.path.realpath(self.source)
         return f"file:{hashlib.sha256(path.encode()).hexdigest()[:32]}"
@@ -107,7 +114,7 @@ def check_targets(inputs: Sequence[Input], save: Path | None) -> None:
     """Refuses a place to save to before anything is read.
 
     Raises:
-        InvalidInput: something else lies there.
+        InvalidInput: something else lies there, or nothing can be written there.
     """
     if save is None:
         return
@@ -120,6 +127,7 @@ def check_targets(inputs: Sequence[Input], save: Path | None) -> None:
                 f"{'a saved session' if save.is_dir() else 'a file'} there; choose another"
             )
         check_snapshot_target(target)
+        check_writable(target)
 
 
 def _named(text: str) -> Input:
@@ -165,21 +173,23 @@ class LineReader:
     Args:
         one: what to read.
         invalid: as for `read_lines`.
+        follow: go on after the end of a file, as `follow_lines`.
     """
 
-    def __init__(self, one: Input, invalid: InvalidBytes) -> None:
+    def __init__(self, one: Input, invalid: InvalidBytes, *, follow: bool = False) -> None:
         self._input = one
+        self._follow = follow
         self._invalid: InvalidBytes = invalid
         self._wanted = threading.Semaphore(0)
         self._found: queue.SimpleQueue[Line | Exception | None] = queue.SimpleQueue()
-        self._ended = False
+        self._ended = threading.Event()
 
     def __enter__(self) -> LineReader:
         in_thread(self._run, "jaxstate-lines")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended = True
+        self._ended.set()
         self._wanted.release()
 
     def until(self, go_on: Callable[[], bool]) -> Iterator[Line]:
@@ -206,15 +216,22 @@ class LineReader:
     def _run(self) -> None:
         """In the thread."""
         try:
-            with self._input.open() as stream:
-                lines = read_lines(stream, invalid=self._invalid)
-                while self._is_wanted():
-                    self._found.put(next(lines, None))
+            if self._follow and self._input.is_file:
+                self._pass_on(
+                    follow_lines(self._input.source, self._ended.wait, invalid=self._invalid)
+                )
+            else:
+                with self._input.open() as stream:
+                    self._pass_on(read_lines(stream, invalid=self._invalid))
         except OSError as error:
             self._found.put(_unreadable(self._input, error))
         except Exception as error:
             self._found.put(error)
 
+    def _pass_on(self, lines: Iterator[Line]) -> None:
+        while self._is_wanted():
+            self._found.put(next(lines, None))
+
     def _is_wanted(self) -> bool:
         self._wanted.acquire()
-        return not self._ended
+        return not self._ended.is_set()

@@ -68,7 +68,7 @@ def _model_facts(source: str) -> dict[str, JsonValue]:
         "max_context": files.config.max_context,
         "bytes_for_4096_cells": _session_bytes(files.config, dtype.itemsize),
         "tokenizer": "none" if tokenizer is None else f"{tokenizer.vocab_size:,} tokens",
-        "template": "question and answer" if template.stop else "chat",
+        "template": "question and answer" if template.is_text else "chat",
     }
 
 

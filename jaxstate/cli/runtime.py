@@ -6,14 +6,12 @@ weights were being read. Does not know: what the command does with it.
 
 from __future__ import annotations
 
-import signal
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TypeVar
 
 import jax
@@ -22,24 +20,28 @@ from jaxstate.cli.show import Show
 from jaxstate.config import ModelConfig, StepConfig, step_config_from_toml
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.engine import Engine
+from jaxstate.engine.pool_size import PoolSize, cells_within, device_bytes
 from jaxstate.engine.session import Session
 from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model
 from jaxstate.model.compile_cache import use_compilation_cache
+from jaxstate.model.devices import current_device
 from jaxstate.model.loading import DTypeName, load_files, read_source, resolve_dtype
+from jaxstate.model.params import abstract_params
 from jaxstate.persist.files import inspect_snapshot
 from jaxstate.records import Durability
 from jaxstate.steps.buckets import smallest_fitting
 from jaxstate.steps.compiled import compile_all
 from jaxstate.steps.engine_steps import EngineSteps, plan_engine
 from jaxstate.steps.spec import StepSpec
+from jaxstate.textfiles import read_text_file
 
 T = TypeVar("T")
 # Most questions are no longer, and neither is what comes through a pipe at once; the steps for
 # more are compiled when it comes.
 _USUAL_TOKENS = 64
-# Of a session, where nobody says how many.
-_SESSION_CELLS = 4096
+# Of the pool, however little memory there seems to be.
+_LEAST_CELLS = 4096
 # How long Ctrl-C may go unnoticed.
 LOOK_S = 0.05
 
@@ -80,7 +82,7 @@ def open_model(
     Args:
         show: where progress goes.
         source: a path or a known name.
-        cells: capacity of its sessions; None for 4096.
+        cells: capacity of its sessions; None for as many as `room_for` finds.
         dtype: None for the default of the device.
         steps: the shapes; those for usual sizes are compiled now, the others when they are used.
         needs: what the command will do.
@@ -92,14 +94,14 @@ def open_model(
     use_compilation_cache()
     files = read_source(source)
     kind = resolve_dtype(dtype)
-    cells = cells or min(_SESSION_CELLS, files.config.max_context)
+    size = room_for(files.config, kind, steps, cells, needs.sessions)
     planned = plan_engine(
         files.config,
         kind,
         steps,
-        session_cells=cells,
-        cells=in_blocks(cells, steps) * needs.sessions,
-        sessions=needs.sessions,
+        session_cells=size.session_cells,
+        cells=size.cells,
+        sessions=size.sessions,
     )
     specs = list(usual_specs(planned, needs))
     specs += also(files.config, kind) if also is not None else ()
@@ -145,6 +147,28 @@ def _rows_needed(steps: StepConfig, needs: Needs) -> set[int]:
 def _sizes_for(count: int, sizes: tuple[int, ...]) -> set[int]:
     """Sizes of steps for one alone, and for so many at once."""
     return {1, smallest_fitting(count, sizes) or sizes[-1]}
+
+
+def room_for(
+    config: ModelConfig,
+    dtype: jax.numpy.dtype,
+    steps: StepConfig,
+    cells: int | None,
+    sessions: int,
+) -> PoolSize:
+    """The pool of a command's sessions: so many cells for each of them; or, where nobody says, a
+    pool that each may take as much of as the model was made for, as large as half of the memory
+    beside the parameters."""
+    if cells is not None:
+        total = in_blocks(cells, steps) * sessions
+        return PoolSize(cells=total, session_cells=cells, sessions=sessions)
+    params = abstract_params(config, dtype).values()
+    params_bytes = sum(math.prod(leaf.shape) * dtype.itemsize for leaf in params)
+    limit_bytes = max(0, device_bytes(current_device()) - params_bytes) // 2
+    most = in_blocks(config.max_context, steps) * sessions
+    within = cells_within(config, dtype.itemsize, steps, limit_bytes, config.max_context, sessions)
+    total = max(min(most, within), in_blocks(min(_LEAST_CELLS, config.max_context), steps))
+    return PoolSize(cells=total, session_cells=min(total, config.max_context), sessions=sessions)
 
 
 def in_blocks(cells: int, steps: StepConfig) -> int:
@@ -206,11 +230,11 @@ def engine_for(
 ) -> Engine:
     """An engine for sessions of so many cells each, which compiles on use what `open_model` did
     not."""
-    each = cells or min(_SESSION_CELLS, model.config.max_context)
+    size = room_for(model.config, model.dtype, model.steps, cells, sessions)
     return Engine(
         model,
-        cells=in_blocks(each, model.steps) * sessions,
-        session_cells=each,
+        cells=size.cells,
+        session_cells=size.session_cells,
         sessions=sessions,
         config=config,
         warm_up=False,
@@ -220,7 +244,7 @@ def engine_for(
 
 
 def capacity(given: int | None, saved: Sequence[Path]) -> int | None:
-    """Cells of each session, those that were saved among them; None for the engine's default."""
+    """Cells of each session, those that were saved among them; None for what there is room for."""
     return given or max((inspect_snapshot(one).cells for one in saved), default=None)
 
 
@@ -239,30 +263,6 @@ def model_name(given: str | None, saved: Sequence[Path]) -> str:
     raise InvalidInput("which model? Pass --model (a path, or a name such as gemma3-270m)")
 
 
-class Interrupt:
-    """Ctrl-C as a question that is asked between entries, so that none is half read."""
-
-    def __init__(self) -> None:
-        self.pressed = False
-
-    def press(self, _signal: int, _frame: FrameType | None) -> None:
-        """Notes the first Ctrl-C; a second one stops at once."""
-        again, self.pressed = self.pressed, True
-        if again:
-            raise KeyboardInterrupt
-
-
-@contextmanager
-def interruptible() -> Iterator[Interrupt]:
-    """Turns Ctrl-C into a question that the caller asks when it is safe to stop."""
-    interrupt = Interrupt()
-    before = signal.signal(signal.SIGINT, interrupt.press)
-    try:
-        yield interrupt
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def read_steps(path: Path | None) -> StepConfig:
     """Step sizes from a TOML file; the defaults without one.
 
@@ -271,7 +271,4 @@ def read_steps(path: Path | None) -> StepConfig:
     """
     if path is None:
         return StepConfig()
-    try:
-        return step_config_from_toml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"the step sizes {path} cannot be read: {error}") from error
+    return step_config_from_toml(read_text_file(path, "the step sizes"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,18 @@ from jaxstate.engine.values import Answer
 
 # A screen that changes more often than this is hard to read and costs time.
 _REFRESH_HZ = 8
+
+
+# Control characters but line breaks and tabs, and what turns the direction of text: a stream could
+# write them, and a terminal would obey.
+_HIDDEN = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ufeff]"
+)
+
+
+def visible(text: str) -> str:
+    """Text with what a terminal would obey written out, such as \\x1b for an escape."""
+    return _HIDDEN.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
 
 
 class Show:
@@ -70,19 +83,19 @@ class Show:
     def say(self, *lines: str) -> None:
         """Lines for people on standard output, with none of another thread between them."""
         if not self.as_json and not self._muted.is_set():
-            text = "\n".join(self._label + line for line in lines)
+            text = "\n".join(self._label + visible(line) for line in lines)
             self._page().print(escape(text), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """A line about what is going on, for people, on standard error."""
         if not self.as_json and not self._muted.is_set():
-            self.err.print(f"[dim]{escape(self._label + text)}[/dim]")
+            self.err.print(f"[dim]{escape(self._label + visible(text))}[/dim]")
 
     def error(self, text: str) -> None:
         """What went wrong, on standard error (and as an event)."""
         if not self._muted.is_set():
             self.event("error", message=text)
-            said = escape(self._label + text)
+            said = escape(self._label + visible(text))
             self.err.print(f"[bold red]error:[/bold red] {said}", soft_wrap=True)
 
     def reply(self, question: str, answer: Answer) -> None:

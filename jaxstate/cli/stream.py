@@ -18,13 +18,13 @@ from jaxstate.cli.runtime import (
     capacity,
     engine_for,
     in_thread,
-    interruptible,
     model_name,
     open_model,
     read_steps,
     results,
 )
 from jaxstate.cli.show import Show
+from jaxstate.cli.signals import interruptible
 from jaxstate.cli.streaming import Plan, Streaming
 from jaxstate.cli.view import answers_table, draw
 from jaxstate.engine.config import EngineConfig
@@ -35,6 +35,7 @@ from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model
 from jaxstate.model.loading import DTypeName
 from jaxstate.records import Durability
+from jaxstate.textfiles import read_text_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +122,7 @@ def _prefix(options: StreamOptions) -> str:
         return ""
     if options.load is not None:
         raise InvalidInput("a saved session has its prefix already: drop --prefix or --load")
-    try:
-        return options.prefix.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"the prefix {options.prefix} cannot be read: {error}") from error
+    return read_text_file(options.prefix, "the prefix")
 
 
 def _session(engine: Engine, one: Input, options: StreamOptions, prefix: str) -> Session:

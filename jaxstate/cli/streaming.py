@@ -10,13 +10,17 @@ happens.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from jaxstate.cli.follow import Follower
 from jaxstate.cli.inputs import Input, LineReader
-from jaxstate.cli.runtime import Interrupt, wait_until_answered
+from jaxstate.cli.runtime import wait_until_answered
+from jaxstate.cli.saving import save_somewhere
 from jaxstate.cli.show import Show
+from jaxstate.cli.signals import Interrupt
+from jaxstate.cli.tailing import line_at
 from jaxstate.cli.view import StreamView, flash_fields
 from jaxstate.engine.engine import Engine
 from jaxstate.engine.lines import InvalidBytes, Line
@@ -25,7 +29,7 @@ from jaxstate.engine.values import Receipt, Span
 from jaxstate.errors import CapacityExceeded, InvalidInput, JaxstateError
 from jaxstate.model.bundle import Model
 
-DONE, FAILED, INTERRUPTED = 0, 1, 130
+DONE, FAILED = 0, 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,7 @@ class Plan:
         flash: questions that are kept answered.
         flash_max_tokens: of those answers.
         invalid: what to do with bytes that are no text.
+        follow: go on after the end of a file, through its rotations, until it is stopped.
     """
 
     questions: tuple[str, ...]
@@ -47,6 +52,7 @@ class Plan:
     flash: tuple[str, ...]
     flash_max_tokens: int
     invalid: InvalidBytes
+    follow: bool = False
 
 
 class Streaming:
@@ -78,6 +84,8 @@ class Streaming:
         client: str | None = None,
     ) -> None:
         self._client = client
+        # Files of that name that the session has read, and that are gone.
+        self._turns = 0
         self._show = show.about(session.id, source.label)
         self._plan = plan
         self._source = source
@@ -93,12 +101,18 @@ class Streaming:
         self._asked_version = -1
 
     def run(self, interrupt: Interrupt) -> int:
-        """Reads, answers, saves; returns the exit code."""
-        code = self._read_and_keep_answered(interrupt)
-        self._show.note(self.view.summary())
-        if code == DONE and self._asked_version != self._session.version:
-            code = self._ask_at_the_end(interrupt)
-        self._show_flash_answers()
+        """Reads, answers, saves, whatever ends it; returns the exit code."""
+        try:
+            code = self._read_and_keep_answered(interrupt)
+            self._show.note(self.view.summary())
+            if self._asked_version != self._session.version and not interrupt.pressed:
+                code = max(code, self._ask_at_the_end(interrupt))
+            self._show_flash_answers()
+        except Exception:
+            # A pipe that nobody reads any more, a terminal that is gone: nothing can be told.
+            with contextlib.suppress(Exception):
+                self._saved()
+            raise
         return self._finish(interrupt, code)
 
     def _read_and_keep_answered(self, interrupt: Interrupt) -> int:
@@ -109,17 +123,29 @@ class Streaming:
                 code = self._answer_flash(interrupt, follower)
             except JaxstateError as error:
                 self._show.error(str(error))
-                self._read_what_was_taken()
-                code = FAILED
-        return INTERRUPTED if interrupt.pressed and code == DONE else code
+                code = self._answer_what_was_taken(interrupt, follower)
+        return interrupt.exit_code if interrupt.pressed and code == DONE else code
 
     def _push_all(self, interrupt: Interrupt, follower: Follower) -> None:
         """Pushes until the stream ends or Ctrl-C, and waits until all of it is read."""
-        every, before = self._plan.every, self._read_before()
-        with LineReader(self._source, self._plan.invalid) as lines:
+        self._turns = self._turns_before()
+        every, before, unfinished = self._plan.every, self._read_before(), False
+        turn, plan = 0, self._plan
+        with LineReader(self._source, plan.invalid, follow=plan.follow) as lines:
             for line in lines.until(lambda: _goes_on(interrupt, follower)):
+                if line.turn > turn:
+                    turn, before = line.turn, 0
+                    self._turns += 1
+                    self._note_turn(line.turn)
                 if line.number < before:
                     continue
+                if self._client is not None and not line.text.endswith("\n"):
+                    self._show.note(
+                        f"line {line.number} of {self._source.source} has no line break yet: it is "
+                        "read once it has"
+                    )
+                    unfinished = True
+                    break
                 receipt = self._push(line)  # the last one again: is it the same file?
                 self._pushed += 1
                 if every and receipt.last % every == 0:
@@ -129,7 +155,7 @@ class Streaming:
         self._session.wait()
         if before and self._pushed <= 1 and not interrupt.pressed:
             self._show.note(f"nothing new in {self._source.source}")
-        if self._pushed == 0 and not interrupt.pressed:
+        if self._pushed == 0 and not interrupt.pressed and not unfinished:
             raise InvalidInput(self._nothing(before))
 
     def _nothing(self, before: int) -> str:
@@ -142,11 +168,42 @@ class Streaming:
             "path, or through a pipe (NAME=-)"
         )
 
+    def _turns_before(self) -> int:
+        """How many files of this name the session has read and is done with. With `follow` a file
+        that is not the one whose lines it has is the next."""
+        if self._client is None:
+            return 0
+        turns = 0
+        while self._session.client_seq(_client_of(self._client, turns + 1)) is not None:
+            turns += 1
+        before = self._session.client_seq(_client_of(self._client, turns)) or 0
+        if not self._plan.follow or before == 0 or self._is_same(turns, before):
+            return turns
+        self._note_turn(turns + 1)
+        return turns + 1
+
+    def _is_same(self, turns: int, before: int) -> bool:
+        """Whether a line is still what the session has read there."""
+        text = line_at(self._source.source, before)
+        if text is None:
+            return False
+        try:
+            self._session.push(text, client=_client_of(str(self._client), turns), client_seq=before)
+        except InvalidInput:
+            return False
+        return True
+
+    def _note_turn(self, turn: int) -> None:
+        self._show.event("rotated", source=self._source.source, turn=turn)
+        self._show.note(
+            f"{self._source.source} was rotated or cut: it is read from its beginning again"
+        )
+
     def _read_before(self) -> int:
         """Number of the last line of this file that the session has already; 0 for none."""
         if self._client is None:
             return 0
-        return self._session.client_seq(self._client) or 0
+        return self._session.client_seq(_client_of(self._client, self._turns)) or 0
 
     def _note_backlog(self, interrupt: Interrupt) -> None:
         pending = self._session.info().pending
@@ -156,12 +213,13 @@ class Streaming:
                 "(Ctrl-C again stops at once, and saves nothing)"
             )
 
-    def _read_what_was_taken(self) -> None:
-        """After an error; if the session itself is broken, that has been said already."""
-        try:
+    def _answer_what_was_taken(self, interrupt: Interrupt, follower: Follower) -> int:
+        """After an error: a session that is full can still be asked. If the session itself is
+        broken, that has been said already."""
+        with contextlib.suppress(JaxstateError):
             self._session.wait()
-        except JaxstateError:
-            return
+            self._answer_flash(interrupt, follower)
+        return FAILED
 
     def _answer_flash(self, interrupt: Interrupt, follower: Follower) -> int:
         """Waits until every flash query is answered at the final version."""
@@ -173,12 +231,22 @@ class Streaming:
 
     def _push(self, line: Line) -> Receipt:
         try:
-            numbered = self._client is not None
-            receipt = self._session.push(
-                line.text, client=self._client, client_seq=line.number if numbered else None
-            )
+            if self._client is None:
+                receipt = self._session.push(line.text)
+            else:
+                client = _client_of(self._client, self._turns)
+                receipt = self._session.push(line.text, client=client, client_seq=line.number)
         except CapacityExceeded as error:
             raise CapacityExceeded(f"line {line.number}: {self._no_room(line)}") from error
+        except InvalidInput as error:
+            if self._client is None or line.number > self._read_before():
+                raise InvalidInput(f"line {line.number}: {error}") from error
+            raise InvalidInput(
+                f"line {line.number} of {self._source.source} is not the line that the session has "
+                "read there: the file was changed or replaced, and nothing more of it was read. "
+                "Stream it under another name (--session), or go on with --follow, which reads a "
+                "rotated file from its beginning"
+            ) from error
         except JaxstateError as error:
             raise type(error)(f"line {line.number}: {error}") from error
         for span in receipt.dropped:
@@ -192,9 +260,21 @@ class Streaming:
         info = self._session.info()
         if tokens > info.cells:
             return f"the entry has {tokens} tokens; the whole session holds {info.cells} cells"
+        each = max(1.0, info.tokens / max(info.version, 1))
         return (
-            f"the session holds {info.tokens} of {info.cells} cells, so {tokens} more do not fit; "
-            "start again with larger --cells (a saved session goes on with --load and --cells)"
+            f"the session is full: it holds {info.tokens:,} of {info.cells:,} cells, so the "
+            f"{tokens} of this line do not fit, and neither it nor what follows was read. About "
+            f"{int(info.cells / each):,} lines of this kind fit ({each:.0f} cells each); "
+            f"{self._more_room(info.cells)}"
+        )
+
+    def _more_room(self, cells: int) -> str:
+        most = self._model.config.max_context
+        if cells >= most:
+            return "the model was made for no more: begin another session"
+        return (
+            f"start again with larger --cells, up to {most:,} (a saved session goes on with --load "
+            "and --cells)"
         )
 
     def _show_dropped(self, span: Span) -> None:
@@ -229,14 +309,11 @@ class Streaming:
 
     def _finish(self, interrupt: Interrupt, code: int) -> int:
         """Saves what was read, and says where it stands."""
-        saved = None
         if interrupt.pressed:
             self._show.note(f"interrupted after version {self._session.version}")
-            code = INTERRUPTED
-        try:
-            saved = self._saved()
-        except JaxstateError as error:
-            self._show.error(str(error))
+            code = interrupt.exit_code
+        saved = self._saved()
+        if saved != self._save:
             code = FAILED
         info = self._session.info()
         self._show.event(
@@ -245,19 +322,26 @@ class Streaming:
             cells=info.tokens,
             dropped=info.dropped,
             exit_code=code,
-            saved=saved,
+            saved=None if saved is None else str(saved),
             metrics=self._engine.metrics().as_dict(),
         )
         return code
 
-    def _saved(self) -> str | None:
-        """Saves the session if it is to be; returns where."""
+    def _saved(self) -> Path | None:
+        """Saves the session if it is to be; returns where it lies now."""
         if self._save is None:
             return None
-        self._session.save(self._save, notes={"model": self._model.source})
-        info = self._session.info()
-        self._show.say(f"saved version {info.version} ({info.tokens:,} cells) to {self._save}")
-        return str(self._save)
+        notes: dict[str, str | int] = {"model": self._model.source}
+        place = save_somewhere(self._show, lambda to: self._session.save(to, notes), self._save)
+        if place is not None:
+            info = self._session.info()
+            self._show.say(f"saved version {info.version} ({info.tokens:,} cells) to {place}")
+        return place
+
+
+def _client_of(client: str, turns: int) -> str:
+    """Under which name the lines of a file are numbered, which so many of its name came before."""
+    return client if turns == 0 else f"{client}:{turns}"
 
 
 def _goes_on(interrupt: Interrupt, follower: Follower) -> bool:

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxstate.cli.inputs import Input
+from jaxstate.cli.show import visible
 from jaxstate.engine.engine import Engine
 from jaxstate.engine.hits import FlashQuery
 from jaxstate.engine.metrics import JsonValue
@@ -123,7 +124,7 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
     for name in names:
         table.add_column(name, justify="left" if name in _LEFT else "right")
     for row in rows:
-        table.add_row(*(escape(row[name]) for name in names))
+        table.add_row(*(escape(visible(row[name])) for name in names))
     return table
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
 from jaxstate.errors import InvalidInput
+from jaxstate.textfiles import encoding_of
 
 InvalidBytes = Literal["refuse", "replace"]
 
@@ -21,10 +22,17 @@ MAX_LINE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Line:
-    """One line: its number from 1, and its text with the line break if it had one."""
+    """One line.
+
+    Attributes:
+        number: from 1.
+        text: with the line break if it had one.
+        turn: how many files of that name were read before this one.
+    """
 
     number: int
     text: str
+    turn: int = 0
 
 
 def read_lines(
@@ -43,11 +51,40 @@ def read_lines(
     number = 0
     while raw := stream.readline(max_bytes + 1):
         number += 1
-        if len(raw) > max_bytes:
-            raise InvalidInput(
-                f"line {number} is longer than {max_bytes:,} bytes; is this text with line breaks?"
-            )
-        yield Line(number, _decode(raw, number, invalid))
+        yield line_of(raw, number, invalid=invalid, max_bytes=max_bytes)
+
+
+def line_of(
+    raw: bytes,
+    number: int,
+    *,
+    invalid: InvalidBytes = "refuse",
+    max_bytes: int = MAX_LINE_BYTES,
+    turn: int = 0,
+) -> Line:
+    """One line of its bytes.
+
+    Args:
+        raw: with the line break, if it has one.
+        number: from 1; the first is looked at for a byte order mark.
+        invalid: what to do with bytes that are not UTF-8.
+        max_bytes: the longest that is taken.
+        turn: of the line.
+
+    Raises:
+        InvalidInput: as `read_lines`.
+    """
+    if len(raw) > max_bytes:
+        raise InvalidInput(
+            f"line {number} is longer than {max_bytes:,} bytes; is this text with line breaks?"
+        )
+    encoding = encoding_of(raw) if number == 1 else "utf-8"
+    if encoding not in ("utf-8", "utf-8-sig"):
+        raise InvalidInput(
+            f"this is {encoding.upper()} by its byte order mark, and lines are read as UTF-8; "
+            f"convert it (iconv -f {encoding} -t utf-8)"
+        )
+    return Line(number, _decode(raw, number, invalid), turn)
 
 
 def _decode(raw: bytes, number: int, invalid: InvalidBytes) -> str:

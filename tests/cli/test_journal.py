@@ -67,7 +67,10 @@ def test_a_file_that_was_changed_is_not_taken_for_the_same(
     lines = TEXT.splitlines(keepends=True)
     file.write_text("".join([*lines[:-1], "changed\n"]), encoding="utf-8")
     outcome = run(*command)
-    assert outcome.code == 1 and "pushed other entries under number" in outcome.err
+    assert (
+        outcome.code == 1
+        and "is not the line that the session has read there" in outcome.err.replace("\n", " ")
+    )
 
 
 def test_a_file_that_was_cut_is_not_passed_over(

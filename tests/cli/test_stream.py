@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import jaxstate
-from jaxstate.cli.runtime import Interrupt
+from jaxstate.cli.signals import Interrupt
 from jaxstate.persist.files import inspect_snapshot
 from tests.cli.conftest import Run, feed
 from tests.tiny_directory import directory_model, write_directory
@@ -159,7 +159,7 @@ class TestRefusals:
         source.write_text("x" * 99 + "\n" + "y" * 199 + "\n", encoding="utf-8")
         outcome = run("stream", source, "-m", tiny, "--cells", 256, "--save", saved)
         assert outcome.code == 1
-        assert "line 2: the session holds 101 of 256 cells" in outcome.err
+        assert "line 2: the session is full: it holds 101 of 256 cells" in outcome.err
         assert "saved version 1" in outcome.out
 
     def test_a_save_path_that_is_something_else_is_refused_before_reading(
