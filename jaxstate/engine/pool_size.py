@@ -6,13 +6,15 @@ Comes in: what the caller of `Engine` said. Goes out: a `PoolSize`. Does not kno
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
-
-import jax
+from pathlib import Path, PurePosixPath
 
 from jaxstate.cells.layout import plan_layout, share_pool
+from jaxstate.config import ModelConfig, StepConfig
 from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model
+from jaxstate.model.devices import Device
 from jaxstate.records import checked_int
 
 DEFAULT_CELLS = 65_536
@@ -47,7 +49,15 @@ def pool_size(
     block = model.steps.block_cells
     wanted = None if session_cells is None else checked_int("session_cells", session_cells)
     if memory is not None:
-        total = _cells_within(model, _checked_share(memory), wanted, count)
+        limit_bytes = int(_checked_share(memory) * device_bytes(model.device))
+        total = cells_within(
+            model.config, model.dtype.itemsize, model.steps, limit_bytes, wanted, count
+        )
+        if total == 0:
+            raise InvalidInput(
+                f"memory={memory}: {limit_bytes / 1e9:.2f} GB do not hold one block of {block} "
+                "cells"
+            )
     else:
         total = DEFAULT_CELLS if cells is None else checked_int("cells", cells)
     if total < 1:
@@ -64,37 +74,77 @@ def _checked_share(memory: object) -> float:
     return float(memory)
 
 
-def _cells_within(model: Model, share: float, session_cells: int | None, sessions: int) -> int:
-    """The most cells whose pool takes no more than that share of the memory."""
-    limit_bytes = share * device_bytes()
-    block = model.steps.block_cells
-    low, high = 0, int(limit_bytes)
+def cells_within(
+    config: ModelConfig,
+    itemsize: int,
+    steps: StepConfig,
+    limit_bytes: int,
+    session_cells: int | None,
+    sessions: int,
+) -> int:
+    """The most cells whose pool takes no more than that memory, in whole blocks; 0 if none do.
+
+    Args:
+        config, itemsize, steps: of the model; bytes of a number.
+        limit_bytes: of the pool.
+        session_cells: what each session may hold at most; None for all of it.
+        sessions: how many may be on the device at once.
+    """
+    block = steps.block_cells
+
+    def pool_bytes(cells: int) -> int:
+        each = min(cells, config.max_context, session_cells or cells)
+        layout = plan_layout(
+            config, cells=each, block_cells=block, slack_cells=steps.extend_tokens[-1]
+        )
+        shared = share_pool(layout, blocks=cells // block, sessions=sessions)
+        return shared.pool_bytes(itemsize)
+
+    low, high = 0, limit_bytes
     while low < high:
         middle = (low + high + 1) // 2
-        within = _pool_bytes(model, middle * block, session_cells, sessions) <= limit_bytes
+        within = pool_bytes(middle * block) <= limit_bytes
         low, high = (middle, high) if within else (low, middle - 1)
-    if low == 0:
-        raise InvalidInput(
-            f"memory={share}: {limit_bytes / 1e9:.2f} GB do not hold one block of {block} cells"
-        )
     return low * block
 
 
-def _pool_bytes(model: Model, cells: int, session_cells: int | None, sessions: int) -> int:
-    each = min(cells, model.config.max_context, session_cells or cells)
-    layout = plan_layout(
-        model.config,
-        cells=each,
-        block_cells=model.steps.block_cells,
-        slack_cells=model.steps.extend_tokens[-1],
-    )
-    shared = share_pool(layout, blocks=cells // model.steps.block_cells, sessions=sessions)
-    return shared.pool_bytes(model.dtype.itemsize)
-
-
-def device_bytes() -> int:
-    """Memory of the default device; of the machine, where that is the device."""
-    stats = jax.devices()[0].memory_stats()
+def device_bytes(device: Device) -> int:
+    """Memory of a device; of the machine, as far as this process may use it, for a CPU."""
+    stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *container_bytes()])
+
+
+def container_bytes(root: Path = Path("/")) -> Iterator[int]:
+    """What the control groups of this process leave it: its own limits, and those around it.
+
+    Args:
+        root: where `proc` and `sys` are (for tests).
+    """
+    try:
+        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for number, controllers, path in (line.split(":", 2) for line in groups if line.count(":") > 1):
+        if number == "0":
+            base, name = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            base, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        inner = PurePosixPath(path.lstrip("/"))
+        # Within a container the path may be that of the outside: then the root is the container's.
+        for group in (inner, *inner.parents):
+            limit = _limit_in(base / group / name)
+            if limit is not None:
+                yield limit
+
+
+def _limit_in(file: Path) -> int | None:
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() and int(text) > 0 else None

@@ -20,6 +20,7 @@ from flax import traverse_util
 from jaxstate.config import ModelConfig, StepConfig
 from jaxstate.errors import TextUnavailable
 from jaxstate.model.decoder import Decoder
+from jaxstate.model.devices import Device, device_of
 from jaxstate.text import Template, Tokenizer
 from jaxstate.weights import Params
 
@@ -68,6 +69,15 @@ class Model:
                 "or tokenizer.model); extend() and query() work on token ids, text needs them"
             )
         return self.tokenizer
+
+    @cached_property
+    def device(self) -> Device:
+        """Where the parameters lie; so do sessions, and so do the steps run.
+
+        Raises:
+            InvalidInput: they lie on several devices.
+        """
+        return device_of(self.params)
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:

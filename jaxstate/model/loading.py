@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 
 from jaxstate.config import ModelConfig, StepConfig
-from jaxstate.errors import InvalidInput
+from jaxstate.errors import InvalidInput, UnsupportedModel
 from jaxstate.model.bundle import Model
 from jaxstate.model.compile_cache import use_compilation_cache
+from jaxstate.model.devices import current_device
 from jaxstate.model.params import abstract_params
 from jaxstate.records import checked_int
 from jaxstate.text import (
@@ -128,8 +128,10 @@ def load_files(
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Loads the weights and text files of a source that `read_source` has read; see `load`."""
-    kind = resolve_dtype(dtype)
+    kind = _checked_range(files.config, resolve_dtype(dtype))
     tokenizer, template = files.read_text()
+    if tokenizer is not None:
+        _refuse_unknown_ids(tokenizer, template, files.config.vocab_size)
     params = load_params(
         files.tensors(),
         name_table(files.config, files.format),
@@ -146,6 +148,49 @@ def load_files(
     )
 
 
+def _checked_range(config: ModelConfig, kind: jnp.dtype) -> jnp.dtype:
+    """Refuses a dtype whose range a family exceeds.
+
+    Raises:
+        InvalidInput: that dtype for that family.
+    """
+    if config.family == "gemma3" and kind == jnp.float16:
+        raise InvalidInput(
+            'dtype="float16": the activations of Gemma exceed its range (65,504), and what comes '
+            'out is no number; use dtype="bfloat16" or "float32"'
+        )
+    return kind
+
+
+def _refuse_unknown_ids(tokenizer: Tokenizer, template: Template, vocab_size: int) -> None:
+    """Refuses a tokenizer that makes tokens of texts which the embedding has no row for.
+
+    Special tokens beyond it are no trouble (Gemma's tokenizer has one for images): no text becomes
+    them.
+
+    Raises:
+        UnsupportedModel: which tokens those are.
+    """
+    beyond = [
+        token
+        for token in range(vocab_size, tokenizer.vocab_size)
+        if (text := tokenizer.decode([token])) and tokenizer.special_id(text) is None
+    ]
+    written = [
+        *template.open_tokens(tokenizer, "-"),
+        *template.open_tokens(tokenizer, ""),
+        *template.question_tokens(tokenizer, "-"),
+    ]
+    beyond += sorted({token for token in written if token >= vocab_size} - set(beyond))
+    if beyond:
+        shown = ", ".join(f"{token} ({tokenizer.decode([token])!r})" for token in beyond[:8])
+        raise UnsupportedModel(
+            f"the tokenizer makes tokens that the model has no embedding for: {shown}"
+            f"{' …' if len(beyond) > 8 else ''}; the model has {vocab_size}. Resize its embeddings "
+            "to the tokenizer, or load it with the tokenizer that it was trained with"
+        )
+
+
 def resolve_dtype(dtype: DTypeName | jnp.dtype | None) -> jnp.dtype:
     """The dtype that `load` will use.
 
@@ -153,7 +198,7 @@ def resolve_dtype(dtype: DTypeName | jnp.dtype | None) -> jnp.dtype:
         InvalidInput: not float32, bfloat16 or float16.
     """
     if dtype is None:
-        return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+        return jnp.dtype(jnp.float32 if current_device().platform == "cpu" else jnp.bfloat16)
     try:
         kind = jnp.dtype(dtype)
     except TypeError as error:

@@ -27,6 +27,7 @@ from jaxstate.cells.session import SessionState
 from jaxstate.config import ModelConfig, StepConfig
 from jaxstate.model.backends import Backend, choose_backend
 from jaxstate.model.decoder import Tail
+from jaxstate.model.devices import Device, current_device
 from jaxstate.steps.buckets import question_sizes
 from jaxstate.steps.programs import SESSION_PROGRAMS
 from jaxstate.steps.query import Chosen
@@ -56,7 +57,9 @@ class _Step:
 
 
 @functools.cache
-def _step(spec: StepSpec) -> _Step:
+def _step(spec: StepSpec, device: Device) -> _Step:
+    """Of one device: an executable runs where it was compiled for."""
+    del device
     return _Step(spec)
 
 
@@ -67,8 +70,9 @@ def _compile(spec: StepSpec) -> Callable[..., Any]:
 
 
 def compiled(spec: StepSpec) -> Callable[..., Any]:
-    """The executable of that step and shape; compiles it on the first call."""
-    return _step(spec).executable()
+    """The executable of that step and shape on this thread's device; compiles it on the first
+    call."""
+    return _step(spec, current_device()).executable()
 
 
 def forget_compiled() -> None:
@@ -93,9 +97,12 @@ def compile_all(
             overlap one's tracing with the other.
     """
 
+    device = current_device()
+
     def one(spec: StepSpec) -> None:
         if not stopped():
-            compiled(spec)
+            with jax.default_device(device):
+                compiled(spec)
 
     with ThreadPoolExecutor(workers, thread_name_prefix="jaxstate-compile") as pool:
         for done, _ in enumerate(pool.map(one, specs), start=1):
@@ -108,16 +115,28 @@ def compilations() -> int:
     return _step.cache_info().misses
 
 
-@functools.lru_cache(maxsize=None, typed=True)
 def plan_steps(
     config: ModelConfig, dtype: jnp.dtype, steps: StepConfig, cells: int, slack_cells: int = 0
 ) -> SessionSteps:
-    """The steps of sessions of that capacity and slack; compiles nothing.
+    """The steps of sessions of that capacity and slack, on this thread's device; compiles nothing.
 
     Raises:
         InvalidInput: `cells` is not within 1 .. `config.max_context`, or `steps` asks for a backend
             that does not work here.
     """
+    return _planned(config, dtype, steps, cells, slack_cells, current_device())
+
+
+@functools.lru_cache(maxsize=None, typed=True)
+def _planned(
+    config: ModelConfig,
+    dtype: jnp.dtype,
+    steps: StepConfig,
+    cells: int,
+    slack_cells: int,
+    device: Device,
+) -> SessionSteps:
+    del device  # it decides about the backend
     layout = plan_layout(
         config, cells=cells, block_cells=steps.block_cells, slack_cells=slack_cells
     )

@@ -102,7 +102,11 @@ def _draw(
     kept = jnp.where(before < rows.top_p[..., None], ranked, -jnp.inf)
 
     def one(seed: Array, count: Array, row: Array) -> Array:
-        return jax.random.categorical(jax.random.fold_in(jax.random.key(seed), count), row)
+        # Named, so that a seed means the same in every process and in every batch: with the
+        # hardware generators that a process may have as its default it does not.
+        key = jax.random.key(seed, impl="threefry2x32")
+        return jax.random.categorical(jax.random.fold_in(key, count), row)
 
-    rank = jax.vmap(jax.vmap(one))(rows.seed, draw, kept)
+    with jax.threefry_partitionable(True):
+        rank = jax.vmap(jax.vmap(one))(rows.seed, draw, kept)
     return jnp.take_along_axis(order, rank[..., None], axis=-1)[..., 0].astype(jnp.int32)

@@ -26,7 +26,7 @@ def test_a_share_of_the_memory_is_filled_and_not_exceeded(
     monkeypatch: pytest.MonkeyPatch, sessions: int
 ) -> None:
     """Half of a megabyte, of which the layer with a window takes its part."""
-    monkeypatch.setattr(module, "device_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(module, "device_bytes", lambda _: 1 << 20)
     model = tiny_model()
     size = pool_size(model, None, 0.5, 64, sessions)
 
@@ -39,7 +39,7 @@ def test_a_share_of_the_memory_is_filled_and_not_exceeded(
 
 
 def test_the_machines_memory_is_known() -> None:
-    assert device_bytes() > 1 << 20
+    assert device_bytes(tiny_model().device) > 1 << 20
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -23,6 +22,7 @@ from jaxstate.config import ModelConfig, StepConfig
 from jaxstate.errors import InvalidInput
 from jaxstate.model.backends import reference, triton
 from jaxstate.model.context import Heads, LayerContext, LayerTail
+from jaxstate.model.devices import current_device
 
 Backend = Literal["reference", "triton", "triton+cudnn", "triton-interpret"]
 
@@ -77,15 +77,16 @@ def choose_backend(config: ModelConfig, dtype: jnp.dtype, steps: StepConfig) -> 
         return "triton" if _cudnn_problem(config.head_dim, dtype) else "triton+cudnn"
     if steps.attention == "triton":
         raise InvalidInput(f'attention="triton" cannot run here: {problem}')
-    if jax.default_backend() == "gpu":
+    if current_device().platform == "gpu":
         _say_once(f"attention runs as plain JAX, several times slower than the kernel: {problem}")
     return "reference"
 
 
 def _problem(config: ModelConfig, dtype: jnp.dtype, steps: StepConfig) -> str | None:
     """Why the kernel cannot run a model; None if it can."""
-    if jax.default_backend() != "gpu":
-        return f"it needs an NVIDIA GPU, this is {jax.default_backend()}"
+    platform = current_device().platform
+    if platform != "gpu":
+        return f"it needs an NVIDIA GPU, this is {platform}"
     blocks = (steps.block_cells, steps.tail_block_cells, *steps.tail_cells)
     return triton.unsupported(config.head_dim, dtype, blocks) or _probe(config.head_dim, dtype)
 

@@ -1,0 +1,74 @@
+"""Which device things are made on.
+
+Comes in: parameters. Goes out: the device that they lie on, and a context in which everything else
+(steps, cells, constants) comes to lie there too, whatever the process's default is. Does not know:
+models, steps.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import ParamSpec, Protocol, TypeVar
+
+import jax
+
+from jaxstate.errors import InvalidInput
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Device(Protocol):
+    """What is used of a `jax.Device`."""
+
+    @property
+    def platform(self) -> str:
+        """ "cpu", "gpu" or "tpu"."""
+        ...
+
+    def memory_stats(self) -> Mapping[str, int] | None:
+        """Of its memory, in bytes; None where it does not know."""
+        ...
+
+    def __hash__(self) -> int: ...
+
+
+def current_device() -> Device:
+    """Where new arrays of this thread come to lie."""
+    chosen: str | Device | None = getattr(jax.config, "jax_default_device")  # noqa: B009
+    if chosen is None:
+        return jax.devices()[0]
+    return jax.devices(chosen)[0] if isinstance(chosen, str) else chosen
+
+
+def device_of(params: object) -> Device:
+    """The one device of all parameters.
+
+    Raises:
+        InvalidInput: they lie on several.
+    """
+    leaves = (leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array))
+    devices: set[Device] = {device for leaf in leaves for device in leaf.devices()}
+    if len(devices) > 1:
+        shown = ", ".join(sorted(map(str, devices)))
+        raise InvalidInput(
+            f"the parameters lie on {len(devices)} devices ({shown}); a model runs on one: put all "
+            "of them on the same with jax.device_put"
+        )
+    return devices.pop() if devices else current_device()
+
+
+def on_its_device(function: Callable[P, T]) -> Callable[P, T]:
+    """Lets a function make everything on the device of its first argument, a model or something
+    else that has a `device`."""
+    first = next(iter(inspect.signature(function).parameters))
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        placed = args[0] if args else kwargs[first]
+        with jax.default_device(getattr(placed, "device", None)):
+            return function(*args, **kwargs)
+
+    return call
