@@ -13,6 +13,7 @@
     ├── UnknownSession (KeyError)    no open session has that id
     ├── VersionUnavailable           an earlier version's cells are gone, and may not be computed
     ├── StepFailed                   the device failed in a step; its cause is chained
+    │   └── NotFinite                it came to NaN or infinity, of which nothing is kept
     ├── StaleState                   a session state was used again after a step took it over
     ├── UnsupportedModel             a model that this version cannot run exactly, and every reason
     │   └── WeightsMismatch          tensors are missing, left over or misshapen, all of them listed
@@ -86,6 +87,18 @@ class VersionUnavailable(JaxstateError):
 
 class StepFailed(JaxstateError):
     """The device failed in a step; its error is chained as the cause."""
+
+
+class NotFinite(StepFailed):
+    """The numbers that a step came to are NaN or infinite; nothing of it was kept."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(
+            message
+            or "the numbers of this step are not finite (NaN or infinity), so nothing of it was "
+            "kept. Likely causes: damaged weights; a dtype whose range this model exceeds (load "
+            'it with dtype="bfloat16" or "float32"); a failing device'
+        )
 
 
 class StaleState(JaxstateError):

@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxstate.cells.pool import KVPool
 from jaxstate.cells.session import SessionState
-from jaxstate.errors import CapacityExceeded, FingerprintMismatch, InvalidInput
+from jaxstate.errors import CapacityExceeded, FingerprintMismatch, InvalidInput, NotFinite
 from jaxstate.model.bundle import Model
 from jaxstate.persist.files import (
     CELLS_PREFIX,
@@ -60,6 +60,7 @@ def save_state(
     Raises:
         InvalidInput: `path` holds something that is not a snapshot, `state` belongs to another
             model, or `notes` holds something else than numbers, strings, booleans and None.
+        NotFinite: the last token that was read came to NaN or infinity.
         StaleState: `state` was taken over by `extend`.
         SnapshotError: the disk is full or fails; an earlier snapshot there is unchanged.
     """
@@ -75,10 +76,14 @@ def capture_state(
     Raises:
         InvalidInput: `state` belongs to another model, or `notes` holds something that cannot be
             kept.
+        NotFinite: the last token that was read came to NaN or infinity.
         StaleState: `state` was taken over by `extend`.
     """
     steps, length = steps_of(model, state), int(state.length)
-    arrays = capture_arrays(steps, state, length)
+    if not np.isfinite(np.asarray(state.ready, np.float32)).all():
+        raise NotFinite
+    with jax.default_device(model.device):
+        arrays = capture_arrays(steps, state, length)
     return make_snapshot(model, arrays, length=length, cells=state.layout.cells, notes=notes)
 
 
@@ -131,7 +136,8 @@ def restore_state(
     capacity = inspect_snapshot(path).cells if cells is None else cells
     snapshot = read_snapshot(path, model, capacity)
     state = init_state(model, capacity)
-    return put_arrays(steps_of(model, state), state, snapshot.info.length, snapshot.arrays)
+    with jax.default_device(model.device):
+        return put_arrays(steps_of(model, state), state, snapshot.info.length, snapshot.arrays)
 
 
 def read_snapshot(path: str | os.PathLike[str], model: Model, cells: int) -> Snapshot:

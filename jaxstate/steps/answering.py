@@ -10,14 +10,17 @@ from __future__ import annotations
 import functools
 from collections import deque
 from dataclasses import dataclass
+from math import isfinite
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxstate.cells.session import SessionState
+from jaxstate.errors import NotFinite
 from jaxstate.model.bundle import Model
 from jaxstate.model.decoder import Tail
+from jaxstate.model.devices import Device
 from jaxstate.records import QueryResult, Sampling
 from jaxstate.steps.buckets import Chunk, chunks, question_sizes, tail_size
 from jaxstate.steps.checks import padded_stop_ids
@@ -40,11 +43,11 @@ class Answering:
         """Reads the question, then decodes until something ends the answer."""
         answer = self._new_answer()
         tail_cells = tail_size(len(ids), max_tokens, self.model.steps)
-        constants = _constants(self.model.stop_ids)
+        constants = _constants(self.model.stop_ids, self.model.device)
         tail, first = self._prefill(state, tail_cells, ids, constants)
         first.logits.copy_to_host_async()
         in_flight, newest, launched = deque([first]), first, 1
-        ahead = 0 if jax.default_backend() == "cpu" else 1
+        ahead = 0 if self.model.device.platform == "cpu" else 1
         for taken in range(max_tokens):
             while launched < min(max_tokens, taken + 1 + ahead):
                 tail, newest = self._decode(state, tail, newest, constants)
@@ -98,9 +101,9 @@ class _Constants:
 
 
 @functools.cache
-def _constants(stop_ids: tuple[int, ...]) -> _Constants:
+def _constants(stop_ids: tuple[int, ...], device: Device) -> _Constants:
     values = (padded_stop_ids(stop_ids), np.ones((1, 1), np.int32), np.zeros((1, 1), np.bool_))
-    return _Constants(*jax.device_put(values))
+    return _Constants(*jax.device_put(values, device))
 
 
 def _padded(ids: NDArray[np.int32], chunk: Chunk) -> tuple[jax.Array, jax.Array]:
@@ -111,9 +114,16 @@ def _padded(ids: NDArray[np.int32], chunk: Chunk) -> tuple[jax.Array, jax.Array]
 
 
 def _take(answer: AnswerCollector, chosen: Chosen) -> bool:
-    """Waits for one step's choice and hands it on; True if the answer ends with it."""
-    token, logprob, done = np.asarray(chosen.told)[:, 0, 0]
-    return answer.take(int(token), float(logprob.view(np.float32)), bool(done))
+    """Waits for one step's choice and hands it on; True if the answer ends with it.
+
+    Raises:
+        NotFinite: its log-probability is no number.
+    """
+    token, bits, done = np.asarray(chosen.told)[:, 0, 0]
+    logprob = float(bits.view(np.float32))
+    if not isfinite(logprob):
+        raise NotFinite
+    return answer.take(int(token), logprob, bool(done))
 
 
 def _result(collected: Collected, logits: NDArray[np.float32]) -> QueryResult:

@@ -15,7 +15,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxstate.cells.layout import PoolLayout, share_pool
 from jaxstate.cells.session import SessionState, SharedPool
@@ -184,12 +184,12 @@ class EngineSteps:
 
     def commit(
         self, params: Params, pool: SharedPool, chunks: Sequence[RowInput]
-    ) -> tuple[SharedPool, Int[Array, " B"]]:
+    ) -> tuple[SharedPool, Bool[Array, " B"]]:
         """Commits one chunk of each of several sessions; takes `pool` over.
 
         Returns:
-            The pool, and the sessions' lengths in an array that no later step takes over: once it
-            is there, so are the cells.
+            The pool, and whether each chunk's numbers are all finite, in an array that no later
+            step takes over: once it is there, so are the cells.
         """
         longest = max(len(chunk.tokens) for chunk in chunks)
         tokens = _fitting("tokens of a chunk", longest, self.steps.extend_tokens)

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxstate.cells.session import SessionState, check_alive
-from jaxstate.errors import CapacityExceeded, InvalidInput
+from jaxstate.errors import CapacityExceeded, InvalidInput, NotFinite
 from jaxstate.model.bundle import Model
+from jaxstate.model.devices import on_its_device
 from jaxstate.records import QueryResult, Sampling, checked_int
 from jaxstate.steps.answering import Answering
 from jaxstate.steps.buckets import chunks
@@ -23,6 +24,7 @@ from jaxstate.steps.checks import Tokens, checked_stop, checked_tokens
 from jaxstate.steps.compiled import SessionSteps, compile_all, plan_steps
 
 
+@on_its_device
 def init_state(model: Model, cells: int = 4096) -> SessionState:
     """An empty session.
 
@@ -36,6 +38,7 @@ def init_state(model: Model, cells: int = 4096) -> SessionState:
     return session_steps(model, cells).open()
 
 
+@on_its_device
 def extend(model: Model, state: SessionState, tokens: Tokens) -> SessionState:
     """Reads tokens into a session.
 
@@ -71,6 +74,7 @@ def extend(model: Model, state: SessionState, tokens: Tokens) -> SessionState:
     return state
 
 
+@on_its_device
 def query(
     model: Model,
     state: SessionState,
@@ -97,6 +101,7 @@ def query(
         PromptTooLong: question and answer exceed the largest declared tail.
         CapacityExceeded: they would reach past the positions that the model was made for.
         TextUnavailable: `stop` without a tokenizer.
+        NotFinite: the model comes to NaN or infinity.
         StaleState: `state` was taken over by `extend`.
     """
     ids = checked_tokens(model.config.vocab_size, tokens)
@@ -116,19 +121,25 @@ def query(
     return answering.run(state, ids, max_tokens)
 
 
+@on_its_device
 def ready_logits(model: Model, state: SessionState) -> NDArray[np.float32]:
     """Float32 [V]: next-token logits after the last committed token.
 
     Raises:
         InvalidInput: nothing has been read yet.
+        NotFinite: the model comes to NaN or infinity.
         StaleState: `state` was taken over by `extend`.
     """
     steps = steps_of(model, state)
     if int(state.length) == 0:
         raise InvalidInput("an empty session has no last token; extend() it first")
-    return np.asarray(steps.ready(model.params, state))
+    logits = np.asarray(steps.ready(model.params, state))
+    if not np.isfinite(logits).all():
+        raise NotFinite
+    return logits
 
 
+@on_its_device
 def warm_up(
     model: Model, cells: int = 4096, *, progress: Callable[[int, int], None] | None = None
 ) -> None:
@@ -142,11 +153,13 @@ def warm_up(
     compile_all(list(session_steps(model, cells).specs()), progress=progress)
 
 
+@on_its_device
 def session_steps(model: Model, cells: int, slack_cells: int = 0) -> SessionSteps:
     """The compiled steps of sessions of that capacity and slack."""
     return plan_steps(model.config, model.dtype, model.steps, cells, slack_cells)
 
 
+@on_its_device
 def steps_of(model: Model, state: SessionState) -> SessionSteps:
     """The compiled steps of that session.
 

@@ -7,6 +7,7 @@ Does not know: values, when anything is compiled.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -17,7 +18,7 @@ from jaxtyping import Array, Int
 from jaxstate.cells.layout import PoolLayout
 from jaxstate.cells.pool import Context, KVPool
 from jaxstate.cells.session import SharedPool, new_shared_pool
-from jaxstate.steps.extend import extend_step
+from jaxstate.steps.extend import all_finite, extend_step
 from jaxstate.steps.packing import (
     RowArguments,
     RowShape,
@@ -143,7 +144,7 @@ def _build_commit(spec: StepSpec) -> Program:
         tables = context.tables[spec.layout.primary]
         ready = _put_ready(pool.ready, spec.layout, tables, context.lengths, rows.counts, new.ready)
         # Whoever waits for the cells needs something that the next step does not take over.
-        return SharedPool(cells=new.pool, ready=ready), new.lengths
+        return SharedPool(cells=new.pool, ready=ready), new.finite
 
     return Program(commit, _session_arguments(spec), donated=(1,))
 
@@ -176,6 +177,8 @@ def _build_start(spec: StepSpec) -> Program:
         start, last = seen_by_rows(context, spec.rows), last_hidden(read.hidden, new.counts)
         ready = _put_ready(pool.ready, spec.layout, tables, start, new.commits, last)
         rows, chosen = start_step(decoder, params, read, rows, new.tables, new.counts, stop_ids)
+        finite = all_finite(read.hidden, new.counts)
+        chosen = dataclasses.replace(chosen, logprob=jnp.where(finite, chosen.logprob, jnp.nan))
         return SharedPool(cells=cells, ready=ready), rows, pack_choice(chosen), chosen.logits
 
     return Program(start, _choosing_arguments(spec), donated=(1, 3))

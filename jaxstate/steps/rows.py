@@ -218,7 +218,9 @@ def draw_rows_step(
     number = lengths.at[slots].get(mode="fill", fill_value=0)
     token, logprob = choose(chosen.logits[None], sampling, number[None])
     ended = chosen.was_done | ends(token[0], stop_ids)
-    chosen = dataclasses.replace(chosen, token=token[0], logprob=logprob[0], done=ended)
+    # A row whose numbers were not finite stays known by it.
+    kept = jnp.where(jnp.isfinite(chosen.logprob), logprob[0], chosen.logprob)
+    chosen = dataclasses.replace(chosen, token=token[0], logprob=kept, done=ended)
     last = last.at[slots].set(chosen.token, mode="drop")
     return last, done.at[slots].set(ended, mode="drop"), chosen
 
