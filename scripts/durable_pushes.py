@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 import jaxstate
 from jaxstate.engine.config import EngineConfig
@@ -27,6 +28,7 @@ from jaxstate.engine.executor import Chunk, Pending
 from jaxstate.records import Durability
 from jaxstate.testing import FAKE_LIMITS, ByteTokenizer, FakeClock, FakeExecutor, fake_layout
 from jaxstate.testing import tiny_model as any_model
+from jaxstate.text import Place
 
 NO_JOURNAL, NORMAL, FULL = "no journal", "SQLite, NORMAL", "SQLite, FULL"
 LEVELS: dict[str, Durability] = {"memory": "memory", "os": "os", "fsync": "fsync"}
@@ -87,27 +89,35 @@ class _Round:
     written_s: float
 
 
-class _Nothing:
-    """A result that is there."""
+class _AllFinite:
+    """A result that is there.
 
-    def get(self) -> None:
+    Args:
+        chunks: how many were committed.
+    """
+
+    def __init__(self, chunks: int) -> None:
+        self._finite = np.ones(chunks, np.bool_)
+
+    def get(self) -> NDArray[np.bool_]:
         """It."""
+        return self._finite
 
 
 class _Sink(FakeExecutor):
     """Takes what it is given, and does nothing with it."""
 
-    def extend(self, chunks: Sequence[Chunk]) -> Pending[None]:  # pyright: ignore
+    def extend(self, chunks: Sequence[Chunk]) -> Pending[NDArray[np.bool_]]:  # pyright: ignore
         """Commits without looking: the fake's checks would compete with the clients."""
-        return _Nothing()
+        return _AllFinite(len(chunks))
 
 
 class _FewTokens(ByteTokenizer):
     """Every sixteenth byte: an entry of 80 bytes has about as many tokens as a short tick."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, place: Place = "start") -> list[int]:
         """Some of the bytes."""
-        return super().encode(text)[::BYTES_PER_TOKEN]
+        return super().encode(text, place)[::BYTES_PER_TOKEN]
 
 
 def all_ways(threads: Sequence[int]) -> list[Way]:

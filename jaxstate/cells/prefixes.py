@@ -87,7 +87,8 @@ class PrefixCache:
         The last token is always left to the session itself: its hidden vector is not kept.
         """
         size = self._tables.layout.block_cells
-        public_tokens = max((_common(opening, one) for one in self._public), default=0)
+        published = tuple(self._public)  # may be added to meanwhile
+        public_tokens = max((_common(opening, one) for one in published), default=0)
         links: list[Link] = []
         name = self._root
         for start in range(0, len(opening) - size, size):

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 
-from jaxstate.engine.aio_waiting import events_of, made_of, result_of
+from jaxstate.engine.aio_waiting import events_of, result_of
 from jaxstate.engine.conditions import Condition
 from jaxstate.engine.hits import FlashQuery
 from jaxstate.engine.registering import OnFire
@@ -61,15 +61,19 @@ class AsyncSession:
         """As `Session.push`; what a cancelled task has pushed may be there all the same."""
         new = self.session.prepare(entries, client, client_seq, strict, durability)
         left_s = countdown(timeout)
-        while isinstance(outcome := self.session.push_prepared(new), Future):
-            await result_of(outcome, left_s(), "the queue was full")
+        try:
+            while isinstance(outcome := self.session.push_prepared(new), Future):
+                await result_of(outcome, left_s(), "the queue was full")
+        except BaseException:
+            self.session.give_up(new)
+            raise
         if outcome.ticket is not None and not outcome.ticket.stays:
             await asyncio.wrap_future(outcome.ticket.settled)
         return outcome.receipt
 
-    def client_seq(self, client: str) -> int | None:
+    async def client_seq(self, client: str) -> int | None:
         """As `Session.client_seq`."""
-        return self.session.client_seq(client)
+        return await asyncio.to_thread(self.session.client_seq, client)
 
     async def wait(self, version: int | None = None, timeout: float | None = None) -> int:
         """As `Session.wait`."""
@@ -123,6 +127,7 @@ class AsyncSession:
         on_fire: OnFire | None = None,
         min_interval_s: float = 0.0,
         deadline_s: float | None = None,
+        staleness_s: float | None = None,
     ) -> FlashQuery:
         """As `Session.flash`; `on_fire` is called on the engine's thread for callbacks."""
         return self.session.flash(
@@ -134,6 +139,7 @@ class AsyncSession:
             on_fire=on_fire,
             min_interval_s=min_interval_s,
             deadline_s=deadline_s,
+            staleness_s=staleness_s,
         )
 
     def flashes(self) -> list[FlashQuery]:
@@ -167,15 +173,20 @@ class AsyncSession:
         self, id: str | None = None, *, version: int | None = None, rebuild_tokens: int = 0
     ) -> AsyncSession:
         """As `Session.fork`; if the task is cancelled, what comes of it is closed."""
-        fork = self.session.fork
-        make = lambda: fork(id, version=version, rebuild_tokens=rebuild_tokens)  # noqa: E731
-        return AsyncSession(await made_of(make, Session.close))
+        book, future = self.session.forking(id, version, rebuild_tokens)
+        with self.session.or_closed(book):
+            await result_of(future, None, "the session was not forked")
+            if book.noted is not None and not book.noted.stays:
+                await asyncio.wrap_future(book.noted.settled)
+        return AsyncSession(self.session.of(book))
 
     async def save(
         self, path: str | os.PathLike[str], notes: dict[str, str | int] | None = None
     ) -> None:
         """As `Session.save`."""
-        await asyncio.to_thread(self.session.save, path, notes)
+        captured = self.session.capturing(notes)
+        write = await result_of(captured, None, "the session was not captured")
+        await asyncio.to_thread(write, path)
 
     async def suspend(self, timeout: float | None = None) -> None:
         """As `Session.suspend`."""

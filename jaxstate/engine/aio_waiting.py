@@ -26,6 +26,8 @@ async def result_of(future: Future[T], timeout: float | None, what: str) -> T:
         TimedOut: `what`, within the timeout.
     """
     seconds = checked_timeout(timeout)
+    if future.done():
+        return future.result()
     wrapped = asyncio.wrap_future(future)
     try:
         done, _ = await asyncio.wait([wrapped], timeout=seconds)

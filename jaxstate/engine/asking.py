@@ -17,7 +17,7 @@ from jaxstate.engine.values import Answer
 from jaxstate.errors import InvalidInput
 from jaxstate.records import Sampling, checked_int
 from jaxstate.steps.checks import checked_stop
-from jaxstate.text import Template, Tokenizer
+from jaxstate.text import Place, Template, Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
 GREEDY = Sampling()
@@ -186,11 +186,15 @@ class Asker:
         tokenizer: the model's.
         template: the model's.
         limits: what one step can take.
+        stop_ids: of the model: tokens that end an answer.
+        vocab_size: of the model, if tokens are to be checked against it.
     """
 
     tokenizer: Tokenizer
     template: Template
     limits: Limits
+    stop_ids: tuple[int, ...] = ()
+    vocab_size: int | None = None
 
     def ask(self, question: str, settings: Settings) -> Asked:
         """A question with its settings, in tokens.
@@ -202,17 +206,19 @@ class Asker:
         if not isinstance(question, str) or not question:
             raise InvalidInput(f"question={question!r} must be a text that is not empty")
         choices = settings.choices
-        tokens = _int32(self.template.question_tokens(self.tokenizer, question))
+        tokens = self._int32(self.template.question_tokens(self.tokenizer, question))
         if len(tokens) == 0:
             raise InvalidInput(f"question={question!r} has no tokens in this model's vocabulary")
+        stop = self.template.stops(self.tokenizer) if settings.stop is None else settings.stop
         asked = Asked(
             question=question,
             tokens=tokens,
             max_tokens=settings.max_tokens or DEFAULT_MAX_TOKENS,
             sampling=settings.sampling,
-            stop=self.template.stop if settings.stop is None else settings.stop,
+            stop=stop,
             choices=choices,
-            choice_tokens=tuple(self._choice(question, one) for one in choices or ()),
+            choice_tokens=tuple(self._whole(question, one, stop) for one in choices or ()),
+            answer_tokens=tuple(self._choice(question, one) for one in choices or ()),
         )
         asked.check(self.limits)
         return asked
@@ -239,24 +245,46 @@ class Asker:
         """
         if not isinstance(prefix, str):
             raise InvalidInput(f"prefix={prefix!r} must be a text")
-        return _int32(self.template.open_tokens(self.tokenizer, prefix))
+        return self._int32(self.template.open_tokens(self.tokenizer, prefix))
 
-    def entry(self, text: str) -> Tokens:
-        """One entry.
+    def first_place(self, prefix: str | None) -> Place:
+        """What the first entry behind a prefix follows; None for one that is not known."""
+        if prefix is None:
+            return "text"
+        return self.template.first_entry_place(self.tokenizer, prefix)
+
+    def entry(self, text: str, place: Place = "text") -> Tokens:
+        """One entry, and what it follows.
 
         Raises:
             InvalidInput: it is no text.
         """
         if not isinstance(text, str):
             raise InvalidInput(f"entry={text!r} must be a text")
-        return _int32(self.template.entry_tokens(self.tokenizer, text))
+        return self._int32(self.template.entry_tokens(self.tokenizer, text, place))
+
+    def _whole(self, question: str, choice: str, stop: tuple[str, ...]) -> Tokens:
+        """A choice with what ends the answer: the template's end of a turn, else a stop string,
+        else the model's end of a text. Nothing, if the model has none of these."""
+        ended_by = self.template.stop_ids(self.tokenizer) or (() if stop else self.stop_ids)
+        if not ended_by and stop and not choice.endswith(stop[0]):
+            return self._choice(question, choice + stop[0])
+        own = self._choice(question, choice)
+        return np.append(own, np.int32(ended_by[0])) if ended_by else own
 
     def _choice(self, question: str, choice: str) -> Tokens:
-        tokens = _int32(self.template.answer_tokens(self.tokenizer, question, choice))
+        tokens = self._int32(self.template.answer_tokens(self.tokenizer, question, choice))
         if len(tokens) == 0:
             raise InvalidInput(f"the choice {choice!r} has no tokens in this model's vocabulary")
         return tokens
 
-
-def _int32(tokens: list[int]) -> Tokens:
-    return np.asarray(tokens, np.int32)
+    def _int32(self, tokens: list[int]) -> Tokens:
+        """Tokens for the device, all of which the model has."""
+        made = np.asarray(tokens, np.int32)
+        if self.vocab_size is not None and len(made) and int(made.max()) >= self.vocab_size:
+            raise InvalidInput(
+                f"the tokenizer made token {int(made.max())} of this text, and the model has "
+                f"{self.vocab_size}: they do not belong together, or the model's embeddings were "
+                "not resized when the token was added"
+            )
+        return made

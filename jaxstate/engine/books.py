@@ -21,9 +21,10 @@ from jaxstate.engine.residence import Border, Residence
 from jaxstate.engine.runs import Run
 from jaxstate.engine.subscription import Subscription
 from jaxstate.engine.values import Answer
-from jaxstate.errors import ClosedError
+from jaxstate.errors import ClosedError, NotFinite
 from jaxstate.persist.journal import Ticket
 from jaxstate.persist.segments import Segment
+from jaxstate.text import Place
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -97,6 +98,7 @@ class Book:
         committed_s: when the version was committed.
         landing: entries whose tokens are launched to be read: the cells at their end, and what was
             taken.
+        stopped: why it reads nothing more, though it can be asked; None while it reads.
         stranded: the step that should have landed them failed.
         asks: all, in the order of arrival; `asks_begun` are those of them that are under way.
         asks_served, ingest_served: numbers of the steps that last began an ask, and last read.
@@ -105,9 +107,13 @@ class Book:
         stands_for: the session that it is an earlier version of, made for one question; users
             never see it. None for sessions of their own.
         stand_ins: those of this session.
+        room_waiters: pushes that wait for room, in the order in which they came; only the first is
+            let in, so that a large one does not starve behind small ones. `room_told` is that of
+            the one who has been told, and has not come yet.
         leave_waiters, come_waiters: those who wait for it to leave the device, or for all its cells
             to be there.
         border_jobs: forks and saves that wait for the end of the entry that is half read.
+        first_place: what its first entry follows; all others follow text.
         opens: whether it begins with an opening, and is not made from another or a saved one.
         ending: its end is on the way to the journal, and it is open until it is there; what came
             now would be behind it.
@@ -131,7 +137,7 @@ class Book:
         self.residence = residence
         self.queue = IngestQueue(config.queue_entries, policy)
         self._queue_entries = config.queue_entries
-        self.flash = FlashBook(config.flash_limit)
+        self.flash = FlashBook(config.flash_limit, config.flash_staleness_s)
         self.warm = WarmBook(config.warm_limit)
         self.version = -1
         self.seen_cells = 0
@@ -139,11 +145,13 @@ class Book:
         self.ingest_served = self.past_served = 0
         self.opened = False
         self.opens = False
+        self.first_place: Place = "text"
         self.border_jobs = 0
         self.closed_because: str | None = None
         self.ending = self.has_ended = False
         self.landing: deque[tuple[int, Taken]] = deque()
         self.stranded = False
+        self.stopped: NotFinite | None = None
         self.asks: dict[int, Ask] = {}
         self.asks_begun: dict[int, Ask] = {}
         self.asks_served = 0
@@ -151,7 +159,8 @@ class Book:
         self.leave_waiters: list[Future[None]] = []
         self.come_waiters: list[Future[None]] = []
         self.waiters: list[tuple[int, Future[None]]] = []
-        self.room_waiters: list[Future[None]] = []
+        self.room_waiters: dict[object, Future[None]] = {}
+        self.room_told: Future[None] | None = None
         self.subscriptions: list[Subscription] = []
         self.log_key = 0
         self.noted: Ticket | None = None
@@ -180,6 +189,15 @@ class Book:
             raise ClosedError(f"session {self.id!r} is closed: {self.closed_because}")
         if self.ending:
             raise ClosedError(f"session {self.id!r} is being closed")
+
+    def check_reads(self, version: int) -> None:
+        """Refuses to wait for a version that will not come.
+
+        Raises:
+            NotFinite: what comes next could not be read.
+        """
+        if self.stopped is not None and version > self.version:
+            raise NotFinite(str(self.stopped))
 
     @property
     def is_new(self) -> bool:

@@ -27,6 +27,9 @@ class EngineConfig:
         queue_entries: entries that may wait in a session's queue.
         queue_policy: of sessions that are opened without one.
         flash_limit: flash queries of a session.
+        flash_staleness_s: how old the answers of flash queries may become while their session goes
+            on reading: under load they get the share of the device that keeps them so, as long as
+            reading keeps half of it. `EngineMetrics.flash_missed_s` says by how much it was missed.
         warm_limit: warm questions of a session.
         waiting_asks: asks of a session that may wait or be under way; one more is `QueueFull`.
         events_limit: events that may wait for one subscriber before it is dropped, and calls of
@@ -46,11 +49,14 @@ class EngineConfig:
             many seconds, and when the engine is closed; None: only then.
         snapshot_keep: snapshots of a session that are kept.
         snapshot_bytes: of one piece of a snapshot; what is in whole pieces is written once.
+        hang_s: how long closing the engine waits for a device that does not answer; a step that
+            takes longer is left behind, and the last snapshot is given up.
     """
 
     queue_entries: int = 4096
     queue_policy: QueuePolicy = "block"
     flash_limit: int = 64
+    flash_staleness_s: float = 5.0
     warm_limit: int = 16
     waiting_asks: int = 1024
     events_limit: int = 1024
@@ -63,6 +69,7 @@ class EngineConfig:
     snapshot_s: float | None = 60.0
     snapshot_keep: int = 2
     snapshot_bytes: int = 256 << 20
+    hang_s: float = 60.0
 
     def __post_init__(self) -> None:
         """Refuses bounds that would let nothing through."""
@@ -77,8 +84,11 @@ class EngineConfig:
             raise InvalidInput(f"tenants={self.tenants!r} must map names to jaxstate.Tenant")
         if self.resume not in get_args(Resume):
             raise InvalidInput(f"resume={self.resume!r} is none of {get_args(Resume)}")
-        for name in ("idle_s", "snapshot_s"):
+        for name in ("idle_s", "snapshot_s", "hang_s", "flash_staleness_s"):
             _check_seconds(name, getattr(self, name))
+        for name in ("hang_s", "flash_staleness_s"):
+            if getattr(self, name) is None:
+                raise InvalidInput(f"{name}=None must be seconds, 0 or more")
         if self.snapshot_s == 0:
             raise InvalidInput("snapshot_s=0 would do nothing else; give seconds, or None")
 
@@ -91,6 +101,8 @@ _NO_COUNTS = (
     "resume",
     "disk_path",
     "snapshot_s",
+    "hang_s",
+    "flash_staleness_s",
 )
 
 

@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from jaxstate.engine.books import Ask, Book
 from jaxstate.engine.config import EngineConfig
@@ -26,6 +26,7 @@ from jaxstate.engine.keeper import Keeper
 from jaxstate.engine.ledger import Ledger
 from jaxstate.engine.metrics import EngineMetrics, Gauges, MetricsRecorder
 from jaxstate.engine.outcomes import Delivery, Outcomes
+from jaxstate.engine.owner import OwnedLock, Owner
 from jaxstate.engine.residence import Border
 from jaxstate.engine.runs import Asked, Run
 from jaxstate.engine.subscription import FlashMode, Subscription
@@ -33,6 +34,7 @@ from jaxstate.engine.values import Connected, SessionInfo
 from jaxstate.engine.vault import Vault
 from jaxstate.engine.waiting import AskFuture, wait_for, wait_for_all
 from jaxstate.errors import ClosedError, InvalidInput, QueueFull
+from jaxstate.persist.changes import ended
 from jaxstate.persist.journal import Ticket
 
 T = TypeVar("T")
@@ -49,6 +51,7 @@ class Desk:
         keeper: of the journal; None for none.
 
     Attributes:
+        owner: the process that it belongs to.
         lock: guards all of it; `wake` is its condition.
         news: whether anything changed since the loop last looked.
         ended: what every call raises once the engine is closed.
@@ -71,8 +74,9 @@ class Desk:
         self.keeper = keeper or Keeper(None)
         self.limits = executor.limits
         self.clock = clock
-        self.lock = threading.Lock()
-        self.wake = threading.Condition(self.lock)
+        self.owner = Owner()
+        self.lock = OwnedLock(self.owner)
+        self.wake = threading.Condition(cast("threading.Lock", self.lock))
         self.news = False
         self.ended: ClosedError | None = None
         self.loop_thread: int | None = None
@@ -117,6 +121,7 @@ class Desk:
         Raises:
             InvalidInput: this is that thread.
         """
+        self.owner.check()
         if threading.get_ident() == self.loop_thread:
             raise InvalidInput(
                 "this call would wait for the engine on the engine's own thread, where callbacks "
@@ -130,13 +135,13 @@ class Desk:
             InvalidInput: on the engine's own thread.
             TimedOut: `what`, within the timeout.
         """
-        if not future.done():
-            try:
+        try:
+            if not future.done():
                 self.check_may_wait()
-            except InvalidInput:
-                future.cancel()
-                raise
-        return wait_for(future, timeout, what)
+            return wait_for(future, timeout, what)
+        except BaseException:  # a signal, an interrupt: nobody waits for it any more
+            future.cancel()
+            raise
 
     def outcomes_of(
         self, futures: Sequence[Future[T]], timeout: float | None, what: str
@@ -178,11 +183,30 @@ class Desk:
         if noted is not None and not noted.stays:
             noted.settled.result()
 
+    @contextmanager
+    def or_closed(self, book: Book) -> Iterator[None]:
+        """Closes a new session if whoever made it does not get it after all, however that comes."""
+        try:
+            yield
+        except BaseException:
+            with self.lock:
+                self.unwanted(book)
+            raise
+
+    def unwanted(self, book: Book) -> None:
+        """A session that nobody got ends, in the journal too; the caller holds the lock."""
+        if not book.closed:
+            if book.log_key:
+                self.keeper.note(ended(book.log_key))
+            self.outcomes.close(book, "whoever made it did not wait for it")
+            self.tell_loop()
+
     def wait(self, book: Book, version: int) -> Future[None]:
         """Ends once the session has that version."""
         future: Future[None] = Future()
         with self.changing():
             book.check_open()
+            book.check_reads(version)
             if version > book.version:
                 # Those that were given up would otherwise stay until the next commit.
                 book.waiters = [one for one in book.waiters if not one[1].cancelled()]
@@ -215,6 +239,8 @@ class Desk:
         """
         with self.changing():
             self.check_asks([book for book, _, _ in asks])
+            for book, _, min_version in asks:
+                book.check_reads(min_version)
             noted = [
                 (book, *self.note(book, asked, arrived_s, min_version=min_version))
                 for book, asked, min_version in asks
@@ -300,6 +326,7 @@ class Desk:
                 lag_s=0.0 if oldest_s is None else self.clock() - oldest_s,
                 dropped=book.queue.dropped,
                 flashes=len(book.flash),
+                stopped=None if book.stopped is None else str(book.stopped),
             )
 
     def _resume_s(self, book: Book) -> float | None:

@@ -35,6 +35,7 @@ from jaxstate.engine.executor import (
 )
 from jaxstate.engine.sizes import RowSizes
 from jaxstate.model.bundle import Model
+from jaxstate.model.devices import Device, on_its_device
 from jaxstate.persist.files import Note, write_snapshot
 from jaxstate.persist.snapshot import (
     capture_arrays,
@@ -72,7 +73,7 @@ class _Fetch(Generic[T]):
 
 
 class DeviceExecutor:
-    """Runs an engine's steps on the default device; implements `Executor`.
+    """Runs an engine's steps on the device of the parameters; implements `Executor`.
 
     Args:
         model: whose steps.
@@ -96,20 +97,26 @@ class DeviceExecutor:
         poison: bool = False,
     ) -> None:
         self._model = model
-        self._steps = plan_engine(
-            model.config,
-            model.dtype,
-            model.steps,
-            session_cells=session_cells,
-            cells=cells,
-            sessions=sessions,
-        )
-        self._stop_ids = jax.device_put(padded_stop_ids(model.stop_ids))
-        self._pool = self._steps.pool()
-        self._rows = self._steps.rows()
+        with jax.default_device(model.device):
+            self._steps = plan_engine(
+                model.config,
+                model.dtype,
+                model.steps,
+                session_cells=session_cells,
+                cells=cells,
+                sessions=sessions,
+            )
+            self._stop_ids = jax.device_put(padded_stop_ids(model.stop_ids))
+            self._pool = self._steps.pool()
+            self._rows = self._steps.rows()
         self._poison = poison
         self._limits = _limits(model, self._steps, sessions)
         self.fingerprint = cells_fingerprint(model)
+
+    @property
+    def device(self) -> Device:
+        """Where everything lies."""
+        return self._model.device
 
     @property
     def limits(self) -> Limits:
@@ -120,6 +127,7 @@ class DeviceExecutor:
         """Every step that can occur."""
         return list(self._steps.specs())
 
+    @on_its_device
     def warm_up(
         self,
         progress: Callable[[int, int], None] | None = None,
@@ -144,18 +152,21 @@ class DeviceExecutor:
         """The largest length of a session at which `seen_cells` of it can still be looked at."""
         return self._steps.layout.readable_until(seen_cells)
 
-    def extend(self, chunks: Sequence[Chunk]) -> Pending[None]:
-        """Commits a chunk of each of several sessions."""
+    @on_its_device
+    def extend(self, chunks: Sequence[Chunk]) -> Pending[NDArray[np.bool_]]:
+        """Commits a chunk of each of several sessions; whether each one's numbers are finite."""
         inputs = [_chunk(chunk) for chunk in chunks]
-        self._pool, lengths = self._steps.commit(self._model.params, self._pool, inputs)
-        return _fetch(lengths, _nothing)
+        self._pool, finite = self._steps.commit(self._model.params, self._pool, inputs)
+        return _fetch(finite, lambda array: array[: len(inputs)])
 
+    @on_its_device
     def start(self, rows: Sequence[RowTokens], chunks: Sequence[Chunk] = ()) -> Pending[Choices]:
         """Begins rows: reads their first tokens and chooses the token after them; and commits
         chunks in the same step. What is chosen after chunks is left out."""
         inputs = [*map(_input, rows), *map(_chunk, chunks)]
-        return _choices(self._started(inputs)[0], len(rows))
+        return _choices(self._started(inputs)[0], len(rows), len(chunks))
 
+    @on_its_device
     def more(self, row: RowTokens) -> Pending[Choices]:
         """Goes on reading one row's question."""
         self._rows, chosen = self._steps.more(
@@ -163,6 +174,7 @@ class DeviceExecutor:
         )
         return _choices(chosen, 1)
 
+    @on_its_device
     def decode(self, rows: Sequence[RowStep]) -> Pending[Choices]:
         """Reads back what each row chose last and chooses the next; done rows stay done."""
         inputs = [_input(row) for row in rows]
@@ -171,34 +183,41 @@ class DeviceExecutor:
         )
         return _choices(chosen, len(rows))
 
+    @on_its_device
     def score(self, candidates: Sequence[Candidate]) -> Pending[NDArray[np.float32]]:
         """Float32 [n]: each candidate's total log-probability after its question."""
         inputs = [_scored(candidate) for candidate in candidates]
         totals = self._steps.score(self._model.params, self._pool, self._rows, inputs)
         return _fetch(totals, lambda array: array[: len(inputs)])
 
+    @on_its_device
     def logits(self, rows: Sequence[RowTokens]) -> Pending[NDArray[np.float32]]:
         """Float32 [n, V]: log-probabilities of what would follow; rows need no blocks."""
         logits = self._started([_input(row) for row in rows])[1]
         return _fetch(logits, lambda array: _log_softmax(array[: len(rows)]))
 
+    @on_its_device
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         """Copies blocks, before whatever is launched next."""
         self._pool = self._steps.copy(self._pool, copies)
 
+    @on_its_device
     def freed(self, blocks: Sequence[GroupBlock]) -> None:
         """Nobody has these blocks; whoever reads them from now on is wrong."""
         if self._poison:
             self._pool = self._steps.poison(self._pool, blocks)
 
+    @on_its_device
     def wipe(self, blocks: Sequence[GroupBlock]) -> None:
         """Overwrites blocks that nobody has, so that nothing is left in them."""
         self._pool = self._steps.wipe(self._pool, blocks)
 
+    @on_its_device
     def view(self, seen: Seen) -> SessionState:
         """One session as the functional core knows it; only until the next step that writes."""
         return self._steps.view(self._pool, seen)
 
+    @on_its_device
     def fetch(self, seen: Seen, readable_cells: int) -> HostCells:
         """A session's cells, copied to the host; who sees only `readable_cells` of them finds all
         that it needs there."""
@@ -207,12 +226,14 @@ class DeviceExecutor:
         arrays = capture_arrays(self._steps.session, state, seen.cells, readable_cells)
         return HostCells(cells=seen.cells, arrays=arrays)
 
+    @on_its_device
     def fetch_part(self, seen: Seen, first: int, last: int) -> HostCells:
         """Cells first .. last - 1 of a session, copied to the host. Layers with a sliding window
         have all that they still need in the last part, and nothing in others."""
         arrays = capture_part(self._steps.session, self.view(seen), first, last)
         return HostCells(cells=last, arrays=arrays)
 
+    @on_its_device
     def place(self, seen: Seen, cells: HostCells) -> None:
         """Writes cells to where a session's table says; as many as it sees."""
         state = put_arrays(self._steps.session, self.view(seen), cells.cells, cells.arrays)
@@ -234,6 +255,7 @@ class DeviceExecutor:
         cells = HostCells(cells=snapshot.info.length, arrays=snapshot.arrays)
         return Saved(notes=snapshot.info.notes, cells=cells)
 
+    @on_its_device
     def recover(self) -> Lost:
         """Makes sure, after a step failed, that steps can go on; says what is lost.
 
@@ -271,7 +293,7 @@ def _is_lost(pool: object) -> bool:
 
 
 def _limits(model: Model, steps: EngineSteps, sessions: int) -> Limits:
-    sizes, kind = model.steps, "cpu" if jax.default_backend() == "cpu" else "accelerator"
+    sizes, kind = model.steps, "cpu" if model.device.platform == "cpu" else "accelerator"
     return Limits(
         layout=steps.layout,
         sessions=sessions,
@@ -326,15 +348,15 @@ def _fetch(array: Array, convert: Callable[[np.ndarray], T]) -> _Fetch[T]:
     return _Fetch(array, convert)
 
 
-def _nothing(_: np.ndarray) -> None:
-    """The result of waiting."""
-
-
-def _choices(packed: Array, count: int) -> _Fetch[Choices]:
+def _choices(packed: Array, count: int, chunks: int = 0) -> _Fetch[Choices]:
     def convert(array: np.ndarray) -> Choices:
-        chosen = unpack_choice(array[:, :count])
+        chosen = unpack_choice(array[:, : count + chunks])
         return Choices(
-            tokens=chosen.tokens, logprobs=chosen.logprobs, gaps=chosen.gaps, done=chosen.done
+            tokens=chosen.tokens[:count],
+            logprobs=chosen.logprobs[:count],
+            gaps=chosen.gaps[:count],
+            done=chosen.done[:count],
+            chunks_finite=np.isfinite(chosen.logprobs[count:]),
         )
 
     return _fetch(packed, convert)

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from jaxstate.engine.desk import Desk
 from jaxstate.engine.executor import Executor
 from jaxstate.engine.keeper import Keeper
 from jaxstate.engine.lifecycle import Lifecycle
+from jaxstate.engine.openings import opening_tokens
 from jaxstate.engine.recovery import Recoverer, Recovery
 from jaxstate.engine.snapshots import Snapshotter
 from jaxstate.errors import InvalidInput, JournalDamaged
@@ -57,8 +59,8 @@ def opened_keeper(
 
 
 def text_fingerprint(tokenizer: Tokenizer, template: Template) -> str:
-    """SHA-256 over all that makes tokens of texts."""
-    return hashlib.sha256(f"{tokenizer.fingerprint} {template!r}".encode()).hexdigest()
+    """SHA-256 over the sources of all that makes tokens of texts."""
+    return hashlib.sha256(f"{tokenizer.fingerprint} {template.identity}".encode()).hexdigest()
 
 
 class Durable:
@@ -90,10 +92,14 @@ class Durable:
         if self.snapshots is not None:
             self.snapshots.start()
 
-    def stop(self) -> None:
-        """Takes the last snapshots; the loop still turns."""
-        if self.snapshots is not None:
-            self.snapshots.stop()
+    def stop(self) -> threading.Thread | None:
+        """Takes the last snapshots; the loop still turns. The thread that does it, if any."""
+        return None if self.snapshots is None else self.snapshots.stop()
+
+    @property
+    def pieces(self) -> int:
+        """Of snapshots, written so far."""
+        return 0 if self.snapshots is None else self.snapshots.pieces
 
     def close(self) -> None:
         """Lets the journal go; nothing turns any more."""
@@ -170,11 +176,13 @@ class Durable:
     def _forget(self, session_id: str, openings: Sequence[Opening]) -> None:
         """Cells that such sessions have left on the device, and in what begins others."""
         asker, wiped = self._parts[2], Future[None]()
+        fingerprint, prefixes = self._desk.keeper.text_fingerprint, self._desk.ledger.prefixes
+        tokens = [(opening_tokens(one, asker, fingerprint), one.tenant) for one in openings]
+        chains = [prefixes.chain(opening, tenant) for opening, tenant in tokens]
         with self._desk.changing() as ledger:
             ledger.lost.pop(session_id, None)
-            for one in openings:
-                opening = asker.opening(one.prefix or "")
-                ledger.prefixes.forget(ledger.prefixes.chain(opening, one.tenant))
+            for chain in chains:
+                prefixes.forget(chain)
             self._desk.wipes.append(wiped)
         wiped.result()
 

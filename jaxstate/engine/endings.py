@@ -54,7 +54,9 @@ def erase_session(desk: Desk, book: Book) -> tuple[Ticket | None, Future[None]]:
     with desk.changing():
         book.ending = True
         erase = functools.partial(_erase, desk, book, wiped)
-        return desk.keeper.note(erased(book.log_key), undo=book.stays, apply=erase), wiped
+        # Always synced before it is said to be done, whatever the engine promises for the rest.
+        level = "fsync" if book.log_key else None
+        return desk.keeper.note(erased(book.log_key), level, undo=book.stays, apply=erase), wiped
 
 
 def _erase(desk: Desk, book: Book, wiped: Future[None]) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -98,7 +99,13 @@ class Engine(SessionHost):
                     sessions=size.sessions,
                 )
             desk = Desk(executor, config or EngineConfig(), clock, self._call_back, keeper)
-            asker = Asker(tokenizer=tokenizer, template=template, limits=executor.limits)
+            asker = Asker(
+                tokenizer=tokenizer,
+                template=template,
+                limits=executor.limits,
+                stop_ids=model.stop_ids,
+                vocab_size=model.config.vocab_size,
+            )
             lives = Lifecycle(desk, executor)
             super().__init__(desk, lives, asker, Durable(desk, lives, asker, executor))
         self._callback_room = threading.BoundedSemaphore(desk.config.events_limit)
@@ -110,6 +117,7 @@ class Engine(SessionHost):
         self._warm_up: WarmUp | None = None
         if warm_up and isinstance(executor, DeviceExecutor):
             self._warm_up = WarmUp(executor.warm_up, progress)
+        _open.add(self)
 
     def wait_warm_up(self, timeout: float | None = None) -> None:
         """Waits until every step is compiled; from then on nothing compiles.
@@ -123,6 +131,7 @@ class Engine(SessionHost):
             raise JaxstateError(
                 "this engine compiles each step when it is first used; make it with warm_up=True"
             )
+        self._desk.owner.check()
         self._warm_up.wait(timeout)
 
     def close(self) -> None:
@@ -130,16 +139,33 @@ class Engine(SessionHost):
 
         Entries that wait are not read; with a journal, what was read goes into a last snapshot, and
         the next engine reads the rest. A callback that runs is waited for, those behind it do not
-        run. Not to be called from a callback of the engine's own.
+        run. Not to be called from a callback of the engine's own. A program that ends without it
+        does it at its end; in a forked process there is nothing to close.
         """
+        if not self._desk.owner.is_here:
+            return
+        _open.discard(self)
         if self._warm_up is not None:
             self._warm_up.stop()
-        self._durable.stop()
+        saving = self._durable.stop()
+        if saving is not None and not self._ends(saving):
+            _log.error("the last snapshot was given up: the device does not answer")
         self._loop.close(ClosedError("the engine was closed"))
-        self._thread.join()
+        if not self._ends(self._thread):
+            _log.error("the engine was closed around a step that does not end")
+            self._loop.deliver()  # in its place: nobody is to wait for ever
         self._callbacks.shutdown(cancel_futures=True)
         self._desk.vault.close()
         self._durable.close()
+
+    def _ends(self, thread: threading.Thread) -> bool:
+        """Waits for a thread as long as anything goes on; False if nothing does."""
+        while thread.is_alive():
+            before = self._loop.turns, self._durable.pieces
+            thread.join(self._desk.config.hang_s)
+            if thread.is_alive() and before == (self._loop.turns, self._durable.pieces):
+                return False
+        return True
 
     def __enter__(self) -> Engine:
         return self
@@ -161,6 +187,24 @@ class Engine(SessionHost):
         _log.error("callbacks of flash queries are slower than their answers: one was dropped")
         with self._desk.lock:
             self._desk.recorder.count("callbacks_dropped")
+
+
+# Engines whose program may end without closing them.
+_open: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _close_open() -> None:
+    """At the end of the program, before the threads of pools are joined, which a last snapshot
+    needs."""
+    for engine in tuple(_open):
+        try:
+            engine.close()
+        except Exception:
+            _log.exception("an engine could not be closed at the end of the program")
+
+
+# `atexit` would come too late: by then no pool of threads takes work.
+threading._register_atexit(_close_open)  # pyright: ignore
 
 
 def _logged(callback: Delivery) -> None:

@@ -5,6 +5,7 @@ Comes in: tokens and sequence numbers. Goes out: frozen records. Does not know: 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -81,6 +82,30 @@ def taken_of(
         pushed_s=pushed_s,
         ends=tuple(ends),
     )
+
+
+def split(taken: Taken, count: int) -> tuple[Taken, Taken] | None:
+    """What ends within the first `count` tokens of a chunk, and the rest; None if nothing does.
+    Tokens stay with the rest: both are about entries only."""
+    done = sum(end <= count for _, end in taken.ends)
+    if done == 0:
+        return None
+    opening = taken.ends[0][0] == 0
+    entries = done - opening
+    head = Taken(
+        tokens=taken.tokens[:0],
+        completes=taken.ends[done - 1][0],
+        entries=entries,
+        pushed_s=taken.pushed_s[:entries],
+        ends=taken.ends[:done],
+    )
+    rest = dataclasses.replace(
+        taken,
+        entries=taken.entries - entries,
+        pushed_s=taken.pushed_s[entries:],
+        ends=taken.ends[done:],
+    )
+    return head, rest
 
 
 def spans_of(sequences: Sequence[int]) -> tuple[Span, ...]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -166,15 +166,18 @@ class Choices:
 
     Attributes:
         tokens: int32 [n].
-        logprobs: float32 [n], of those tokens under the plain softmax.
+        logprobs: float32 [n], of those tokens under the plain softmax; NaN where the numbers that
+            led to it are not all finite.
         gaps: float32 [n], the largest logit minus the second largest.
         done: bool [n], a stop token was chosen now or before.
+        chunks_finite: bool [m], whether the numbers of each chunk in the step are all finite.
     """
 
     tokens: NDArray[np.int32]
     logprobs: NDArray[np.float32]
     gaps: NDArray[np.float32]
     done: NDArray[np.bool_]
+    chunks_finite: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -245,8 +248,8 @@ class Executor(Protocol):
         """The largest length of a session at which `seen_cells` of it can still be looked at."""
         ...
 
-    def extend(self, chunks: Sequence[Chunk]) -> Pending[None]:
-        """Commits a chunk of each of several sessions."""
+    def extend(self, chunks: Sequence[Chunk]) -> Pending[NDArray[np.bool_]]:
+        """Commits a chunk of each of several sessions; whether each one's numbers are finite."""
         ...
 
     def start(self, rows: Sequence[RowTokens], chunks: Sequence[Chunk] = ()) -> Pending[Choices]:

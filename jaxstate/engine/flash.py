@@ -31,9 +31,11 @@ class Registered:
         id: its name within the session, given when it is added.
         min_interval_s: it is computed no more often than that.
         deadline_s: once its answer has been out of date for so long, it is as urgent as an ask.
+        staleness_s: how old its answer may become while the session reads on; None for the book's.
         on_fire: called with each answer that is news, on a thread of the engine's own.
         answer: the newest one.
-        given: the same as whoever asks that question gets it.
+        given: the same as whoever asks that question gets it, and `answer_steps`: one reference, so
+            that it can be read without the engine's lock.
         answer_steps: tokens that were chosen for it, the one that ended it and what a stop string
             cut off included.
         error: why it could not be computed at the newest version, if so.
@@ -52,9 +54,10 @@ class Registered:
     id: str = ""
     min_interval_s: float = 0.0
     deadline_s: float | None = None
+    staleness_s: float | None = None
     on_fire: Callable[[Answer], None] | None = None
     answer: Answer | None = None
-    given: Answer | None = None
+    given: tuple[Answer, int] | None = None
     answer_steps: int = 0
     error: str | None = None
     answered_version: int = -1
@@ -72,7 +75,8 @@ class Registered:
         """All that it was registered with, but the callback."""
         asked = self.asked
         how = (asked.max_tokens, asked.choices, asked.stop, asked.sampling)
-        return asked.question, how, self.watch.condition, self.min_interval_s, self.deadline_s
+        when = (self.min_interval_s, self.deadline_s, self.staleness_s)
+        return asked.question, how, self.watch.condition, *when
 
     def begin(self, now_s: float) -> None:
         """It is under way."""
@@ -94,10 +98,13 @@ class FlashBook:
 
     Args:
         limit: how many there may be.
+        staleness_s: how old an answer may become while the session reads on, where its question
+            does not say.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, staleness_s: float = 5.0) -> None:
         self._limit = limit
+        self._staleness_s = staleness_s
         self._by_id: dict[str, Registered] = {}
         self._by_text: dict[str, Registered] = {}
         self._stale: dict[str, Registered] = {}
@@ -220,6 +227,23 @@ class FlashBook:
             if one.deadline_s is not None and (one.running or one.may_start_s() <= now_s)
         )
 
+    def is_old(self, now_s: float) -> bool:
+        """Whether one that is under way, or due, has used half of the time that its answer may be
+        out of date: the other half is for computing it."""
+        return any(
+            one.stale_since_s + self.target_s(one) / 2 <= now_s
+            for one in self._stale.values()
+            if one.running or one.may_start_s() <= now_s
+        )
+
+    def target_s(self, one: Registered) -> float:
+        """How old its answer may become."""
+        return self._staleness_s if one.staleness_s is None else one.staleness_s
+
+    def missed_s(self, one: Registered, now_s: float) -> float:
+        """By how much its answer has become older than it may, if it is replaced now."""
+        return now_s - one.stale_since_s - self.target_s(one)
+
     @property
     def since_s(self) -> float:
         """Since when the longest unanswered one is."""
@@ -228,7 +252,7 @@ class FlashBook:
     def answered(self, one: Registered, answer: Answer, steps: int = 0) -> bool:
         """Keeps an answer that took so many chosen tokens; returns whether it is news."""
         one.answer, one.answer_steps, one.error = answer, steps, None
-        one.given = as_given(answer, "flash")
+        one.given = as_given(answer, "flash"), steps
         self._settle(one, answer.version)
         return one.watch.observe(answer)
 
@@ -255,6 +279,8 @@ class Warm:
         tried_version: the newest version at which they were computed or could not be.
         seen_cells: that they saw.
         logprobs: float32 [V].
+        scored: answers that were computed since, by their choices with what ends them: whole
+            answers of more than one token need more than that.
     """
 
     asked: Asked
@@ -262,6 +288,15 @@ class Warm:
     tried_version: int = -1
     seen_cells: int = 0
     logprobs: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    scored: dict[tuple[object, ...], Answer] = field(default_factory=dict)
+
+    def ready(self, asked: Asked, version: int) -> Answer | None:
+        """What computing `asked` at that version would give, if it is known."""
+        kept = self.scored.get(_scored(asked))
+        if kept is not None and kept.version == version:
+            return kept
+        single = bool(asked.choice_tokens) and all(len(ids) == 1 for ids in asked.choice_tokens)
+        return self.answer(asked) if single and self.version == version else None
 
     def answer(self, asked: Asked) -> Answer:
         """The best of `asked`'s choices, each of one token; in no time."""
@@ -272,10 +307,19 @@ class Warm:
         return as_given(computed, "ready")
 
 
+def _scored(asked: Asked) -> tuple[object, ...]:
+    """What decides the scores of choices, beside the question and what was read."""
+    return asked.choices, *(tokens.tobytes() for tokens in asked.choice_tokens)
+
+
 def as_given(answer: Answer, source: Source) -> Answer:
     """An answer as whoever asks gets it that did not have to be computed for it."""
     usage = Usage(context_tokens=answer.usage.context_tokens, question_tokens=0, answer_tokens=0)
     return dataclasses.replace(answer, source=source, usage=usage)
+
+
+# Sets of choices of a warm question whose answers are kept.
+_MOST_SCORED = 16
 
 
 class WarmBook:
@@ -335,13 +379,19 @@ class WarmBook:
             return []
         return [one for one in self._by_text.values() if one.tried_version != self.version]
 
-    def fresh(self, asked: Asked) -> Warm | None:
-        """What `asked` can be answered from, exactly, at the session's version."""
+    def fresh(self, asked: Asked) -> Answer | None:
+        """What `asked` is answered with, exactly, at the session's version, if that is known."""
         one = self._by_text.get(asked.question)
-        if one is None or one.version != self.version or self.version < 0:
-            return None
-        single = bool(asked.choice_tokens) and all(len(ids) == 1 for ids in asked.choice_tokens)
-        return one if single else None
+        return None if one is None or self.version < 0 else one.ready(asked, self.version)
+
+    def computed(self, asked: Asked, answer: Answer) -> None:
+        """Choices of a warm question were scored: whoever asks for the same again has them."""
+        one = self._by_text.get(asked.question)
+        if one is None or asked.choices is None or answer.version != self.version:
+            return
+        if len(one.scored) >= _MOST_SCORED:
+            one.scored.clear()
+        one.scored[_scored(asked)] = as_given(answer, "ready")
 
     def keep(
         self, warm: Iterable[Warm], logprobs: NDArray[np.float32], version: int, seen_cells: int

@@ -97,6 +97,7 @@ class Forks(Births):
         """A new session is at a version of another's; its cells are to be computed yet."""
         residence = book.residence
         residence.log = parent.residence.log.copy(border.cells)
+        book.first_place = parent.first_place
         residence.landed_cells = border.cells
         self._desk.ledger.room.admit(book, 0, border.cells)
         book.number_from(border.version)

@@ -147,7 +147,7 @@ class Handle:
         Raises:
             SnapshotError, InvalidInput: as `jaxstate.save_state`.
         """
-        captured = self._lives.capture(self._book, dict(notes or {}))
+        captured = self.capturing(notes)
         write = self._desk.outcome(captured, None, "the session was not captured")
         write(path)
 
@@ -193,6 +193,12 @@ class Handle:
 
     def __repr__(self) -> str:
         return f"Session({self.id!r}, version={self.version})"
+
+    def capturing(
+        self, notes: dict[str, str | int] | None
+    ) -> Future[Callable[[str | os.PathLike[str]], None]]:
+        """What `save` waits for: it writes the session."""
+        return self._lives.capture(self._book, dict(notes or {}))
 
     def suspending(self) -> Future[None]:
         """What `suspend` waits for."""

@@ -82,18 +82,16 @@ class SessionHost:
             prefix,
             self._asker.opening(prefix),
             chosen,
+            first_place=self._asker.first_place(prefix),
             tenant=tenant,
             reserve=reserve,
             pinned=checked_residency(residency),
         )
-        self._desk.settled(noted)
-        session = self._handle(book)
-        try:
+        with self._desk.or_closed(book):
+            self._desk.settled(noted)
+            session = self._handle(book)
             for question in flash:
                 session.flash(question)
-        except BaseException:
-            session.close()
-            raise
         return session
 
     def restore(
@@ -117,7 +115,8 @@ class SessionHost:
         saved = self._lives.load(path)
         version = saved_entries(path, saved.notes)
         book, noted = self._lives.restore(id, saved, version, chosen, tenant=tenant)
-        self._desk.settled(noted)
+        with self._desk.or_closed(book):
+            self._desk.settled(noted)
         return self._handle(book)
 
     @property
@@ -230,7 +229,7 @@ class SessionHost:
             try:
                 return self._submitted(self.sessions(), question, settings)
             except ClosedError:  # one of them was closed while we looked
-                if self._desk.ended is not None:
+                if self._desk.ended is not None or not self._desk.owner.is_here:
                     raise
 
     def _submitted(

@@ -243,6 +243,15 @@ class IngestQueue:
         self._last = self._released = self._returned_last = last
         self._returned = len(entries)
 
+    def refuse(self, taken: int) -> None:
+        """Drops all that waits, the entry under way, and so many that were taken and did not land:
+        nothing of it can be read."""
+        self._dropped += self.pending + taken
+        self._reading, self._read_tokens, self._unread_tokens = None, 0, 0
+        for waiting in (self._waiting, self._of_key, self._held, self._unsettled):
+            waiting.clear()
+        self._returned = 0
+
     def skip(self, count: int) -> Tokens:
         """The next `count` tokens of the opening, which need not be read: its cells are there.
 

@@ -50,6 +50,11 @@ class Job(Generic[T]):
         return there and (self.midway or not (border.landing or border.queue.partly_read))
 
     @property
+    def unwanted(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.future.cancelled()
+
+    @property
     def ended(self) -> bool:
         """Whether a session that it needs was closed meanwhile."""
         return self.session.closed or (self.border is not None and self.border.closed)

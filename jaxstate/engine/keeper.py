@@ -11,13 +11,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import sqlite3
-import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from jaxstate.engine.receipts import Receipts
 from jaxstate.errors import InvalidInput
-from jaxstate.persist.changes import Push, model_noted
+from jaxstate.persist.changes import Push, model_noted, segments_forgotten
 from jaxstate.persist.journal import Change, Journal, Ticket, could_not_write
 from jaxstate.persist.logged import last_seq, push_of, segment_names
 from jaxstate.records import Durability, checked_durability
@@ -55,7 +55,7 @@ class Keeper:
         self._model = model
         self._keys = 0
 
-    def attach(self, lock: threading.Lock, tell_loop: Callable[[], None]) -> None:
+    def attach(self, lock: AbstractContextManager[object], tell_loop: Callable[[], None]) -> None:
         """Begins to write; the lock is the engine's."""
         if self.journal is not None:
             self.journal.settle = lambda tickets, error: self._settle(
@@ -161,13 +161,14 @@ class Keeper:
     def clear_segments(self) -> None:
         """Removes the cells of snapshots that are gone."""
         assert self.journal is not None
+        self.journal.write(segments_forgotten())
         segments = self.journal.segments
         with segments.lock, contextlib.closing(self.journal.read()) as source:
             segments.clear(segment_names(source))
 
     def _settle(
         self,
-        lock: threading.Lock,
+        lock: AbstractContextManager[object],
         tell_loop: Callable[[], None],
         tickets: Sequence[Ticket],
         error: Exception | None,

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
+import numpy as np
+
 from jaxstate.engine.books import Book
 from jaxstate.engine.executor import Choices, Pending
 from jaxstate.engine.outcomes import Outcomes
@@ -43,6 +45,7 @@ class Launch:
             books the result (under the lock, at the time given).
         fail: books that it raised.
         read_tokens: that it reads for sessions, if it does nothing else.
+        lent: whether it serves registered questions that are as urgent as asks.
     """
 
     work: Work
@@ -50,6 +53,7 @@ class Launch:
     call: Call
     fail: Callable[[Exception], None]
     read_tokens: int = 0
+    lent: bool = False
 
 
 def choosing(
@@ -64,8 +68,16 @@ def chosen_by(outcomes: Outcomes, runs: Sequence[BookRun]) -> Callable[[Choices,
     complete = [run.stage == "decoding" for _, run in runs]
 
     def commit(chosen: Choices, now_s: float) -> None:
+        finite = np.isfinite(chosen.logprobs)
         for index, (book, run) in enumerate(runs):
-            if complete[index]:
+            if complete[index] and finite[index]:
+                book.residence.is_sound(run.version)
+        for index, (book, run) in enumerate(runs):
+            if run.finished:
+                continue  # launched before its end was known
+            if complete[index] and not finite[index]:
+                outcomes.not_finite(book, run)
+            elif complete[index]:
                 run.take_token(
                     int(chosen.tokens[index]),
                     float(chosen.logprobs[index]),

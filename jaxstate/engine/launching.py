@@ -8,6 +8,7 @@ begin and chunks are read (`reading`).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,11 +54,16 @@ class Launcher:
         if step.work == "ask":
             self._ledger.asks_began = not isinstance(step, GoOn)
             self._ledger.flash_lent = self._is_flash(step)
+        launch = self._prepared(step, plan.joined, now_s)
+        lent = launch is not None and step.work == "ask" and self._ledger.flash_lent
+        return dataclasses.replace(launch, lent=True) if launch is not None and lent else launch
+
+    def _prepared(self, step: Step, joined: Sequence[Step], now_s: float) -> Launch | None:
         if isinstance(step, GoOn):
-            return self._go_on([step, *plan.joined], now_s)
+            return self._go_on([step, *joined], now_s)
         if step.work == "warm":
-            return self._begin_warm([step, *plan.joined], now_s)
-        return self._reader.prepare(step, plan.joined, now_s)
+            return self._begin_warm([step, *joined], now_s)
+        return self._reader.prepare(step, joined, now_s)
 
     def _is_flash(self, step: Step) -> bool:
         """Whether a step that is as urgent as an ask serves registered questions."""
@@ -78,7 +84,6 @@ class Launcher:
                 ]
             )
             due += ready
-            book.warm.served = self._ledger.steps
         planned = next((one for one in wants if one), None)
         if planned is None:
             return None
@@ -99,13 +104,17 @@ class Launcher:
         versions = [(book.version, book.seen_cells) for book, _ in due]
         for book, one in due:
             book.warm.running = True
+            book.warm.served = self._ledger.steps
             book.residence.used_s = now_s
             self._ledger.charge(book, len(one.asked.tokens), book.seen_cells)
 
         def commit(logprobs: NDArray[np.float32], _: float) -> None:
             for n, (book, one) in enumerate(due):
                 book.warm.running = False
-                book.warm.keep([one], logprobs[n : n + 1], *versions[n])
+                if np.isfinite(logprobs[n]).all():
+                    book.warm.keep([one], logprobs[n : n + 1], *versions[n])
+                else:
+                    one.tried_version = versions[n][0]
 
         def fail(error: Exception) -> None:
             for n, (book, one) in enumerate(due):
@@ -121,6 +130,20 @@ class Launcher:
             assert isinstance(step, GoOn), "only what goes on joins what goes on"
             book = self._ledger.books[step.session]
             runs += [(book, run) for run in self._outcomes.runs_of(book, step.runs)]
+        first, work = runs[0][1], steps[0].work
+        if first.stage == "scoring":
+            return self._score(runs, work, now_s)
+        if first.stage == "reading":
+            self._serve(runs[:1], now_s)
+            row = first.read(self._ledger.limits)
+            assert row is not None, "a run that reads has something to read"
+            return choosing(self._outcomes, runs[:1], lambda: self._executor.more(row), work)
+        self._serve(runs, now_s)
+        rows = [run.decode() for _, run in runs]
+        return choosing(self._outcomes, runs, lambda: self._executor.decode(rows), work)
+
+    def _serve(self, runs: Sequence[BookRun], now_s: float) -> None:
+        """These have a row in the step."""
         for book, run in runs:
             run.served = self._ledger.steps
             book.residence.used_s = now_s
@@ -128,17 +151,8 @@ class Launcher:
             if run.work == "flash":
                 book.flash.served = self._ledger.steps
             self._ledger.charge(book, 1, run.seen_cells)
-        first, work = runs[0][1], steps[0].work
-        if first.stage == "scoring":
-            return self._score(runs, work)
-        if first.stage == "reading":
-            row = first.read(self._ledger.limits)
-            assert row is not None, "a run that reads has something to read"
-            return choosing(self._outcomes, runs[:1], lambda: self._executor.more(row), work)
-        rows = [run.decode() for _, run in runs]
-        return choosing(self._outcomes, runs, lambda: self._executor.decode(rows), work)
 
-    def _score(self, runs: Sequence[BookRun], work: Work) -> Launch:
+    def _score(self, runs: Sequence[BookRun], work: Work, now_s: float) -> Launch:
         """Scores as many choices, of as many runs, as one step takes."""
         candidates: list[Candidate] = []
         owners: list[tuple[Run, int]] = []
@@ -151,12 +165,20 @@ class Launcher:
             of_look[run.seen.together] = used + len(more)
             candidates += more
             owners.append((run, len(more)))
+        self._serve([one for one, (_, n) in zip(runs, owners, strict=True) if n], now_s)
 
         def commit(totals: NDArray[np.float32], now_s: float) -> None:
             start = 0
-            for run, count in owners:
-                run.take_totals([float(total) for total in totals[start : start + count]])
+            for book, run in runs:
+                if np.isfinite(totals).all():
+                    book.residence.is_sound(run.version)
+            for (run, count), (book, _) in zip(owners, runs, strict=True):
+                mine = [float(total) for total in totals[start : start + count]]
                 start += count
+                if not np.isfinite(mine).all():
+                    self._outcomes.not_finite(book, run)
+                elif not run.finished:
+                    run.take_totals(mine)
             for book, run in runs:
                 self._outcomes.finish(book, [run], now_s)
 

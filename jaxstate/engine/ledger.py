@@ -26,6 +26,8 @@ from jaxstate.engine.views import RunView, SessionView, View, Work
 
 # A tenant with asks under way leaves one tail block in so many to others, where there are others.
 OTHERS_SHARE = 8
+# Of reading time that was not lent, no more is saved up than this.
+_LENDABLE_S = 5.0
 
 
 class Ledger:
@@ -62,6 +64,8 @@ class Ledger:
         self.waited: dict[Work, int] = {}
         self.steps = 0
         self.asks_began = self.flash_lent = False
+        # What reading has had of the device's time beyond what it lent to flash queries.
+        self._lendable_s = 0.0
         self.fresh_waiters: list[tuple[Book, Future[None]]] = []
         self._keys = 0
         self._readable_until = executor.readable_until
@@ -258,7 +262,17 @@ class Ledger:
 
     def _flash_overdue(self, book: Book, now_s: float) -> bool:
         holding = any(run.holds for run, _ in book.flash_runs.values())
-        return holding or book.flash.is_overdue(now_s)
+        if holding or book.flash.is_overdue(now_s):
+            return True
+        return self._lendable_s > 0 and book.flash.is_old(now_s)
+
+    def step_done(self, works: frozenset[Work], device_s: float, *, lent: bool) -> None:
+        """A step is done. Reading keeps half of the device: what is lent to flash queries whose
+        answers are getting old is as much as it had, lately."""
+        if lent:
+            self._lendable_s -= device_s
+        elif "ingest" in works:
+            self._lendable_s = min(self._lendable_s + device_s, _LENDABLE_S)
 
     def _growth(self, book: Book) -> int:
         """Tokens that can be read before a question that may not loses sight of a cell."""

@@ -27,6 +27,7 @@ from jaxstate.errors import CapacityExceeded, InvalidInput
 from jaxstate.persist.changes import Opening
 from jaxstate.persist.journal import Ticket
 from jaxstate.records import checked_int
+from jaxstate.text import Place
 
 # The array of a saved session, beside its cells, that holds the tokens they were made of.
 TOKENS = "tokens"
@@ -51,6 +52,7 @@ class Lifecycle(Forks):
         opening: Tokens,
         policy: QueuePolicy,
         *,
+        first_place: Place,
         tenant: str,
         reserve: int | None,
         pinned: bool,
@@ -62,6 +64,7 @@ class Lifecycle(Forks):
             prefix: what it starts with.
             opening: the same in tokens, int32 [n], n >= 0.
             policy: of its queue.
+            first_place: what its first entry follows.
             tenant: whose it is.
             reserve: cells that are always there for it; None for none.
             pinned: whether it never leaves the device.
@@ -77,15 +80,17 @@ class Lifecycle(Forks):
         limits, ledger = self._desk.limits, self._desk.ledger
         cells = _checked_cells(opening, reserve, limits.session_cells)
         self._check_policy(policy)
+        chain = ledger.prefixes.chain(opening, tenant)  # hashes all of it, so without the lock
         with self._desk.changing():
             book = self._new_book(session_id, policy, tenant, pinned=pinned)
-            book.residence.chain = ledger.prefixes.chain(opening, tenant)
+            book.residence.chain = chain
             self._admit(book, ledger.room.blocks_of(cells), len(opening))
             book.queue.open_with(opening)
             book.opened = book.opens = True
+            book.first_place = first_place
             if not ledger.room.has_line and ledger.room.has_room_for(book):
                 ledger.room.arrive(book, ledger.steps)
-            return book, self._note(book, Origins(prefix=prefix))
+            return book, self._note(book, Origins(prefix=prefix, opening=opening))
 
     def load(self, path: str | os.PathLike[str]) -> Saved:
         """Reads a saved session, on the caller's thread."""
@@ -110,10 +115,10 @@ class Lifecycle(Forks):
         with self._desk.changing():
             book = self._new_book(session_id, policy, tenant, pinned=False)
             residence = book.residence
-            tokens = saved.cells.arrays.get(TOKENS)
+            tokens = _tokens_of(saved)
             residence.log = TokenLog(saved.cells.cells if tokens is None else 0)
             if tokens is not None:
-                residence.log.append(tokens.astype(np.int32), [(version, len(tokens))])
+                residence.log.append(tokens, [(version, len(tokens))])
             self._admit(book, 0, saved.cells.cells)
             self._desk.vault.put(book.key, saved.cells)
             residence.landed_cells = saved.cells.cells
@@ -136,13 +141,14 @@ class Lifecycle(Forks):
         desk, ledger, log = self._desk, self._desk.ledger, state.log
         cells = len(log) + len(state.opening) + sum(len(tokens) for _, tokens in state.entries)
         _check_holds(opening.id, cells, desk.limits.session_cells)
+        chain = ledger.prefixes.chain(state.prefix, opening.tenant)
         with desk.changing():
             book = self._new_book(opening.id, state.policy, opening.tenant, pinned=opening.pinned)
             book.log_key = opening.key
             self._admit(book, ledger.room.blocks_of(opening.reserve), cells)
             residence, now_s = book.residence, desk.clock()
             residence.log, residence.landed_cells = log, len(log)
-            residence.chain = ledger.prefixes.chain(state.prefix, opening.tenant)
+            residence.chain = chain
             if state.version >= 0:
                 book.commit(state.version, len(log), now_s)
             else:
@@ -157,6 +163,7 @@ class Lifecycle(Forks):
                 desk.outcomes.close(book, "it could not be brought back")
                 raise
             book.opened = book.opens = True
+            book.first_place = state.first_place
             return book
 
     def come_in(self) -> None:
@@ -181,7 +188,7 @@ class Lifecycle(Forks):
         Raises:
             InvalidInput: it was saved without its tokens, and there is a journal.
         """
-        if TOKENS not in saved.cells.arrays and self._desk.keeper.journal is not None:
+        if _tokens_of(saved) is None and self._desk.keeper.journal is not None:
             raise InvalidInput(
                 "this session was saved without its tokens, so a journal could not bring it back; "
                 "restore it in an engine without a journal, or read its text again"
@@ -253,6 +260,7 @@ class CameBack:
         entries: number and tokens of those that are still to be read.
         last: number of the last entry.
         policy: of its queue.
+        first_place: what its first entry follows.
         prepare: leaves in the books, under the lock, what else is known.
     """
 
@@ -263,7 +271,17 @@ class CameBack:
     entries: Sequence[tuple[int, Tokens]]
     last: int
     policy: QueuePolicy
+    first_place: Place
     prepare: Callable[[Book], None]
+
+
+def _tokens_of(saved: Saved) -> Tokens | None:
+    """What a saved session had read; None if it was saved without it. Nothing is not missing:
+    arrays without elements are not kept."""
+    tokens = saved.cells.arrays.get(TOKENS)
+    if tokens is None:
+        return np.zeros(0, np.int32) if saved.cells.cells == 0 else None
+    return tokens.astype(np.int32)
 
 
 def _check_holds(session_id: str, cells: int, most: int) -> None:

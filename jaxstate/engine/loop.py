@@ -51,6 +51,9 @@ class Loop:
         desk: shared with clients.
         executor: nobody else calls it.
         tokenizer: for the text of answers.
+
+    Attributes:
+        turns: so far: they stand still while the device does not answer.
     """
 
     def __init__(self, desk: Desk, executor: Executor, tokenizer: Tokenizer | None) -> None:
@@ -63,6 +66,7 @@ class Loop:
         self._device_free_s = desk.clock()
         # When sessions that have rested for too long are looked for again.
         self._look_s = 0.0
+        self.turns = 0
 
     def run(self) -> None:
         """Turns until the desk is closed; an error of the loop's own closes it."""
@@ -80,12 +84,15 @@ class Loop:
 
     def turn(self) -> bool:
         """Plans, executes, commits, delivers; False if there was nothing to do."""
+        self.turns += 1
         with self._desk.lock:
             self._desk.news = False  # what comes from here on is looked at in the next turn
         self._tell_freed()
-        did = self._do_job() or self._move() or self._step() or self._fetch_oldest()
+        # One job at most between two steps: however many forks are wanted, asks go on.
+        job_done = self._do_job()
+        did = self._move() or self._step() or self._fetch_oldest() or job_done
         did = did or self._move(idle=True)
-        self._deliver()
+        self.deliver()
         return did
 
     def close(self, error: ClosedError) -> None:
@@ -122,7 +129,7 @@ class Loop:
         """Lets the device finish, and delivers what is left."""
         while self._in_flight:
             self._fetch_oldest()
-        self._deliver()
+        self.deliver()
 
     def _step(self) -> bool:
         desk = self._desk
@@ -172,9 +179,11 @@ class Loop:
             desk.recorder.step_done(
                 flight.launch.work, now_s - began_s, read_tokens=flight.launch.read_tokens
             )
+            launch = flight.launch
+            desk.ledger.step_done(launch.works, now_s - began_s, lent=launch.lent)
             self._device_free_s = now_s
             commit(now_s)
-        self._deliver()
+        self.deliver()
         return True
 
     def _failed(self, launch: Launch, error: Exception) -> None:
@@ -196,12 +205,17 @@ class Loop:
     def _do_job(self) -> bool:
         desk = self._desk
         with desk.lock:
-            job = next((one for one in desk.jobs if one.may_run or one.ended), None)
+            ready = (one for one in desk.jobs if one.may_run or one.ended or one.unwanted)
+            job = next(ready, None)
             if job is None:
                 return False
             desk.jobs.remove(job)
             if job.border is not None:
                 job.border.border_jobs -= 1
+            if job.unwanted:
+                if job.creates:
+                    desk.unwanted(job.session)
+                return True
         while self._in_flight:
             self._fetch_oldest()
         if self._put_off(job):
@@ -309,7 +323,8 @@ class Loop:
             for future in waiting:
                 desk.outcomes.resolve(future, None)
 
-    def _deliver(self) -> None:
+    def deliver(self) -> None:
+        """Makes the deliveries that are due, without the lock."""
         with self._desk.lock:
             self._desk.outcomes.freshened()
             outbox = self._desk.outcomes.take_outbox()

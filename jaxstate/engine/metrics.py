@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias, get_args
@@ -248,6 +249,8 @@ class EngineMetrics:
         flash_behind_entries: how many entries each flash answer had not seen when it was delivered.
         flash_behind_s: how long the oldest of those had been committed then; 0 if it was fresh.
         flash_refresh_s: from a commit to the fresh answer of a flash query.
+        flash_missed_s: of answers that came later than the target (`flash_staleness_s`), by how
+            much.
     """
 
     elapsed_s: float
@@ -259,6 +262,7 @@ class EngineMetrics:
     flash_behind_entries: HistogramRecord
     flash_behind_s: HistogramRecord
     flash_refresh_s: HistogramRecord
+    flash_missed_s: HistogramRecord
 
     @property
     def busy_s(self) -> float:
@@ -292,11 +296,16 @@ class EngineMetrics:
             "flash_behind_entries": self.flash_behind_entries.as_dict(),
             "flash_behind_s": self.flash_behind_s.as_dict(),
             "flash_refresh_s": self.flash_refresh_s.as_dict(),
+            "flash_missed_s": self.flash_missed_s.as_dict(),
         }
 
 
+# Answers that were there already and are not counted yet, at most about.
+_MOST_GIVEN = 1024
+
+
 class MetricsRecorder:
-    """Counts what the engine does; the caller holds the engine's lock.
+    """Counts what the engine does; the caller holds the engine's lock, but for `given`.
 
     Args:
         started_s: when the engine started, in monotonic seconds.
@@ -307,10 +316,12 @@ class MetricsRecorder:
         self._counts: dict[CountName, int] = dict.fromkeys(get_args(CountName), 0)
         self._step_s: dict[Work, Histogram] = {work: Histogram() for work in get_args(Work)}
         self._ask_s: dict[Source, Histogram] = {kind: Histogram() for kind in get_args(Source)}
+        self._given: deque[tuple[Source, float]] = deque()
         self._lag_s = Histogram()
         self._flash_behind_entries = Histogram(ENTRIES_BOUNDS)
         self._flash_behind_s = Histogram()
         self._flash_refresh_s = Histogram()
+        self._flash_missed_s = Histogram()
         self._moved_bytes, self._moved_s = 0, 0.0
         self._read_tokens, self._read_s = 0, 0.0
 
@@ -343,20 +354,36 @@ class MetricsRecorder:
         """An ask got its answer, so many seconds after the call."""
         self._ask_s[source].record(latency_s)
 
+    def given(self, source: Source, latency_s: float) -> bool:
+        """An ask got an answer that was there; needs no lock. True if `count_given` is due."""
+        self._given.append((source, latency_s))
+        return len(self._given) >= _MOST_GIVEN
+
+    def count_given(self) -> None:
+        """Books what `given` noted."""
+        while self._given:
+            self.ask_answered(*self._given.popleft())
+
     def entries_committed(self, pushed_s: Iterable[float], now_s: float) -> None:
         """Entries that were pushed at these times are in the cells (`entries_committed`)."""
         for at_s in pushed_s:
             self._lag_s.record(now_s - at_s)
             self._counts["entries_committed"] += 1
 
-    def flash_answered(self, *, behind_entries: int, behind_s: float, refresh_s: float) -> None:
+    def flash_answered(
+        self, *, behind_entries: int, behind_s: float, refresh_s: float, missed_s: float = 0.0
+    ) -> None:
         """A flash answer was delivered (`flash_answers`, `flash_answers_stale`).
 
         Args:
             behind_entries: the session's version minus the answer's.
             behind_s: since the commit of the first entry that it did not see; 0 if it is fresh.
             refresh_s: since the commit of the version that it saw; timed only if it is fresh.
+            missed_s: by how much the answer before became older than it may; not above 0 if it did
+                not.
         """
+        if missed_s > 0:
+            self._flash_missed_s.record(missed_s)
         self._counts["flash_answers"] += 1
         self._flash_behind_entries.record(behind_entries)
         self._flash_behind_s.record(behind_s)
@@ -367,6 +394,7 @@ class MetricsRecorder:
 
     def snapshot(self, now_s: float, gauges: Gauges) -> EngineMetrics:
         """Everything so far, with how things stand at `now_s` (monotonic seconds)."""
+        self.count_given()
         return EngineMetrics(
             elapsed_s=max(0.0, now_s - self._started_s),
             counts=Counts(**self._counts),
@@ -377,6 +405,7 @@ class MetricsRecorder:
             flash_behind_entries=self._flash_behind_entries.snapshot(),
             flash_behind_s=self._flash_behind_s.snapshot(),
             flash_refresh_s=self._flash_refresh_s.snapshot(),
+            flash_missed_s=self._flash_missed_s.snapshot(),
         )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxstate.engine.asking import Asker
 from jaxstate.engine.books import Book
 from jaxstate.engine.desk import Desk
 from jaxstate.engine.executor import Tokens
@@ -23,12 +24,14 @@ class Origins:
 
     Attributes:
         prefix: the text.
+        opening: the same in tokens, int32 [n], with what the template wrote that day.
         version: that it starts at.
         log: what the saved session had read.
         parent: the key of the session that it was forked from.
     """
 
     prefix: str | None = None
+    opening: Tokens | None = None
     version: int = 0
     log: TokenLog | None = None
     parent: int | None = None
@@ -40,7 +43,9 @@ def opening_of(book: Book, origins: Origins, desk: Desk) -> Opening:
     Raises:
         InvalidInput: its policy cannot be kept.
     """
-    residence, log = book.residence, origins.log
+    residence, log, read = book.residence, origins.log, origins.opening
+    if log is not None:
+        read = log.tokens(0, len(log))
     return Opening(
         key=book.log_key,
         id=book.id,
@@ -50,11 +55,19 @@ def opening_of(book: Book, origins: Origins, desk: Desk) -> Opening:
         policy=kept_name(book.queue.policy, desk.config.queue_policy),
         prefix=origins.prefix,
         base_version=origins.version,
-        base_tokens=None if log is None else token_bytes(log.tokens(0, len(log))),
+        base_tokens=None if read is None else token_bytes(read),
         base_ends=None if log is None else ends_bytes(log.ends(0, len(log))),
         text_fingerprint=desk.keeper.text_fingerprint,
         parent=origins.parent,
     )
+
+
+def opening_tokens(root: Opening, asker: Asker, text_fingerprint: str) -> Tokens:
+    """What a session with a prefix starts with: as it was opened, if these tokenizer and template
+    did it. (A template may write the date.)"""
+    if root.base_tokens is not None and root.text_fingerprint == text_fingerprint:
+        return tokens_of(root.base_tokens)
+    return asker.opening(root.prefix or "")
 
 
 def token_bytes(tokens: Tokens) -> bytes:

@@ -9,6 +9,7 @@ threads, what is planned.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
@@ -22,7 +23,9 @@ from jaxstate.engine.runs import Run
 from jaxstate.engine.subscription import Subscription
 from jaxstate.engine.values import Answer, DataUpdated, Event, FlashReady
 from jaxstate.engine.versions import unavailable
-from jaxstate.errors import ClosedError, JaxstateError, StepFailed
+from jaxstate.errors import ClosedError, JaxstateError, NotFinite, StepFailed
+
+_log = logging.getLogger("jaxstate")
 
 T = TypeVar("T")
 Delivery = Callable[[], None]
@@ -74,6 +77,7 @@ class Outcomes:
     def _answer(self, ask: Ask, book: Book, now_s: float) -> None:
         self._let_go(book, ask.run)
         answer = ask.run.answer(now_s - ask.run.arrived_s)
+        book.warm.computed(ask.run.asked, answer)
         self.recorder.ask_answered("computed", answer.latency_s)
         self.resolve(ask.future, answer)
 
@@ -83,12 +87,14 @@ class Outcomes:
         if book.flash.get(registered.id) is not registered:
             return  # removed meanwhile
         answer = run.answer(now_s - run.arrived_s)
+        missed_s = book.flash.missed_s(registered, now_s)
         fired = book.flash.answered(registered, answer, run.taken_tokens)
         behind = book.version - answer.version
         self.recorder.flash_answered(
             behind_entries=behind,
             behind_s=now_s - registered.stale_since_s if behind else 0.0,
             refresh_s=answer.latency_s,
+            missed_s=missed_s,
         )
         event = FlashReady(
             id=registered.id, question=registered.asked.question, answer=answer, fired=fired
@@ -123,8 +129,20 @@ class Outcomes:
             elif run.key in book.flash_runs:
                 registered = book.flash_runs[run.key][1]
                 self._let_go(book, run)
-                book.flash.refused(registered, run.version, f"the device failed: {cause}")
+                book.flash.refused(registered, run.version, str(_step_failed(cause)))
                 self.recorder.count("flash_refused")
+
+    def not_finite(self, book: Book, run: Run) -> None:
+        """The numbers of a question's step are NaN or infinite: it has no answer. Unless another
+        question had one at the same version, the session's cells may be why; then they are computed
+        again, once for each version."""
+        self.fail_runs(book, [run], NotFinite())
+        residence = book.residence
+        sound = max(residence.sound_version, residence.doubted_version)
+        if run.version == book.version > sound and residence.log.complete and residence.on_device:
+            residence.doubted_version = book.version
+            self._ledger.prefixes.clear()
+            self._compute_again(book, NotFinite())
 
     def rows_lost(self, cause: Exception) -> None:
         """The device lost all questions under way: asks fail, registered questions begin again."""
@@ -154,13 +172,49 @@ class Outcomes:
         if book.closed or not residence.on_device:
             return
         residence.failures += 1
-        if residence.failures > 1 or not residence.log.complete:
+        residence.careful = isinstance(cause, NotFinite)
+        residence.attempt += 1
+        residence.attempt_cells = start_cells or 0
+        if residence.failures > 1 and isinstance(cause, NotFinite) and book.version >= 0:
+            self._stop_reading(book, cause)
+        elif residence.failures > 1 or not residence.log.complete:
             self.break_session(book, cause)
         elif start_cells is None:
             self._compute_again(book, cause)
         else:
             residence.table.cells = min(residence.table.cells, start_cells)
             self._ledger.room.update(book)
+
+    def _stop_reading(self, book: Book, cause: NotFinite) -> None:
+        """What comes next cannot be read, tried twice: the session stays at its version."""
+        residence = book.residence
+        taken = len(residence.log.ends(book.seen_cells, residence.cells))
+        waiting = book.queue.pending + taken
+        error = book.stopped = NotFinite(
+            f"session {book.id!r} stays at version {book.version}: entry {book.version + 1} cannot "
+            f"be read ({waiting} entries wait). {cause}"
+        )
+        _log.error("%s", error)
+        whole = self._ledger.readable(book.seen_cells, residence.table.cells)
+        residence.log.cut(book.seen_cells)
+        residence.table.cells = min(residence.table.cells, book.seen_cells)
+        residence.landed_cells = residence.there_cells = residence.table.cells
+        residence.failures, book.stranded = 0, False
+        book.landing.clear()
+        book.queue.refuse(taken)
+        if not whole:
+            self._compute_again(book, cause)
+        self._ledger.room.order(book, residence.cells)
+        self._ledger.room.update(book)
+        for key, ask in tuple(book.asks.items()):
+            if ask.min_version > book.version:
+                self.fail_ask(book, key, error)
+        for _, future in book.waiters:
+            self.reject(future, error)
+        for future in self._waiting_for_room(book):
+            self.reject(future, error)
+        book.waiters, book.room_waiters = [], {}
+        self.moved(book)
 
     def cells_lost(self, cause: Exception) -> None:
         """The device lost all cells: sessions are computed again from what they have read."""
@@ -200,11 +254,11 @@ class Outcomes:
         for_fresh = [future for one, future in self._ledger.fresh_waiters if one is book]
         for_version = [future for _, future in book.waiters]
         for_move = [*book.leave_waiters, *book.come_waiters]
-        for future in (*for_version, *book.room_waiters, *for_move, *for_fresh):
+        for future in (*for_version, *self._waiting_for_room(book), *for_move, *for_fresh):
             self.reject(future, error)
         for subscription in book.subscriptions:
             self._outbox.append(functools.partial(subscription.close, reason))
-        book.waiters, book.room_waiters = [], []
+        book.waiters, book.room_waiters = [], {}
         book.leave_waiters, book.come_waiters = [], []
         book.subscriptions = []
         self._ledger.fresh_waiters = [
@@ -271,10 +325,15 @@ class Outcomes:
         self.recorder.count("flash_rows_dropped")
 
     def room_made(self, book: Book) -> None:
-        """Some entries left the queue: pushes that wait for room may try again."""
-        for future in book.room_waiters:
-            self.resolve(future, None)
-        book.room_waiters = []
+        """Some entries left the queue: the first push that waits for room may try again."""
+        first = next(iter(book.room_waiters.values()), None)
+        if first is not None and first is not book.room_told:
+            book.room_told = first
+            self.resolve(first, None)
+
+    def _waiting_for_room(self, book: Book) -> list[Future[None]]:
+        """Those that are still to hear of it."""
+        return [one for one in book.room_waiters.values() if one is not book.room_told]
 
     def reached(self, book: Book) -> None:
         """A new version: tells those that wait for it."""
@@ -341,6 +400,8 @@ class Outcomes:
 
 
 def _step_failed(cause: Exception) -> StepFailed:
+    if isinstance(cause, NotFinite):
+        return NotFinite(str(cause))
     error = StepFailed(f"the device failed in this step: {cause}")
     error.__cause__ = cause
     return error

@@ -20,7 +20,7 @@ from jaxstate.engine.books import Book
 from jaxstate.engine.desk import Desk
 from jaxstate.engine.entries import Offer
 from jaxstate.engine.executor import Tokens
-from jaxstate.engine.policies import QueuePolicy, key_of
+from jaxstate.engine.policies import key_of
 from jaxstate.engine.receipts import Origin, Pushed, origin_of, receipt_json
 from jaxstate.engine.values import Receipt
 from jaxstate.errors import CapacityExceeded, InvalidInput
@@ -35,26 +35,29 @@ class NewEntries:
     Attributes:
         texts: as they were given.
         tokens: of each, and its key, if the session's policy wants one.
+        first_tokens: of the first text, if it becomes the session's first entry and is encoded in
+            another way then; else None.
         origin: who pushes, if that counts.
         level: what it is to outlive.
     """
 
     texts: tuple[str, ...]
     tokens: tuple[tuple[Tokens, Hashable | None], ...]
+    first_tokens: Tokens | None = None
     origin: Origin | None
     level: Durability
 
 
 def new_entries(
     asker: Asker,
-    policy: QueuePolicy,
+    book: Book,
     entries: str | Sequence[str],
     level: Durability,
     client: str | None,
     client_seq: int | None,
     strict: bool,
 ) -> NewEntries:
-    """What is pushed, in tokens, with keys where the policy wants them.
+    """What is pushed to a session, in tokens, with keys where its policy wants them.
 
     Raises:
         InvalidInput: something is no text, or who pushes is not said whole.
@@ -62,10 +65,15 @@ def new_entries(
     texts = (entries,) if isinstance(entries, str) else entries
     if not isinstance(texts, Sequence):
         raise InvalidInput(f"entries={entries!r} must be a text or a list of texts")
+    policy, place = book.queue.policy, book.first_place
     tokens = tuple((asker.entry(text), key_of(policy, text)) for text in texts)
+    first = None
+    if place != "text" and texts and book.queue.last == 0:
+        first = asker.entry(texts[0], place)
     return NewEntries(
         texts=tuple(texts),
         tokens=tokens,
+        first_tokens=first,
         origin=origin_of(client, client_seq, strict, texts),
         level=level,
     )
@@ -75,19 +83,45 @@ def push(desk: Desk, book: Book, new: NewEntries) -> Pushed | Future[None]:
     """Entries into the queue; a future to wait for if there is no room now.
 
     Raises:
-        ClosedError, InvalidInput, CapacityExceeded, BudgetExceeded, QueueFull, SequenceGap,
-        JournalError: as `Session.push`.
+        ClosedError, NotFinite, InvalidInput, CapacityExceeded, BudgetExceeded, QueueFull,
+        SequenceGap, JournalError: as `Session.push`.
     """
-    with desk.noting():
-        book.check_open()
-        if new.origin is not None and (before := book.receipts.find(new.origin)) is not None:
-            return _repeated(desk, before, new.level)
-        # What follows something that is not written yet is not read before it either.
-        hold = book.queue.holds or book.is_new or not desk.keeper.counts_at_once(new.level)
-        offer = _offer(desk, book, new, hold=hold)
-        if offer is None:
-            return _place_in_line(book)
-        return _taken(desk, book, new, offer, hold=hold)
+    while True:
+        with desk.noting():
+            book.check_open()
+            book.check_reads(book.version + 1)
+            origin = new.origin
+            read = None if origin is None else book.receipts.unread(origin.client, origin.seq)
+            if read is None:
+                return _pushed(desk, book, new)
+        read()
+
+
+def _pushed(desk: Desk, book: Book, new: NewEntries) -> Pushed | Future[None]:
+    if new.origin is not None and (before := book.receipts.find(new.origin)) is not None:
+        return _repeated(desk, before, new.level)
+    # What follows something that is not written yet is not read before it either.
+    hold = book.queue.holds or book.is_new or not desk.keeper.counts_at_once(new.level)
+    if next(iter(book.room_waiters), new) is not new:
+        return _place_in_line(book, new)
+    offer = _offer(desk, book, new, hold=hold)
+    if offer is None:
+        return _place_in_line(book, new)
+    _left_line(desk, book, new)
+    return _taken(desk, book, new, offer, hold=hold)
+
+
+def leave_line(desk: Desk, book: Book, new: NewEntries) -> None:
+    """Who pushes does not wait for room any more."""
+    with desk.lock:
+        _left_line(desk, book, new)
+
+
+def _left_line(desk: Desk, book: Book, new: NewEntries) -> None:
+    """The next in line may try."""
+    if book.room_waiters.pop(new, None) is not None and not book.closed:
+        desk.outcomes.room_made(book)
+        desk.tell_loop()
 
 
 def _repeated(desk: Desk, before: Pushed, level: Durability) -> Pushed:
@@ -99,11 +133,9 @@ def _repeated(desk: Desk, before: Pushed, level: Durability) -> Pushed:
     return Pushed(receipt=dataclasses.replace(before.receipt, durable=level), ticket=ticket)
 
 
-def _place_in_line(book: Book) -> Future[None]:
-    """What who pushes waits for, until there may be room."""
-    future: Future[None] = Future()
-    book.room_waiters = [one for one in book.room_waiters if not one.cancelled()]
-    book.room_waiters.append(future)
+def _place_in_line(book: Book, new: NewEntries) -> Future[None]:
+    """What who pushes waits for, until there may be room; a push keeps its place."""
+    future = book.room_waiters[new] = Future[None]()
     return future
 
 
@@ -168,8 +200,11 @@ def _offer(desk: Desk, book: Book, new: NewEntries, *, hold: bool) -> Offer | No
     """To the queue, as far as the session's capacity and the engine's budget go."""
     room, read = desk.ledger.room, book.residence.cells
     most = min(desk.limits.session_cells, room.most_cells(book))
+    tokens = new.tokens
+    if new.first_tokens is not None and book.queue.last == 0:
+        tokens = ((new.first_tokens, tokens[0][1]), *tokens[1:])
     try:
-        offer = book.queue.offer(new.tokens, desk.clock(), most - read, hold=hold)
+        offer = book.queue.offer(tokens, desk.clock(), most - read, hold=hold)
     except CapacityExceeded:
         if most == desk.limits.session_cells:
             raise

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jaxstate.cells.tables import BlockCopy
 from jaxstate.engine.books import Book, SavedCells
+from jaxstate.engine.entries import split
 from jaxstate.engine.executor import (
     Choices,
     Chunk,
@@ -38,7 +40,7 @@ from jaxstate.engine.residence import Border
 from jaxstate.engine.runs import Asked, Run
 from jaxstate.engine.together import Want, go_together
 from jaxstate.engine.views import Begin, GoOn, Ingest, Step, Work
-from jaxstate.errors import CapacityExceeded
+from jaxstate.errors import CapacityExceeded, NotFinite
 from jaxstate.text import Tokenizer
 
 _NO_TOKENS = np.zeros(0, np.int32)
@@ -53,12 +55,14 @@ class _Read:
         chunk: None if it has no tokens.
         start: cells that it goes on from.
         end: cells once it is there.
+        attempt: of the session's residence; a later one reads the same again.
     """
 
     book: Book
     chunk: Chunk | None
     start: int
     end: int
+    attempt: int
 
 
 @dataclass(slots=True, eq=False)
@@ -103,6 +107,7 @@ class Reader:
         batch, widest = _Batch(), _padded(chosen, self._limits)
         for want in chosen:
             book, one = asked[want.number]
+            self._served(book, one)
             book.residence.used_s = now_s
             book.residence.served += one is not None or not book.residence.missing
             if one is None:
@@ -110,6 +115,15 @@ class Reader:
             else:
                 self._begin(batch, book, one, now_s)
         return self._launch(batch, step.work)
+
+    def _served(self, book: Book, one: Registered | Run | None) -> None:
+        """A row of the step is the session's; those that only wanted one come first next time."""
+        if one is None:
+            book.ingest_served = self._ledger.steps
+        elif isinstance(one, Run):
+            book.asks_served = self._ledger.steps
+        else:
+            book.flash.served = self._ledger.steps
 
     def _failed_before(self, step: Step) -> bool:
         """Whether a step that reads for it would be the second in a row to fail: it is made alone,
@@ -129,14 +143,11 @@ class Reader:
         assert not isinstance(step, GoOn), "what goes on does not begin"
         book = self._ledger.books[step.session]
         if isinstance(step, Ingest):
-            book.ingest_served = self._ledger.steps
             asked.append((book, None))
             return [Want("chunk", book.key, len(asked) - 1, step.tokens)]
         if step.runs:
-            book.asks_served = self._ledger.steps
             runs = [run for key in step.runs if (run := self._reaching(book, key)) is not None]
             return [self._want("ask", book, run, run.asked, asked) for run in runs]
-        book.flash.served = self._ledger.steps
         due = self._due(book, now_s)
         return [self._want("flash", book, one, one.asked, asked) for one in due]
 
@@ -225,11 +236,16 @@ class Reader:
             self._ledger.charge(book, len(fresh), start)
         self._ledger.room.update(book)
         self._outcomes.drop_unreadable(book)
-        batch.reads.append(_Read(book, chunk, start, end))
+        batch.reads.append(_Read(book, chunk, start, end, residence.attempt))
 
     def _next(self, book: Book, tokens: int) -> Tokens:
         residence = book.residence
-        if again := min(tokens, residence.missing):
+        again = min(tokens, residence.missing)
+        if again and residence.careful:
+            # To the end of an entry, so that one which cannot be read takes none before it along.
+            ends = residence.log.ends(residence.table.cells, residence.cells)
+            again = min(again, next((end for _, end in ends if end > 0), again))
+        if again:
             # Equal but for float error: the next snapshot has all that is there now.
             book.saved = SavedCells(book.saved.version)
             return residence.log.tokens(residence.table.cells, again)
@@ -255,11 +271,16 @@ class Reader:
         chunks = [read.chunk for read in batch.reads if read.chunk is not None]
         choose = chosen_by(self._outcomes, batch.runs)
 
-        def commit(chosen: Choices | None, now_s: float) -> None:
+        def commit(result: Choices | NDArray[np.bool_] | None, now_s: float) -> None:
+            flags = result.chunks_finite if isinstance(result, Choices) else result
+            finite = iter(() if flags is None else flags.tolist())
             for read in batch.reads:
-                self._land(read, now_s)
-            if chosen is not None:
-                choose(chosen, now_s)
+                if read.chunk is not None and not next(finite):
+                    self._failed(read, NotFinite(), copied=False)
+                else:
+                    self._land(read, now_s)
+            if isinstance(result, Choices):
+                choose(result, now_s)
 
         def fail(error: Exception) -> None:
             for book, run in batch.runs:
@@ -278,7 +299,9 @@ class Reader:
             fail=fail,
         )
 
-    def _call(self, batch: _Batch, chunks: list[Chunk]) -> Pending[Choices | None]:
+    def _call(
+        self, batch: _Batch, chunks: list[Chunk]
+    ) -> Pending[Choices] | Pending[NDArray[np.bool_]] | Pending[None]:
         if batch.copies:
             self._executor.copy(batch.copies)
         if batch.rows:
@@ -288,6 +311,8 @@ class Reader:
 
     def _failed(self, read: _Read, error: Exception, *, copied: bool) -> None:
         """Its tokens are read again; entries without tokens had nothing to do with the device."""
+        if read.book.residence.has_gone_back(read.attempt, read.end):
+            return  # it is being read again already
         read.book.stranded = bool(read.book.landing)
         if read.chunk is not None:
             # A copy that failed leaves a block that is nobody's; otherwise all before is there.
@@ -297,6 +322,8 @@ class Reader:
     def _land(self, read: _Read, now_s: float) -> None:
         """Cells are there; entries that end within them are committed."""
         book, residence = read.book, read.book.residence
+        if residence.has_gone_back(read.attempt, read.end):
+            return  # a step before it failed: what it read comes once more
         self._ledger.prefix_ready(book, read.start, read.end)
         new = max(0, read.end - max(read.start, residence.landed_cells))
         residence.there_cells = read.end
@@ -304,11 +331,23 @@ class Reader:
         self._outcomes.recorder.count("tokens_ingested", new)
         self._outcomes.recorder.count("tokens_rebuilt", read.end - read.start - new)
         self._outcomes.room_made(book)
-        residence.failures, book.stranded = 0, False
+        residence.failures, residence.careful, book.stranded = 0, False, False
         while book.landing and book.landing[0][0] <= read.end:
             border_cells, taken = book.landing.popleft()
             self._outcomes.landed(book, taken, border_cells, now_s)
+        self._land_part(book, read.end, now_s)
         self._outcomes.moved(book)
+
+    def _land_part(self, book: Book, cells: int, now_s: float) -> None:
+        """What was taken in one chunk may come in several, when it is read again."""
+        if not book.landing or not book.landing[0][1].ends:
+            return
+        border_cells, taken = book.landing[0]
+        first = border_cells - taken.ends[-1][1]
+        if (parts := split(taken, cells - first)) is not None:
+            done, rest = parts
+            book.landing[0] = border_cells, rest
+            self._outcomes.landed(book, done, first + done.ends[-1][1], now_s)
 
 
 def _padded(chosen: Sequence[Want], limits: Limits) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +23,8 @@ from jaxstate.records import checked_durability, checked_int
 
 # Receipts of a session that are kept here, if they are in a journal as well.
 RECENT = 1024
+# Clients of a session whose last number is kept here, likewise, beside those with such receipts.
+MOST_CLIENTS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +119,35 @@ class Receipts:
     def __init__(self, older: Older | None = None) -> None:
         self._older = older
         self._given: OrderedDict[tuple[str, int], _Given] = OrderedDict()
-        self._last: dict[str, int | None] = {}
+        self._last: OrderedDict[str, int | None] = OrderedDict()
+        # What was just read of the journal, for who asked for it.
+        self._read: dict[tuple[str, int], Push | None] = {}
+
+    def unread(self, client: str, seq: int | None = None) -> Callable[[], None] | None:
+        """What has to be read of the journal before a client's last number, or one of its pushes,
+        is known; None if nothing has. It is called without the lock: nobody waits for a disk."""
+        older = self._older
+        if older is None:
+            return None
+        if client not in self._last:
+            return lambda: self._keep_last(client, older.last_seq(client))
+        last = self._last[client]
+        if seq is None or last is None or seq > last:
+            return None
+        if (client, seq) in self._given or (client, seq) in self._read:
+            return None
+        return lambda: self._keep_read(client, seq, older.push_of(client, seq))
+
+    def _keep_last(self, client: str, last: int | None) -> None:
+        self._last.setdefault(client, last)
+        excess = len(self._last) - MOST_CLIENTS
+        if excess > 0:
+            busy = {name for name, _ in self._given} | {client}
+            for name in [one for one in self._last if one not in busy][:excess]:
+                self._last.pop(name, None)
+
+    def _keep_read(self, client: str, seq: int, found: Push | None) -> None:
+        self._read[client, seq] = found
 
     def find(self, origin: Origin) -> Pushed | None:
         """What that push was given before; None if it is new.
@@ -172,13 +202,12 @@ class Receipts:
             self._given.popitem(last=False)
 
     def last_of(self, client: str) -> int | None:
-        """The largest number that a client has given; None if it gave none."""
-        if client not in self._last and self._older is not None:
-            self._last[client] = self._older.last_seq(client)
+        """The largest number that a client has given; None if it gave none. What `unread` says was
+        read before."""
         return self._last.get(client)
 
     def _find_older(self, origin: Origin) -> Pushed | None:
-        found = None if self._older is None else self._older.push_of(origin.client, origin.seq)
+        found = self._read.pop((origin.client, origin.seq), None)
         if found is None:
             return None
         _check_same(origin, found.digest)

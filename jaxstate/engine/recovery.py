@@ -24,7 +24,7 @@ from jaxstate.engine.desk import Desk
 from jaxstate.engine.executor import Executor, Tokens
 from jaxstate.engine.flash import Registered
 from jaxstate.engine.lifecycle import CameBack, Lifecycle
-from jaxstate.engine.openings import ends_of, tokens_of
+from jaxstate.engine.openings import ends_of, opening_tokens, tokens_of
 from jaxstate.engine.policies import policy_of
 from jaxstate.engine.registering import registered_of
 from jaxstate.engine.reloading import Reloader
@@ -48,6 +48,7 @@ from jaxstate.persist.logged import (
     session_of,
     snapshots_of,
 )
+from jaxstate.text import Place
 
 _log = logging.getLogger("jaxstate")
 _NO_TOKENS = np.zeros(0, np.int32)
@@ -165,15 +166,25 @@ class Recoverer:
 
     def _bring_back(self, session: LoggedSession) -> RecoveredSession:
         found = self._usable(session)
+        name = session.opening.id
         try:
             state = self._state(session, found)
-            book = self._lives.come_back(session.opening, state)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except ValueError as error:  # of JSON, or of an array
             if isinstance(error, JaxstateError):
                 raise
             raise JournalDamaged(
-                f"what the journal has of session {session.opening.id!r} cannot be read: {error!r}"
+                f"what the journal has of session {name!r} cannot be read: {error!r}"
             ) from error
+        except JaxstateError:
+            raise
+        except Exception as error:
+            raise _own_fault(name, error) from error
+        try:
+            book = self._lives.come_back(session.opening, state)
+        except JaxstateError:
+            raise
+        except Exception as error:
+            raise _own_fault(name, error) from error
         return RecoveredSession(
             id=session.opening.id,
             version=state.version,
@@ -184,7 +195,11 @@ class Recoverer:
     def _state(self, session: LoggedSession, found: Sequence[_Found]) -> CameBack:
         """What is known of a session, with its newest snapshot or without one."""
         root = root_of(self._source, session)
-        opening = _NO_TOKENS if root.prefix is None else self._asker.opening(root.prefix)
+        opening = _NO_TOKENS
+        if root.prefix is not None:
+            fingerprint = self._desk.keeper.text_fingerprint
+            opening = opening_tokens(root, self._asker, fingerprint)
+        first_place = self._asker.first_place(root.prefix)
         log, version = self._read_before(root, found)
         answers = _answers_of(found[0].snapshot.row.answers) if found else {}
         policy = policy_of(session.opening.policy, self._desk.config.queue_policy)
@@ -193,7 +208,8 @@ class Recoverer:
             version=version,
             prefix=opening,
             opening=opening if version < 0 else _NO_TOKENS,
-            entries=self._entries(session, max(version, 0)),
+            entries=self._entries(session, max(version, 0), first_place),
+            first_place=first_place,
             last=session.last,
             policy=policy,
             prepare=functools.partial(
@@ -208,7 +224,7 @@ class Recoverer:
             for row in found[0].rows:
                 log.append(tokens_of(row.tokens), ends_of(row.ends))
             return log, found[0].snapshot.row.version
-        if root.base_tokens is None:
+        if root.prefix is not None or root.base_tokens is None:
             return log, -1
         if root.text_fingerprint != self._desk.keeper.text_fingerprint:
             raise JournalError(
@@ -219,9 +235,14 @@ class Recoverer:
         log.append(tokens_of(root.base_tokens), ends_of(root.base_ends or b""))
         return log, root.base_version
 
-    def _entries(self, session: LoggedSession, after: int) -> list[tuple[int, Tokens]]:
+    def _entries(
+        self, session: LoggedSession, after: int, first_place: Place
+    ) -> list[tuple[int, Tokens]]:
         return [
-            (one.sequence, self._asker.entry(one.text))
+            (
+                one.sequence,
+                self._asker.entry(one.text, first_place if one.sequence == 1 else "text"),
+            )
             for one in entries_of(self._source, session, after)
         ]
 
@@ -311,6 +332,15 @@ class Recoverer:
         except (JaxstateError, ValueError, KeyError, TypeError, AttributeError) as error:
             _log.error("%r is not asked of session %r any more: %r", question, session_id, error)
             self._unasked.append(f"{question!r} of session {session_id!r}: {error}")
+
+
+def _own_fault(name: str, error: Exception) -> JournalError:
+    """Not every error while reading a journal is the journal's."""
+    _log.error("session %r could not be brought back", name, exc_info=error)
+    return JournalError(
+        f"session {name!r} could not be brought back, for a fault of jaxstate's own, not of the "
+        f"journal, which keeps it: {error!r}. Please report it"
+    )
 
 
 @dataclass(slots=True, eq=False)

@@ -38,6 +38,7 @@ def new_registered(
     on_fire: OnFire | None,
     min_interval_s: float,
     deadline_s: float | None,
+    staleness_s: float | None = None,
 ) -> Registered:
     """A question to be registered; arguments as for `Session.flash`.
 
@@ -54,6 +55,7 @@ def new_registered(
         on_fire=on_fire,
         min_interval_s=_checked_seconds("min_interval_s", min_interval_s),
         deadline_s=None if deadline_s is None else _checked_seconds("deadline_s", deadline_s),
+        staleness_s=None if staleness_s is None else _checked_seconds("staleness_s", staleness_s),
     )
 
 
@@ -75,6 +77,7 @@ def flash_json(one: Registered) -> str:
             "when": condition,
             "min_interval_s": one.min_interval_s,
             "deadline_s": one.deadline_s,
+            "staleness_s": one.staleness_s,
         }
     )
 

@@ -7,7 +7,6 @@ Runs on the vault's reader thread. Does not know: how a session uses its cells.
 
 from __future__ import annotations
 
-import errno
 import functools
 import logging
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from jaxstate.engine.executor import Executor, HostCells
 from jaxstate.engine.openings import ends_of, tokens_of
 from jaxstate.errors import JournalError, SnapshotDamaged
 from jaxstate.persist.changes import SegmentRow, set_aside
-from jaxstate.persist.files import Arrays
+from jaxstate.persist.files import Arrays, is_passing
 from jaxstate.persist.journal import Journal, Ticket
 from jaxstate.persist.logged import LoggedSnapshot
 from jaxstate.persist.segments import Segment, has_windows, joined, segment_name
@@ -29,8 +28,6 @@ from jaxstate.persist.segments import Segment, has_windows, joined, segment_name
 _log = logging.getLogger("jaxstate")
 
 Candidate: TypeAlias = tuple[LoggedSnapshot, tuple[SegmentRow, ...]]
-# What says nothing of the files: there is too little memory, or too much is open.
-_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Reloader:
@@ -92,7 +89,7 @@ class Reloader:
                 parts.append(self._part(row))
             except Exception as error:
                 # Of a session that was closed, pieces may be on their way out.
-                if not (book.closed or _is_passing(error)):
+                if not (book.closed or is_passing(error)):
                     self._segments.set_aside(row.name)
                     self.set_aside([snapshot.number], f"cells {row.first} on: {error}")
                 break
@@ -108,10 +105,3 @@ class Reloader:
 
 def _segments(rows: Sequence[SegmentRow]) -> tuple[Segment, ...]:
     return tuple(Segment(row.name, row.first, row.last) for row in rows)
-
-
-def _is_passing(error: BaseException) -> bool:
-    """Whether the same may go well the next time."""
-    if isinstance(error, MemoryError) or getattr(error, "errno", None) in _PASSING:
-        return True
-    return error.__cause__ is not None and _is_passing(error.__cause__)

@@ -113,6 +113,13 @@ class TokenLog:
         found = zip(self._entries[first:last], self._ends[first:last], strict=True)
         return [(entry, cells - start) for entry, cells in found]
 
+    def cut(self, count: int) -> None:
+        """Forgets all but the first `count` tokens."""
+        assert count >= self._unknown, "it does not know what was read first"
+        known = bisect_right(self._ends, count)
+        del self._entries[known:], self._ends[known:]
+        self._count = count - self._unknown
+
     def copy(self, count: int | None = None) -> TokenLog:
         """The same, or its first `count` tokens, going on by itself."""
         end = len(self) if count is None else count
@@ -149,6 +156,12 @@ class Residence:
         coming: its user wants it on the device, though it has nothing to do there.
         fetching: it is on its way from the disk to the host.
         failures: steps and moves that failed for it, in a row.
+        careful: what failed last came to no number, so the entries before it are read by
+            themselves.
+        attempt: how often it has gone back to read something again, and `attempt_cells`: from
+            where on, the last time.
+        sound_version: at which a question last had finite numbers, so that its cells are sound.
+        doubted_version: at which its cells were last computed again, since a question had not.
         landed_cells: the most that were ever there: beyond them tokens are read for the first time.
         there_cells: that are there now, those of steps under way not counted.
         oldest_cells: who sees fewer of its cells does not find all of them, however short it is: a
@@ -174,6 +187,11 @@ class Residence:
     coming: bool = False
     fetching: bool = False
     failures: int = 0
+    careful: bool = False
+    attempt: int = 0
+    attempt_cells: int = 0
+    sound_version: int = -1
+    doubted_version: int = -1
     landed_cells: int = 0
     there_cells: int = 0
     oldest_cells: int = 0
@@ -197,6 +215,16 @@ class Residence:
     def whole(self) -> bool:
         """Whether all cells that it ever had are on the device."""
         return self.on_device and self.there_cells >= self.landed_cells
+
+    def is_sound(self, version: int) -> None:
+        """A question had finite numbers at that version: its cells are not to blame for others."""
+        self.sound_version = max(self.sound_version, version)
+
+    def has_gone_back(self, attempt: int, end_cells: int) -> bool:
+        """Whether what a step read up to there, launched in an earlier attempt, is read again."""
+        if attempt == self.attempt:
+            return False
+        return attempt + 1 < self.attempt or end_cells > self.attempt_cells
 
     def seen(self, session: int, cells: int) -> Seen:
         """What a row or a chunk looks at; valid as long as the session stays on the device."""

@@ -33,7 +33,9 @@ class Asked:
         sampling: how answer tokens are chosen.
         stop: strings that end the answer.
         choices: the only answers allowed, or None.
-        choice_tokens: int32 [n] of each.
+        choice_tokens: int32 [n] of each as a whole answer: with what ends it, so that one that
+            begins another is no likelier for that.
+        answer_tokens: int32 [n] of each, without what ends it.
     """
 
     question: str
@@ -43,6 +45,7 @@ class Asked:
     stop: tuple[str, ...]
     choices: tuple[str, ...] | None = None
     choice_tokens: tuple[Tokens, ...] = ()
+    answer_tokens: tuple[Tokens, ...] = ()
 
     @property
     def tail_cells(self) -> int:
@@ -79,8 +82,8 @@ class Asked:
         long = [len(tokens) for tokens in self.choice_tokens if len(tokens) > limits.choice_tokens]
         if long:
             raise InvalidInput(
-                f"a choice of {long[0]} tokens; at most {limits.choice_tokens} can be scored "
-                "(load the model with steps=StepConfig(choice_tokens=(…, larger)))"
+                f"a choice of {long[0]} tokens with what ends it; at most {limits.choice_tokens} "
+                "can be scored (load the model with steps=StepConfig(choice_tokens=(…, larger)))"
             )
 
     def check_reach(self, seen_cells: int, limits: Limits) -> None:
@@ -294,7 +297,7 @@ def chosen_answer(
     shares = np.exp(np.asarray(totals) - totals[best])
     return Answer(
         text=choices[best],
-        token_ids=tuple(int(token) for token in asked.choice_tokens[best]),
+        token_ids=tuple(int(token) for token in asked.answer_tokens[best]),
         version=version,
         source="computed",
         confidence=margin,

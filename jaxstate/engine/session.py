@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 
 from jaxstate.engine import registry
 from jaxstate.engine.asking import Settings, Wanted, checked_wanted, settings_of
+from jaxstate.engine.books import Book
 from jaxstate.engine.conditions import Condition
 from jaxstate.engine.handle import Handle
 from jaxstate.engine.hits import FlashQuery
 from jaxstate.engine.past import given_or_submitted
-from jaxstate.engine.pushing import NewEntries, new_entries, push
+from jaxstate.engine.pushing import NewEntries, leave_line, new_entries, push
 from jaxstate.engine.receipts import Pushed
 from jaxstate.engine.registering import OnFire, new_registered
 from jaxstate.engine.subscription import checked_timeout
@@ -70,8 +72,12 @@ class Session(Handle):
         new = self.prepare(entries, client, client_seq, strict, durability)
         if not self._desk.keeper.counts_at_once(new.level):
             self._desk.check_may_wait()
-        while isinstance(outcome := self.push_prepared(new), Future):
-            self._desk.outcome(outcome, left_s(), "the queue was full")
+        try:
+            while isinstance(outcome := self.push_prepared(new), Future):
+                self._desk.outcome(outcome, left_s(), "the queue was full")
+        except BaseException:
+            self.give_up(new)
+            raise
         self._desk.settled(outcome.ticket)
         return outcome.receipt
 
@@ -86,11 +92,15 @@ class Session(Handle):
             with self._desk.changing():
                 self._book.check_open()
                 ticket = self._book.receipts.on_its_way(client)
-                if ticket is None:
+                read = self._book.receipts.unread(client)
+                if ticket is None and read is None:
                     return self._book.receipts.last_of(client)
-            with contextlib.suppress(JournalError):  # then it was taken back
-                self._desk.check_may_wait()
-                ticket.settled.result()
+            if read is not None:
+                read()
+            if ticket is not None:
+                with contextlib.suppress(JournalError):  # then it was taken back
+                    self._desk.check_may_wait()
+                    ticket.settled.result()
 
     def ask(
         self,
@@ -111,12 +121,13 @@ class Session(Handle):
 
         The text of a flash query is answered from there if that is fresh and computing would give
         the same; what is left at None is then what the flash query has. A warm question with
-        `choices` of one token each is answered from what is kept. Otherwise it is computed.
+        `choices` is answered from what is kept of it, if that is enough. Otherwise it is computed.
 
         Args:
             question: its text.
             max_tokens: of the answer; None for 16.
-            choices: score these and answer with the best.
+            choices: score these, each as a whole answer with what ends it, and answer with the
+                best.
             min_version: wait until the session has that version.
             as_of: a version that the session has: the opening and entries 1 .. `as_of`, nothing
                 else. None for the newest.
@@ -178,6 +189,7 @@ class Session(Handle):
         on_fire: OnFire | None = None,
         min_interval_s: float = 0.0,
         deadline_s: float | None = None,
+        staleness_s: float | None = None,
     ) -> FlashQuery:
         """Registers a question: from now on it is answered, in idle time, at every new version.
 
@@ -191,6 +203,9 @@ class Session(Handle):
                 in it is logged.
             min_interval_s: answer it no more often than that.
             deadline_s: once its answer has been out of date for so long, it is as urgent as an ask.
+            staleness_s: how old its answer may become while the session goes on reading, as far as
+                that leaves half of the device to reading; None for the engine's
+                (`EngineConfig.flash_staleness_s`).
 
         Raises:
             FlashLimit: the session has as many as it may.
@@ -206,6 +221,7 @@ class Session(Handle):
             on_fire=on_fire,
             min_interval_s=min_interval_s,
             deadline_s=deadline_s,
+            staleness_s=staleness_s,
         )
         self._desk.check_may_note()
         there, noted = registry.register(self._desk, self._book, registered)
@@ -230,8 +246,9 @@ class Session(Handle):
     def warm(self, question: str) -> None:
         """Keeps, in idle time, what the model would begin an answer with at every new version.
 
-        An `ask` of that text whose choices have one token each then needs no device
-        (`source="ready"`).
+        An `ask` of that text whose choices are whole answers of one token each then needs no device
+        (`source="ready"`). Choices of more tokens, what ends them included, are scored when they
+        are first asked for, and ready until the next version.
 
         Raises:
             FlashLimit: the session has as many as it may.
@@ -269,10 +286,25 @@ class Session(Handle):
             ClosedError: this session or the engine is closed.
         """
         self._desk.check_may_wait()
-        book, future = self._lives.fork(self._book, id, version, rebuild_tokens)
-        self._desk.outcome(future, None, "the session was not forked")
-        self._desk.settled(book.noted)
+        book, future = self.forking(id, version, rebuild_tokens)
+        with self.or_closed(book):
+            self._desk.outcome(future, None, "the session was not forked")
+            self._desk.settled(book.noted)
+        return self.of(book)
+
+    def forking(
+        self, id: str | None, version: int | None, rebuild_tokens: int
+    ) -> tuple[Book, Future[None]]:
+        """What `fork` makes, and waits for."""
+        return self._lives.fork(self._book, id, version, rebuild_tokens)
+
+    def of(self, book: Book) -> Session:
+        """Another session of the same engine."""
         return Session(self._desk, self._lives, self._asker, book, self._export)
+
+    def or_closed(self, book: Book) -> AbstractContextManager[None]:
+        """Closes a new session if whoever made it does not get it after all."""
+        return self._desk.or_closed(book)
 
     def __enter__(self) -> Session:
         return self
@@ -287,9 +319,12 @@ class Session(Handle):
     ) -> NewEntries:
         """The first half of `push`: tokens, and keys where the policy wants them."""
         level = self._desk.keeper.level(durability)
-        policy = self._book.queue.policy
-        return new_entries(self._asker, policy, entries, level, client, client_seq, strict)
+        return new_entries(self._asker, self._book, entries, level, client, client_seq, strict)
 
     def push_prepared(self, new: NewEntries) -> Pushed | Future[None]:
         """The second half of `push`; a future to wait for, if there is no room now."""
         return push(self._desk, self._book, new)
+
+    def give_up(self, new: NewEntries) -> None:
+        """Nobody waits any more for room for a push."""
+        leave_line(self._desk, self._book, new)

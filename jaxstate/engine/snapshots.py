@@ -13,7 +13,7 @@ import contextlib
 import json
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 
@@ -70,6 +70,7 @@ class Snapshotter:
         layout = desk.limits.layout
         cell_bytes = max(1, layout.bytes_of(layout.cells, desk.limits.itemsize) // layout.cells)
         self._size = max(layout.block_cells, desk.config.snapshot_bytes // cell_bytes)
+        self.pieces = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="jaxstate-snapshots", daemon=True)
 
@@ -77,11 +78,10 @@ class Snapshotter:
         """From now on, every `snapshot_s` seconds."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """A last round, then no more; waits for it."""
+    def stop(self) -> threading.Thread:
+        """A last round, then no more; returns the thread that does it."""
         self._stopping.set()
-        self._thread.join()
-        self.take_all()
+        return self._thread
 
     def take_all(self) -> int:
         """A snapshot of every session that has read something since its last; returns how many."""
@@ -102,8 +102,8 @@ class Snapshotter:
         if not self._is_due(book):
             return False
         try:
-            with self._segments.lock:
-                pieces = [self._kept(book, part) for part in self._parts(book)]
+            with self._segments.claiming() as claim:
+                pieces = [self._kept(book, part, claim) for part in self._parts(book, claim)]
                 self._publish(book, pieces)
             return True
         except ClosedError:
@@ -115,10 +115,13 @@ class Snapshotter:
             return False
 
     def _run(self) -> None:
-        while not self._stopping.wait(self._desk.config.snapshot_s):
+        stopping = False
+        while not stopping:
+            stopping = self._stopping.wait(self._desk.config.snapshot_s)
             try:
                 self.take_all()
-                self._desk.keeper.clear_segments()
+                if not stopping:
+                    self._desk.keeper.clear_segments()
             except Exception:  # the next round comes all the same
                 _log.exception("snapshots could not be taken")
 
@@ -128,7 +131,7 @@ class Snapshotter:
             at_hand = book.residence.place in ("device", "host")
             return there and at_hand and book.seen_cells > 0 and book.version > book.saved.version
 
-    def _parts(self, book: Book) -> Iterator[_Part | Segment]:
+    def _parts(self, book: Book, claim: Callable[[str], None]) -> Iterator[_Part | Segment]:
         """A session's cells in pieces: those that are on disk, then the others."""
         with self._desk.lock:
             cells, residence = book.seen_cells, book.residence
@@ -137,6 +140,8 @@ class Snapshotter:
         borders = cuts(shared, cells, self._size)
         for first, last in borders[:-1]:
             one = kept.get((first, last))
+            if one is not None:
+                claim(one.name)
             there = one is not None and self._segments.has(one.name)
             yield one if one is not None and there else self._fetched(book, first, last)
         yield self._fetched(book, borders[-1][0], None)
@@ -175,7 +180,9 @@ class Snapshotter:
         part = self._executor.fetch_part(seen, first, end)
         return _Part(first, end, version, part.arrays)
 
-    def _kept(self, book: Book, part: _Part | Segment) -> tuple[SegmentRow, Segment, int | None]:
+    def _kept(
+        self, book: Book, part: _Part | Segment, claim: Callable[[str], None]
+    ) -> tuple[SegmentRow, Segment, int | None]:
         """A piece that is on disk from now on, and the version that it was fetched at; None for one
         that was on disk before."""
         log = book.residence.log
@@ -186,6 +193,8 @@ class Snapshotter:
             return _row(part.name, part, tokens, ends), part, None
         row = _row(_name(part, tokens, ends), part, tokens, ends)
         cells = HostCells(cells=part.last, arrays=part.arrays)
+        claim(row.name)
+        self.pieces += 1
         self._segments.write(
             row.name, lambda path: self._executor.save(path, cells, {"first": part.first})
         )

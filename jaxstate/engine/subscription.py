@@ -17,6 +17,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from jaxstate.engine.owner import Owner
 from jaxstate.engine.values import Closed, Event, FlashReady
 from jaxstate.errors import InvalidInput
 from jaxstate.records import checked_int
@@ -60,6 +61,7 @@ class Subscription:
         # Re-entrant (the default): an abandoned iterator may be finalised, and so cancel, in a
         # thread that is inside one of these methods.
         self._changed = threading.Condition()
+        self._owner = Owner()
         self._events: deque[Event] = deque()
         self._accepts = True
         self._ended = False
@@ -120,8 +122,10 @@ class Subscription:
 
         Raises:
             InvalidInput: `timeout` is negative or not a number.
+            ClosedError: this is a fork of the process that it belongs to.
         """
         seconds = checked_timeout(timeout)
+        self._owner.check()
         with self._changed:
             self._changed.wait_for(lambda: self._events or self._ended, seconds)
             return self.poll()

@@ -51,6 +51,9 @@ class Tenant:
             raise InvalidInput(f"quota_cells={quota} must be at least 1")
 
 
+_USUAL = Tenant()
+
+
 class TenantShares:
     """The work of all tenants.
 
@@ -66,7 +69,7 @@ class TenantShares:
 
     def of(self, tenant: str) -> Tenant:
         """What that tenant may take."""
-        return self._tenants.get(tenant, Tenant())
+        return self._tenants.get(tenant, _USUAL)
 
     def work(self, tenant: str) -> float:
         """What it had, by its weight."""
@@ -90,3 +93,11 @@ class TenantShares:
             start = self._level - START_TOKENS / self.of(one).weight
             self._work[one] = max(self.work(one), start)
         self._active = now
+        if len(self._work) > 2 * len(now) + 1024:
+            self._forget_level()
+
+    def _forget_level(self) -> None:
+        """Tenants that would start at the level again, whatever they had before."""
+        for one in [one for one in self._work if one not in self._active]:
+            if self._work[one] <= self._level - START_TOKENS / self.of(one).weight:
+                del self._work[one]

@@ -115,6 +115,7 @@ class SessionInfo:
         lag_s: how long the oldest entry that waits has waited; 0 if none does.
         dropped: entries that were displaced from its queue so far.
         flashes: registered questions.
+        stopped: why it reads nothing more, though it can be asked; None while it reads.
     """
 
     id: str
@@ -132,6 +133,7 @@ class SessionInfo:
     lag_s: float
     dropped: int
     flashes: int
+    stopped: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

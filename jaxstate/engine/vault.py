@@ -25,8 +25,13 @@ from pathlib import Path
 
 from jaxstate.engine.executor import Executor, HostCells
 from jaxstate.engine.values import Place
+from jaxstate.persist.files import is_passing
 
 _log = logging.getLogger("jaxstate")
+
+# How often, and how far apart, cells are read again when reading them fails for another reason than
+# that they are damaged.
+_TRIES, _PAUSE_S = 20, 0.5
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +82,7 @@ class Vault:
         self._files = itertools.count()
         self._read_bytes, self._read_s = 0, 0.0
         self._lock = threading.Lock()
+        self._closing = threading.Event()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="jaxstate-vault-writer")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="jaxstate-vault-reader")
 
@@ -164,6 +170,7 @@ class Vault:
 
     def close(self) -> None:
         """Forgets everything; waits for the disk."""
+        self._closing.set()
         with self._lock:
             self._stored.clear()
         self._writer.shutdown(cancel_futures=True)
@@ -212,11 +219,7 @@ class Vault:
             self._moved(session)
 
     def _load(self, session: int, stored: _Stored) -> None:
-        began_s, cells = time.monotonic(), None
-        try:
-            cells = self._read(stored)
-        except Exception:
-            _log.exception("suspended cells could not be read from disk; they are computed again")
+        began_s, cells = time.monotonic(), self._read_patiently(stored)
         if stored.path is not None:
             _remove(stored.path)
         with self._lock:
@@ -232,6 +235,21 @@ class Vault:
                 self._spill()
         if there:
             self._moved(session)
+
+    def _read_patiently(self, stored: _Stored) -> HostCells | None:
+        """Cells from disk; None if they are lost. Too many open files, or too little memory, say
+        nothing of the only copy that there is: it is tried again for a while."""
+        for last in (*[False] * _TRIES, True):
+            try:
+                return self._read(stored)
+            except Exception as error:
+                if last or not is_passing(error):
+                    _log.exception("suspended cells could not be read; they are computed again")
+                    return None
+                _log.warning("suspended cells could not be read yet: %s", error)
+            if self._closing.wait(_PAUSE_S):
+                return None
+        return None
 
     def _read(self, stored: _Stored) -> HostCells | None:
         if stored.load is not None:

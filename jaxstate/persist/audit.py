@@ -115,7 +115,9 @@ def _tokens(
         tokens = template.open_tokens(tokenizer, root.prefix or "")
     for entry in entries_of(source, session, root.base_version):
         if entry.sequence <= version:
-            tokens += template.entry_tokens(tokenizer, entry.text)
+            first = entry.sequence == 1 and root.prefix is not None
+            place = template.first_entry_place(tokenizer, root.prefix or "") if first else "text"
+            tokens += template.entry_tokens(tokenizer, entry.text, place)
     return tokens
 
 

@@ -33,7 +33,8 @@ class Opening:
         policy: the name of what a full queue does.
         prefix: what it starts with; None for a session made from tokens whose text is not known.
         base_version: the version that it starts at.
-        base_tokens: int32 bytes, what it had read then, if that is not `prefix` or its parent's.
+        base_tokens: int32 bytes, what it had read then: `prefix` as the template wrote it, or what
+            a saved session had read; None for what its parent had.
         base_ends: int64 bytes, pairs (entry, cells at its end) within `base_tokens`.
         text_fingerprint: of the tokenizer and template that `base_tokens` were made with.
         parent: the session that it was forked from, at `base_version`; None for others.
@@ -281,9 +282,13 @@ def snapshot_taken(
             "snapshots WHERE session = ? AND set_aside IS NULL ORDER BY number DESC LIMIT ?)",
             (snapshot.session, snapshot.session, keep),
         )
-        _forget_segments(to)
 
     return change
+
+
+def segments_forgotten() -> Change:
+    """Rows of segments that no snapshot has go; looked for once for many snapshots."""
+    return _forget_segments
 
 
 def model_noted(source: str) -> Change:
@@ -365,5 +370,7 @@ def _forget_segments(to: sqlite3.Connection) -> None:
     """Segments that no snapshot has; their files go later."""
     to.execute(
         "DELETE FROM segments WHERE name NOT IN "
-        "(SELECT value FROM snapshots, json_each(snapshots.segments))"
+        # A row that was damaged names none that could be used.
+        "(SELECT value FROM snapshots, json_each("
+        "CASE WHEN json_valid(snapshots.segments) THEN snapshots.segments ELSE '[]' END))"
     )

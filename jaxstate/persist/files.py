@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -45,6 +46,17 @@ _SAVING = threading.Lock()
 
 Note: TypeAlias = str | int | float | bool | None
 Arrays: TypeAlias = dict[str, NDArray[np.generic]]
+
+
+# What says nothing of the files: there is too little memory, too much is open, a disk stutters.
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR, errno.ESTALE)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether reading the same again may go well."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) in _PASSING:
+        return True
+    return error.__cause__ is not None and is_passing(error.__cause__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,11 @@ import contextlib
 import hashlib
 import itertools
 import re
+import secrets
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -120,8 +122,27 @@ class SegmentStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        # Nobody clears away what somebody else is about to name in a snapshot.
+        # Nobody clears away what somebody else reads, or is about to name in a snapshot. It is
+        # held for that alone: never while somebody waits for a device.
         self.lock = threading.Lock()
+        self._claimed: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def claiming(self) -> Iterator[Callable[[str], None]]:
+        """What is claimed in it is not cleared away until it ends."""
+        mine: list[str] = []
+
+        def claim(name: str) -> None:
+            with self.lock:
+                self._claimed[name] += 1
+            mine.append(name)
+
+        try:
+            yield claim
+        finally:
+            with self.lock:
+                self._claimed.subtract(mine)
+                self._claimed = +self._claimed
 
     def path(self, name: str) -> Path:
         """Where a piece lies, or would."""
@@ -143,17 +164,19 @@ class SegmentStore:
         """
         if self.has(name):
             return
-        new = self._folder / f"{name}{_NEW}"
-        shutil.rmtree(new, ignore_errors=True)
+        new = self._folder / f"{name}{_NEW}{secrets.token_hex(4)}"
         try:
             new.mkdir()
             save(new / "cells")
             sync_tree(new)
-            new.rename(self.path(name))
+            try:
+                new.rename(self.path(name))
+            except OSError:
+                if not self.has(name):  # or somebody else wrote the same
+                    raise
             sync_tree(self._folder, deep=False)
-        except BaseException:
+        finally:
             shutil.rmtree(new, ignore_errors=True)
-            raise
 
     def write_files(self, name: str, files: Sequence[tuple[str, bytes]]) -> None:
         """Makes a piece of files that another store wrote.
@@ -192,7 +215,8 @@ class SegmentStore:
         shutil.rmtree(self._folder.parent / ASIDE, ignore_errors=True)
 
     def clear(self, wanted: set[str]) -> None:
-        """Removes pieces that no snapshot has, and what a killed process left half written."""
+        """Removes pieces that no snapshot has, and what a killed process left half written; the
+        caller holds the lock."""
         for path in self._folder.iterdir():
-            if path.name not in wanted:
+            if path.name not in wanted and path.name.partition(_NEW)[0] not in self._claimed:
                 shutil.rmtree(path, ignore_errors=True)

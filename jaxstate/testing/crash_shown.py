@@ -61,7 +61,7 @@ class Uninterrupted:
         model = self._model
         state = extend(model, init_state(model, SESSION_CELLS), read)
         question = model.template.question_tokens(model.text, QUESTION)
-        return query(model, state, question, ANSWER_TOKENS, stop=model.template.stop)
+        return query(model, state, question, ANSWER_TOKENS, stop=model.template.stops(model.text))
 
 
 def _other_answer(shown: Report, wanted: QueryResult) -> str | None:

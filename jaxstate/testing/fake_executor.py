@@ -117,6 +117,7 @@ class FakeExecutor:
         fail: calls that raise, once each, when they come ("extend", …).
 
     Attributes:
+        spoils: tokens that make the numbers of whatever reads them NaN.
         steps: every call so far.
         loses: what a call that raises takes with it.
         fingerprint: of the cells, as for any device.
@@ -131,6 +132,7 @@ class FakeExecutor:
         fail: Sequence[Call] = (),
     ) -> None:
         self.steps: list[FakeStep] = []
+        self.spoils: set[int] = set()
         self.loses = Lost(rows=False, cells=False)
         self.fingerprint = "fake"
         self._clock = clock
@@ -163,7 +165,7 @@ class FakeExecutor:
         blocks = self._check_seen(seen)
         return self._tokens[blocks].reshape(-1)[: seen.cells].tolist()
 
-    def extend(self, chunks: Sequence[Chunk]) -> _Done[None]:
+    def extend(self, chunks: Sequence[Chunk]) -> _Done[NDArray[np.bool_]]:
         """Commits a chunk of each of several sessions."""
         longest = max(len(chunk.tokens) for chunk in chunks)
         assert longest <= self._limits.extend_tokens
@@ -173,7 +175,7 @@ class FakeExecutor:
         assert len(sessions) == len(chunks), "two chunks of one session"
         self._call("extend", sessions, tokens=sum(len(chunk.tokens) for chunk in chunks))
         self._commit(chunks)
-        return _Done(None)
+        return _Done(self._finite(chunks))
 
     def start(self, rows: Sequence[RowTokens], chunks: Sequence[Chunk] = ()) -> _Done[Choices]:
         """Begins rows, and commits chunks."""
@@ -189,7 +191,13 @@ class FakeExecutor:
             started.append(state)
         said = self._say(started)
         self._commit(chunks)
-        return _Done(said)
+        logprobs = np.where(self._finite(rows), said.logprobs, np.float32(np.nan))
+        return _Done(
+            dataclasses.replace(said, logprobs=logprobs, chunks_finite=self._finite(chunks))
+        )
+
+    def _finite(self, read: Sequence[Chunk | RowTokens]) -> NDArray[np.bool_]:
+        return np.array([self.spoils.isdisjoint(one.tokens.tolist()) for one in read], np.bool_)
 
     def more(self, row: RowTokens) -> _Done[Choices]:
         """Goes on reading one question."""

@@ -52,7 +52,7 @@ class WatchedExecutor(DeviceExecutor):
         ]
         self._before = self._bits()
 
-    def extend(self, chunks: Sequence[Chunk]) -> Pending[None]:
+    def extend(self, chunks: Sequence[Chunk]) -> Pending[NDArray[np.bool_]]:
         """Commits chunks: their cells may change."""
         self._note_chunks(chunks)
         return super().extend(chunks)

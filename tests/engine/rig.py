@@ -50,8 +50,11 @@ class Rig:
         config: EngineConfig | None = None,
         journal: Path | None = None,
         durability: Durability = "os",
+        staleness_s: float | None = 1e6,
     ) -> None:
         self.clock = FakeClock()
+        if staleness_s is not None:  # else patience alone decides what comes next
+            config = dataclasses.replace(config or EngineConfig(), flash_staleness_s=staleness_s)
         if cells is not None:
             layout = fake_layout(limits.session_cells, cells)
             limits = dataclasses.replace(limits, layout=layout)
@@ -108,9 +111,12 @@ class Rig:
         self, session: Session, entries: Sequence[tuple[Tokens, Hashable | None]]
     ) -> Pushed | Future[None]:
         """Entries whose tokens no text has."""
+        return push(self.desk, session.book, self.entries_of(entries))
+
+    def entries_of(self, entries: Sequence[tuple[Tokens, Hashable | None]]) -> NewEntries:
+        """The same, to be pushed again if there is no room."""
         texts = ("",) * len(entries)
-        new = NewEntries(texts=texts, tokens=tuple(entries), origin=None, level="memory")
-        return push(self.desk, session.book, new)
+        return NewEntries(texts=texts, tokens=tuple(entries), origin=None, level="memory")
 
     def at_rest(self) -> None:
         """Nothing is under way, and everything that a question borrows is back."""

@@ -286,7 +286,7 @@ def test_a_journal_in_asyncio(tmp_path: Path) -> None:
             session = engine.open("feed")
             receipt = await session.push(["a", "b"], client="c", client_seq=1, durability="fsync")
             assert await session.push(["a", "b"], client="c", client_seq=1) == receipt
-            assert receipt.durable == "fsync" and session.client_seq("c") == 1
+            assert receipt.durable == "fsync" and await session.client_seq("c") == 1
             await session.wait()
             await session.export(tmp_path / "file")
             with pytest.raises(SequenceGap):
@@ -295,7 +295,7 @@ def test_a_journal_in_asyncio(tmp_path: Path) -> None:
     async def second() -> None:
         async with journaled(tmp_path) as engine:
             assert [one.id for one in engine.recovery.sessions] == ["feed"]
-            assert engine.session("feed").client_seq("c") == 1
+            assert await engine.session("feed").client_seq("c") == 1
             copy = await engine.import_session(tmp_path / "file", "copy")
             assert await copy.wait() == 2
             await copy.erase()

@@ -60,7 +60,7 @@ def push(device: DeviceSessions, name: int, tokens: NDArray[np.int32]) -> None:
         for start in range(0, len(tokens), size)
     ]
     for pending in waiting:
-        assert pending.get() is None
+        assert pending.get().all()
 
 
 def filled(length: int, name: int = 0) -> DeviceSessions:
@@ -149,7 +149,7 @@ def test_results_may_be_fetched_late_and_in_any_order() -> None:
     """Steps are launched on each other's results; also past an extend that takes the cells over."""
     device = filled(20)
     row = reading(device, 0, ASKED[0])
-    pending, written = [device.executor.start([row])], list[Pending[None]]()
+    pending, written = [device.executor.start([row])], list[Pending[NDArray[np.bool_]]]()
     for used in range(3, 7):
         pending.append(device.executor.decode([stepping(row, used)]))
         chunk = device.chunk(0, STREAM[20 + used : 21 + used].tolist())

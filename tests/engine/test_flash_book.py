@@ -31,6 +31,7 @@ def asked(question: str, choices: tuple[tuple[str, tuple[int, ...]], ...] = ()) 
         stop=(),
         choices=tuple(text for text, _ in choices) or None,
         choice_tokens=tuple(np.array(ids, np.int32) for _, ids in choices),
+        answer_tokens=tuple(np.array(ids, np.int32) for _, ids in choices),
     )
 
 
@@ -301,13 +302,18 @@ def test_warm_answers_are_for_one_version_and_one_token() -> None:
     book.version = 1
     assert book.fresh(asked("a", yes_no)) is None
     book.keep(book.due(), np.array([[0.0, -1.0, -0.5, 0.0]], np.float32), 1, 10)
-    warm = book.fresh(asked("a", yes_no))
-    assert warm is not None
-    best = warm.answer(asked("a", yes_no))
+    best = book.fresh(asked("a", yes_no))
+    assert best is not None
     assert (best.text, best.choice_logprobs, best.version) == ("no", (-1.0, -0.5), 1)
     assert best.usage.context_tokens == 10 and best.source == "ready"
     assert book.fresh(asked("b", yes_no)) is None
-    assert book.fresh(asked("a", (("yes", (1,)), ("nope", (2, 3))))) is None
+    longer = asked("a", (("yes", (1,)), ("nope", (2, 3))))
+    assert book.fresh(longer) is None
+    book.computed(longer, answer(0, "yes"))  # of a version that is gone
+    assert book.fresh(longer) is None
+    book.computed(longer, answer(1, "nope"))
+    again = book.fresh(longer)
+    assert again is not None and (again.text, again.source) == ("nope", "ready")
     assert book.fresh(asked("a")) is None
     book.version = 2
     assert book.fresh(asked("a", yes_no)) is None
@@ -324,8 +330,8 @@ def test_what_is_kept_is_a_copy() -> None:
     logprobs = rows(-1.0)
     book.keep(book.due(), logprobs, 1, 1)
     logprobs[:] = 0.0
-    warm = book.fresh(asked("a", (("x", (1,)),)))
-    assert warm is not None and warm.answer(asked("a", (("x", (1,)),))).logprob == -1.0
+    kept = book.fresh(asked("a", (("x", (1,)),)))
+    assert kept is not None and kept.logprob == -1.0
 
 
 def test_a_commit_during_warming_leaves_it_out_of_date() -> None:

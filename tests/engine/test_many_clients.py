@@ -87,7 +87,7 @@ class Client:
         if answer.source == "computed":
             asked = self.asker.ask(question, settings)
             assert answer.usage.question_tokens == len(asked.tokens)
-        if self.random.random() < 0.02:
+        if self.random.random() < 0.05:
             self.samples.append((read, answer, settings, question))
 
     def read(self, version: int) -> tuple[int, ...]:

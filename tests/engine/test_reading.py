@@ -184,13 +184,13 @@ def test_a_blocked_push_goes_on_when_there_is_room() -> None:
     rig = Rig(config=EngineConfig(queue_entries=2))
     session = rig.open()
     session.push(["a", "b"])
-    entry = [(np.full(1, ord("c"), np.int32), None)]
-    waiting = rig.push_tokens(session, entry)
+    entry = rig.entries_of([(np.full(1, ord("c"), np.int32), None)])
+    waiting = session.push_prepared(entry)
     assert isinstance(waiting, Future) and not waiting.done()
     assert session.info().pending == 2  # nothing of it is in the queue
     rig.turns(1)
     assert waiting.done()
-    outcome = rig.push_tokens(session, entry)
+    outcome = session.push_prepared(entry)
     assert not isinstance(outcome, Future)
     assert outcome.receipt.first == 3
     rig.engine.run()

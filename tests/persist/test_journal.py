@@ -404,6 +404,7 @@ def test_a_snapshot_that_comes_after_the_end_of_its_session_is_none(tmp_path: Pa
             assert logged.segment_names(source) == {"a"}
         made.write(changes.ended(1), "os")
         made.write(changes.snapshot_taken(row, [piece], [], keep=2), "os")
+        made.write(changes.segments_forgotten(), "os")
         with contextlib.closing(made.read()) as source:
             assert logged.snapshots_of(source, 1) == []
             assert logged.segment_names(source) == set()
