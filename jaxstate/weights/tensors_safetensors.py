@@ -76,12 +76,12 @@ def open_safetensors(path: Path) -> SafetensorsFiles:
     """
     if path.is_file():
         return SafetensorsFiles(_read_headers([path]))
+    single = path / "model.safetensors"
+    if single.is_file():  # before an index that lies beside it, as transformers does
+        return SafetensorsFiles(_read_headers([single]))
     index = path / "model.safetensors.index.json"
     if index.is_file():
         return SafetensorsFiles(_read_shards(index))
-    single = path / "model.safetensors"
-    if single.is_file():
-        return SafetensorsFiles(_read_headers([single]))
     raise UnsupportedModel(
         f"{path}: there is neither model.safetensors nor model.safetensors.index.json"
     )

@@ -77,7 +77,6 @@ def test_a_seed_means_the_same_whatever_the_default_generator_is() -> None:
         ).stdout
         for setting in (
             dict[str, str](),
-            {"JAX_DEFAULT_PRNG_IMPL": "rbg"},
             {"JAX_DEFAULT_PRNG_IMPL": "unsafe_rbg", "JAX_THREEFRY_PARTITIONABLE": "0"},
         )
     }
