@@ -111,11 +111,11 @@ def added_in_files(directory: Path) -> dict[int, Added]:
     """
     found: dict[int, Added] = {}
     for token, one in _numbered(directory):
-        other = next((n for n, had in found.items() if had.content == one.content), token)
-        known = found.setdefault(token, one)
-        if known.content != one.content or other != token:
+        same = next((n for n, had in found.items() if had.content == one.content), token)
+        known = found.setdefault(same, one)
+        if known.content != one.content or same != token:
             raise UnsupportedModel(
-                f"{directory}: {known.file} says {known.content!r} is token {other}, {one.file} "
+                f"{directory}: {known.file} says {known.content!r} is token {same}, {one.file} "
                 f"says {one.content!r} is token {token}; correct one of the two files"
             )
     return found

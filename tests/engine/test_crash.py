@@ -116,7 +116,8 @@ DAMAGE = {
     "two texts change places": (
         "CREATE TEMP TABLE two AS SELECT * FROM entries WHERE sequence < 3; "
         "UPDATE entries SET text = (SELECT text FROM two WHERE two.log = entries.log AND "
-        "two.sequence = 3 - entries.sequence) WHERE log = 1 AND sequence < 3",
+        "two.sequence = 3 - entries.sequence) WHERE sequence < 3 AND log = (SELECT log FROM two "
+        "GROUP BY log HAVING count(DISTINCT text) = 2 LIMIT 1)",
         "out of order|not where its receipt says",
     ),
     "what was displaced is back": (
