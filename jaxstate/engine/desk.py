@@ -220,6 +220,7 @@ class Desk:
         future: Future[None] = Future()
         with self.changing() as ledger:
             book.check_open()
+            book.check_reads(book.queue.last)
             ledger.fresh_waiters.append((book, future))
         return future
 

@@ -175,9 +175,10 @@ class Outcomes:
         residence.careful = isinstance(cause, NotFinite)
         residence.attempt += 1
         residence.attempt_cells = start_cells or 0
-        if residence.failures > 1 and isinstance(cause, NotFinite) and book.version >= 0:
+        last_try = residence.failures > 1 or not residence.log.complete
+        if last_try and isinstance(cause, NotFinite) and book.version >= 0:
             self._stop_reading(book, cause)
-        elif residence.failures > 1 or not residence.log.complete:
+        elif last_try:
             self.break_session(book, cause)
         elif start_cells is None:
             self._compute_again(book, cause)
@@ -202,6 +203,9 @@ class Outcomes:
         residence.failures, book.stranded = 0, False
         book.landing.clear()
         book.queue.refuse(taken)
+        if not whole and not residence.log.complete:
+            self.break_session(book, cause)
+            return
         if not whole:
             self._compute_again(book, cause)
         self._ledger.room.order(book, residence.cells)
@@ -209,12 +213,20 @@ class Outcomes:
         for key, ask in tuple(book.asks.items()):
             if ask.min_version > book.version:
                 self.fail_ask(book, key, error)
-        for _, future in book.waiters:
-            self.reject(future, error)
-        for future in self._waiting_for_room(book):
+        for future in (
+            *(future for _, future in book.waiters),
+            *self._waiting_for_room(book),
+            *self._leave_fresh_waiters(book),
+        ):
             self.reject(future, error)
         book.waiters, book.room_waiters = [], {}
         self.moved(book)
+
+    def _leave_fresh_waiters(self, book: Book) -> list[Future[None]]:
+        """Those who wait until everything of a session is read and answered, to be told."""
+        waiting = self._ledger.fresh_waiters
+        self._ledger.fresh_waiters = [one for one in waiting if one[0] is not book]
+        return [future for one, future in waiting if one is book]
 
     def cells_lost(self, cause: Exception) -> None:
         """The device lost all cells: sessions are computed again from what they have read."""
@@ -251,7 +263,7 @@ class Outcomes:
         for key in tuple(book.asks):
             self.fail_ask(book, key, error)
         self._drop_all_flash(book)
-        for_fresh = [future for one, future in self._ledger.fresh_waiters if one is book]
+        for_fresh = self._leave_fresh_waiters(book)
         for_version = [future for _, future in book.waiters]
         for_move = [*book.leave_waiters, *book.come_waiters]
         for future in (*for_version, *self._waiting_for_room(book), *for_move, *for_fresh):
@@ -261,9 +273,6 @@ class Outcomes:
         book.waiters, book.room_waiters = [], {}
         book.leave_waiters, book.come_waiters = [], []
         book.subscriptions = []
-        self._ledger.fresh_waiters = [
-            (one, future) for one, future in self._ledger.fresh_waiters if one is not book
-        ]
         for stand_in in tuple(book.stand_ins):
             self.close(stand_in, reason, error)
         if book.stands_for is not None:

@@ -47,6 +47,8 @@ def test_an_entry_that_cannot_be_read_stops_reading_and_nothing_else(rig: Rig) -
         lambda: session.push("more"),
         lambda: session.submit("xyz", min_version=3),
         lambda: session.waiting(3),
+        session.wait,
+        session.waiting_fresh,
     ):
         with pytest.raises(StepFailed, match="stays at version 2"):
             refused()
@@ -57,8 +59,9 @@ def test_who_waits_for_what_cannot_be_read_hears_of_it(rig: Rig) -> None:
     session = rig.open("abcd")
     session.push("b!d")
     asked, waited = session.submit("xyz", min_version=2), session.waiting(2)
+    fresh = session.waiting_fresh()
     rig.engine.run()
-    for future in (asked, waited):
+    for future in (asked, waited, fresh):
         with pytest.raises(NotFinite, match=r"entry 2 cannot be read.*Likely causes"):
             future.result(timeout=0)
     assert session.version == 1 and not session.book.closed
