@@ -1,0 +1,218 @@
+"""What use and review found in 0.4.0 inside the engine, each as the promise that was broken."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import jaxstate
+from jaxstate.engine.executor import Saved
+from jaxstate.engine.receipts import Receipts
+from jaxstate.engine.recovery import Recoverer
+from jaxstate.engine.sizes import RowSizes
+from jaxstate.engine.vault import Vault
+from jaxstate.errors import JournalDamaged
+from jaxstate.persist.segments import SegmentStore
+from jaxstate.testing import SHARED_LIMITS, FakeClock, FakeExecutor, fake_layout, tiny_model
+from tests.engine.rig import Rig
+
+SOON_S = 20.0
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_session_with_many_asks_does_not_stand_before_another(shared: bool) -> None:
+    """Also where a step has more rows than a session may have of them."""
+    limits = dataclasses.replace(
+        SHARED_LIMITS,
+        layout=fake_layout(512, 8192),
+        sessions=16,
+        tail_blocks=512,
+        rows=32,
+        session_rows=8,
+        step_sessions=64 if shared else 1,
+        row_sizes=RowSizes(sizes=(1, 8, 32), overhead_tokens=32),
+        start_rows=((16, 32), (32, 32)),
+        chunk_rows=((16, (1, 8, 64) if shared else (1,)),),
+    )
+    rig = Rig(limits=limits)
+    many, one = rig.open("xx"), rig.open("xx")
+    before = [many.submit(f"q{n:03}", max_tokens=2) for n in range(200)]
+    rig.clock.pass_s(0.001)
+    asked = one.submit("mine", max_tokens=2)
+    while not asked.done():
+        rig.turns(1)
+    assert sum(future.done() for future in before) <= 2 * limits.rows
+
+
+def test_forks_do_not_starve_asks() -> None:
+    rig = Rig()
+    session = rig.open("x")
+    asked, turns = session.submit("q", max_tokens=2), 0
+    while not asked.done():
+        rig.lives.fork(session.book, None)
+        rig.turns(1)
+        turns += 1
+        assert turns < 10
+
+
+@pytest.mark.parametrize("level", ["memory", "os", "fsync"])
+def test_what_was_erased_is_off_the_disk_at_return(tmp_path: Path, level: str) -> None:
+    """However slow the disk is, and whatever the engine promises for the rest."""
+    secret = b"SECRETSECRET"
+    engine = jaxstate.Engine(
+        tiny_model(),
+        executor=FakeExecutor(FakeClock()),
+        clock=time.perf_counter,
+        journal=tmp_path / "j",
+        durability=level,  # pyright: ignore[reportArgumentType]
+    )
+    with engine:
+        session = engine.open("x")
+        session.push(secret.decode() * 3)
+        session.wait(timeout=SOON_S)
+        journal = engine._desk.keeper.journal
+        assert journal is not None
+        commit = journal._commit
+
+        def slowly(batch: object) -> object:
+            time.sleep(0.3)
+            return commit(batch)  # pyright: ignore
+
+        journal._commit = slowly  # pyright: ignore
+        session.close(erase=True)
+        files = [path for path in (tmp_path / "j").rglob("*") if path.is_file()]
+        assert [path.name for path in files if secret in path.read_bytes()] == []
+
+
+def test_a_flash_hit_needs_no_lock() -> None:
+    engine = jaxstate.Engine(
+        tiny_model(), executor=FakeExecutor(FakeClock()), clock=time.perf_counter
+    )
+    with engine:
+        session = engine.open()
+        session.flash("q")
+        session.wait_fresh(timeout=SOON_S)
+        found: list[jaxstate.Answer] = []
+        with engine._desk.lock:
+            asking = threading.Thread(target=lambda: found.append(session.ask("q")))
+            asking.start()
+            asking.join(SOON_S)
+            assert [one.source for one in found] == ["flash"]
+        for _ in range(2000):  # more than are noted without being counted
+            session.ask("q")
+        counted = engine.metrics().ask_latency_s["flash"]
+        assert counted.count == 2001
+
+
+def test_nobody_waits_for_a_disk_under_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jaxstate.engine import keeper
+
+    journal = tmp_path / "j"
+    device = {"executor": FakeExecutor(FakeClock()), "clock": time.perf_counter}
+    with jaxstate.Engine(tiny_model(), journal=journal, **device) as engine:  # pyright: ignore
+        first = engine.open("a").push("one", client="c", client_seq=1)
+    device["executor"] = FakeExecutor(FakeClock())
+    with jaxstate.Engine(tiny_model(), journal=journal, **device) as engine:  # pyright: ignore
+        looked: list[str] = []
+        for name in ("last_seq", "push_of"):
+            real = getattr(keeper, name)
+
+            def look(*arguments: object, real: object = real, name: str = name) -> object:
+                assert engine._desk.lock.acquire(timeout=5), f"{name} is read under the lock"
+                engine._desk.lock.release()
+                looked.append(name)
+                return real(*arguments)  # pyright: ignore
+
+            monkeypatch.setattr(keeper, name, look)
+        session = engine.session("a")
+        again = session.push("one", client="c", client_seq=1)
+        assert (again.first, again.last) == (first.first, first.last)
+        assert session.client_seq("c") == 1 and session.client_seq("new") is None
+        assert looked == ["last_seq", "push_of", "last_seq"]
+
+
+def test_clients_that_are_in_the_journal_are_forgotten_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("jaxstate.engine.receipts.MOST_CLIENTS", 10)
+
+    class Older:
+        def last_seq(self, client: str) -> int:
+            return int(client)
+
+        def push_of(self, client: str, seq: int) -> None:
+            return None
+
+    receipts = Receipts(Older())
+    for number in range(100):
+        read = receipts.unread(str(number))
+        assert read is not None
+        read()
+        assert receipts.last_of(str(number)) == number
+    assert len(receipts._last) <= 11
+
+
+def test_an_error_that_passes_does_not_cost_the_only_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxstate.engine.vault._PAUSE_S", 0.01)
+    device, moved = FakeExecutor(FakeClock()), threading.Event()
+    vault = Vault(device, 0, str(tmp_path), lambda _: moved.set())
+    rig = Rig()
+    session = rig.open("abcd")
+    cells = rig.executor.fetch(session.book.residence.seen(session.book.key, 5), 5)
+    vault.put(7, cells)
+    assert moved.wait(SOON_S) and vault.where(7) == "disk"
+    load, left = device.load, [errno.EMFILE, errno.ENOMEM, errno.EMFILE]
+
+    def failing(path: object) -> Saved:
+        if left:
+            raise OSError(left.pop(), "not now")
+        return load(path)  # pyright: ignore
+
+    monkeypatch.setattr(device, "load", failing)
+    moved.clear()
+    assert vault.want(7) and moved.wait(SOON_S)
+    kept = vault.get(7)
+    assert kept is not None and kept.arrays["cells"].tolist() == list(b"abcd\n")
+    vault.close()
+
+
+def test_a_fault_of_our_own_is_not_called_a_damaged_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(journal=tmp_path / "j")
+    rig.open("abcd", id="a")
+    rig.engine.close()
+
+    def broken(*_: object) -> None:
+        raise AttributeError("a bug")
+
+    monkeypatch.setattr(Recoverer, "_state", broken)
+    again = Rig(journal=tmp_path / "j")
+    ((name, reason),) = again.engine.recovery.failed
+    assert name == "a" and "fault of jaxstate's own" in reason
+    assert JournalDamaged.__name__ not in reason
+    again.engine.close()
+
+
+def test_what_is_about_to_be_named_is_not_cleared_away(tmp_path: Path) -> None:
+    store = SegmentStore(tmp_path)
+    name = "a" * 64
+    with store.claiming() as claim:
+        claim(name)
+        store.write(name, lambda cells: cells.mkdir())
+        with store.lock:  # nobody holds it while a piece is made
+            store.clear(set())
+        assert store.has(name)
+        store.write(name, lambda cells: cells.mkdir())
+    with store.lock:
+        store.clear(set())
+    assert not store.has(name) and list(tmp_path.iterdir()) == []
