@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxstate.errors import UnsupportedModel
+from jaxstate.errors import InvalidInput, UnsupportedModel
+from jaxstate.textfiles import read_text_file
 
 
 def parse_object(text: str, name: str) -> dict[str, object]:
@@ -41,15 +42,15 @@ def read_object(path: Path) -> dict[str, object]:
 
 
 def read_utf8(path: Path) -> str:
-    """The text of a file, without a byte order mark.
+    """The text of a file.
 
     Raises:
-        UnsupportedModel: it is not UTF-8.
+        UnsupportedModel: it cannot be read, or is not text.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UnsupportedModel(f"{path} is not UTF-8: {error}") from None
+        return read_text_file(path, "the file")
+    except InvalidInput as error:
+        raise UnsupportedModel(str(error)) from None
 
 
 def special_text(directory: Path, key: str) -> str | None:

@@ -17,6 +17,7 @@ from types import MappingProxyType
 
 from jaxstate.config import Activation, Family, ModelConfig
 from jaxstate.errors import InvalidInput, UnsupportedModel
+from jaxstate.textfiles import read_text_file
 from jaxstate.weights.fields import Fields, raise_problems
 from jaxstate.weights.fields_hf import DEFAULTS, IGNORED, IGNORED_MULTIMODAL, OFF, Defaults
 from jaxstate.weights.rope_hf import read_layers
@@ -83,7 +84,7 @@ def _checked_config(
 
 def _read_json(path: Path) -> dict[str, object]:
     try:
-        content: object = json.loads(path.read_text(encoding="utf-8-sig"))
+        content: object = json.loads(read_text_file(path, "the config"))
     except (OSError, ValueError) as error:
         raise UnsupportedModel(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):

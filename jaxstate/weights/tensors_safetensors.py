@@ -21,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxstate.errors import UnsupportedModel
+from jaxstate.textfiles import read_text_file
 from jaxstate.weights.source import check_rows, read_exact
 
 _DTYPES: Mapping[str, np.dtype] = MappingProxyType(
@@ -110,7 +111,7 @@ def _read_shards(index: Path) -> Mapping[str, _Stored]:
 
 def _read_weight_map(index: Path) -> dict[str, str]:
     try:
-        content: object = json.loads(index.read_text(encoding="utf-8-sig"))
+        content: object = json.loads(read_text_file(index, "the index"))
     except (OSError, ValueError) as error:
         raise UnsupportedModel(f"{index} cannot be read: {error}") from error
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
