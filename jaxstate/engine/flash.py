@@ -206,7 +206,11 @@ class FlashBook:
 
     def is_fresh(self, one: Registered) -> bool:
         """Whether its answer is that of the session's version."""
-        return one.answer is not None and one.answer.version == self.version
+        return one.answer is not None and self.is_current(one.answer)
+
+    def is_current(self, answer: Answer) -> bool:
+        """Whether an answer is that of the session's version; needs no lock."""
+        return answer.version == self.version
 
     def due(self, now_s: float) -> Iterator[Registered]:
         """Those out of date that may be begun now, the longest unanswered first."""

@@ -79,7 +79,7 @@ def flash_hit(
         return None, None
     if (given := registered.given) is not None:
         answer, steps = given
-        fresh = answer.version == book.flash.version and wanted.suits(answer.version)
+        fresh = book.flash.is_current(answer) and wanted.suits(answer.version)
         if fresh and settings.would_give(registered.asked, answer, steps):
             return _given(desk, answer, started_s), None
     same = settings.fit(registered.asked) and settings.same_length(registered.asked)
