@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import chex
 import jax
@@ -17,12 +18,15 @@ import numpy as np
 from flax import traverse_util
 from numpy.typing import DTypeLike, NDArray
 
+from jaxstate.cells.layout import layers_by_group
+from jaxstate.cells.pool import KVPool
 from jaxstate.config import LayerAttention, ModelConfig, Rope, StepConfig
 from jaxstate.model.bundle import Model
 from jaxstate.model.params import abstract_params
 from jaxstate.text import Tokenizer, plain_template
 
 Array64 = NDArray[np.float64]
+Pair = tuple[NDArray[Any], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,33 @@ def reference_forward(model: Model, tokens: Sequence[int] | NDArray[np.integer])
     x = _norm(x, params["final_norm/scale"], config)
     head = params["embed/embedding"].T if config.tied_embeddings else params["head/kernel"]
     return Reference(_cap(x @ head, config.final_softcap), tuple(keys), tuple(values))
+
+
+def pool_of_layers(layer_groups: Sequence[int], layers: Sequence[Pair]) -> KVPool:
+    """A pool in which each layer has these keys and values [P, C, K, H]."""
+    groups = []
+    for mine in layers_by_group(tuple(layer_groups)):
+        cells = np.stack([np.stack(layers[layer], axis=1) for layer in mine], axis=1)
+        groups.append(jnp.asarray(cells))
+    return KVPool(groups=tuple(groups))
+
+
+def layers_of_pool(layer_groups: Sequence[int], pool: KVPool) -> list[Pair]:
+    """Each layer's keys and values [P, C, K, H]."""
+    found: dict[int, Pair] = {}
+    for layers, cells in zip(layers_by_group(tuple(layer_groups)), pool.groups, strict=True):
+        for place, layer in enumerate(layers):
+            keys, values = np.moveaxis(np.asarray(cells)[:, place], 1, 0)
+            found[layer] = (keys, values)
+    return [found[layer] for layer in sorted(found)]
+
+
+def one_layer(keys: NDArray[Any], values: NDArray[Any]) -> tuple[jax.Array, jax.Array]:
+    """A group [P, L, 2, C, K, H] with those keys and values [P, C, K, H] in its second layer, and
+    NaN in the others; and that layer's number."""
+    cells = np.full((len(keys), 3, 2, *keys.shape[1:]), np.nan, keys.dtype)
+    cells[:, 1, 0], cells[:, 1, 1] = keys, values
+    return jnp.asarray(cells), jnp.int32(1)
 
 
 def log_softmax(logits: Array64) -> Array64:

@@ -19,7 +19,14 @@ from jaxstate.errors import CapacityExceeded
 from jaxstate.model.bundle import Model
 from jaxstate.records import QueryResult
 from jaxstate.testing import tiny_config
-from tests.reference import Reference, bits, log_softmax, random_model, reference_forward
+from tests.reference import (
+    Reference,
+    bits,
+    layers_of_pool,
+    log_softmax,
+    random_model,
+    reference_forward,
+)
 
 VOCAB = 40
 CELLS = 29  # no block size of the variants divides it
@@ -169,13 +176,13 @@ def check_answer(
 def check_cells(model: Model, state: jaxstate.SessionState, plain: Reference) -> None:
     """Every cell that is still needed lies where the layout says and holds what it should."""
     length, block = int(state.length), state.layout.block_cells
+    layers = layers_of_pool(state.layout.layer_groups, state.pool)
     for index, kind in enumerate(model.config.layers):
         table = np.asarray(state.tables[state.layout.layer_groups[index]])
         first = 0 if kind.window is None else max(0, length - kind.window + 1)
         positions = np.arange(first, length)
         blocks, offsets = table[positions // block % len(table)], positions % block
-        keys = np.asarray(state.pool.keys[index])[blocks, offsets]
-        values = np.asarray(state.pool.values[index])[blocks, offsets]
+        keys, values = (part[blocks, offsets] for part in layers[index])
         np.testing.assert_allclose(keys, plain.keys[index][positions], atol=TOLERANCE, rtol=0)
         np.testing.assert_allclose(values, plain.values[index][positions], atol=TOLERANCE, rtol=0)
 

@@ -74,13 +74,10 @@ class PoolLayout:
     head_dim: int
     pool_blocks: tuple[int, ...] = ()
 
-    def block_shape(self) -> tuple[int, int, int]:
-        """[C, K, H], one layer's keys (or values) of one block."""
-        return (self.block_cells, self.num_kv_heads, self.head_dim)
-
-    def num_blocks(self, layer: int) -> int:
-        """P, the blocks of one layer's pool."""
-        return self.group_blocks[self.layer_groups[layer]]
+    def block_shape(self, group: int) -> tuple[int, int, int, int, int]:
+        """[L, 2, C, K, H], one block of a group: keys and values of all its layers."""
+        layers = self.layer_groups.count(group)
+        return (layers, 2, self.block_cells, self.num_kv_heads, self.head_dim)
 
     @property
     def group_blocks(self) -> tuple[int, ...]:
@@ -133,6 +130,17 @@ class PoolLayout:
             return self.cells
         first = group.first_kept_block(seen_cells, self.block_cells)
         return (first + group.table_width) * self.block_cells
+
+
+def layers_by_group(layer_groups: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Of each group its layers, in the order in which its blocks hold them.
+
+    Args:
+        layer_groups: for each layer, the index of its group.
+    """
+    layers = tuple(enumerate(layer_groups))
+    groups = range(max(layer_groups) + 1)
+    return tuple(tuple(layer for layer, its in layers if its == group) for group in groups)
 
 
 def plan_layout(

@@ -7,34 +7,31 @@ session owns which block.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from jaxstate.cells.layout import PoolLayout
+from jaxstate.cells.layout import PoolLayout, layers_by_group
 
-LayerCells = Float[Array, "P C K H"]
+# All layers of a group in one array: a step takes and gives few arrays, and writes a token's cells
+# in all layers at once (docs/performance.md).
+GroupCells = Float[Array, "P L 2 C K H"]
+# Keys and values of tokens that were just computed, of each layer.
+NewCells = tuple[Float[Array, "B Q T 2 K H"], ...]
 
 
 @struct.dataclass
 class KVPool:
-    """All cells, per layer.
+    """All cells.
 
     Attributes:
-        keys: L arrays [P, C, K, H], position embedding applied.
-        values: L arrays [P, C, K, H].
+        groups: of each group of layers [P, L, 2, C, K, H]: keys, with position embedding applied,
+            and values.
     """
 
-    keys: tuple[LayerCells, ...]
-    values: tuple[LayerCells, ...]
-
-
-@struct.dataclass
-class NewCells:
-    """The cells of tokens that were just computed, per layer [B, Q, T, K, H]."""
-
-    keys: tuple[Float[Array, "B Q T K H"], ...]
-    values: tuple[Float[Array, "B Q T K H"], ...]
+    groups: tuple[GroupCells, ...]
 
 
 @struct.dataclass
@@ -69,14 +66,9 @@ class Context:
 
 def empty_pool(layout: PoolLayout, dtype: jnp.dtype) -> KVPool:
     """A pool for one session, zero-filled."""
-
-    def zeros() -> tuple[LayerCells, ...]:
-        layers = range(len(layout.layer_groups))
-        return tuple(
-            jnp.zeros((layout.num_blocks(i), *layout.block_shape()), dtype) for i in layers
-        )
-
-    return KVPool(keys=zeros(), values=zeros())
+    blocks = enumerate(layout.group_blocks)
+    shapes = [(count, *layout.block_shape(group)) for group, count in blocks]
+    return KVPool(groups=tuple(jnp.zeros(shape, dtype) for shape in shapes))
 
 
 def write_cells(
@@ -89,26 +81,53 @@ def write_cells(
 ) -> KVPool:
     """Commits the first `counts` of T new cells of each session at positions start, start + 1, …
 
-    Padding, and cells of a chunk that is longer than a ring, get an index past the pool and are
-    dropped: no branch, one shape. `new` has Q = 1.
+    Padding, and cells of a chunk that is longer than a ring, are dropped: no branch, one shape.
+    `new` has Q = 1.
     """
-    tokens = new.keys[0].shape[2]
-    offsets = jnp.arange(tokens, dtype=jnp.int32)[None, :]
+    by_group = zip(pool.groups, tables, layers_by_group(layer_groups), strict=True)
+    return KVPool(
+        groups=tuple(
+            write_group(cells, table, [new[layer] for layer in layers], start, counts)
+            for cells, table, layers in by_group
+        )
+    )
+
+
+def write_group(
+    cells: GroupCells,
+    table: Int[Array, "B W"],
+    new: Sequence[Float[Array, "B 1 T 2 K H"]],
+    start: Int[Array, " B"],
+    counts: Int[Array, " B"],
+) -> GroupCells:
+    """`write_cells` of one group: `new` are its layers' cells.
+
+    One write for all layers, of rows [K, H]: what is dropped gets a block past the last one.
+    """
+    layers, both, block_cells = cells.shape[1:4]
+    width = table.shape[1]
+    offsets = jnp.arange(new[0].shape[2], dtype=jnp.int32)[None, :]
     positions = start[:, None] + offsets
-    ends = (start + counts)[:, None]
-    valid = offsets < counts[:, None]
+    blocks, ends = positions // block_cells, (start + counts)[:, None]
+    kept = (offsets < counts[:, None]) & (blocks > (ends - 1) // block_cells - width)
+    physical = jnp.take_along_axis(table, blocks % width, axis=1)
+    physical = jnp.where(kept, physical, cells.shape[0])
+    fresh = jnp.stack([one[:, 0] for one in new], axis=2)  # [B, T, L, 2, K, H]
+    rows = (
+        physical[..., None, None],
+        jnp.arange(layers, dtype=jnp.int32)[None, None, :, None],
+        jnp.arange(both, dtype=jnp.int32)[None, None, None, :],
+        (positions % block_cells)[..., None, None],
+    )
+    return cells.at[rows].set(fresh, mode="drop")
 
-    def place(cells: LayerCells, group: int, fresh: Float[Array, "B 1 T K H"]) -> LayerCells:
-        table = tables[group]
-        blocks, width = positions // cells.shape[1], table.shape[1]
-        kept = valid & (blocks > (ends - 1) // cells.shape[1] - width)
-        physical = jnp.take_along_axis(table, blocks % width, axis=1)
-        physical = jnp.where(kept, physical, cells.shape[0])
-        return cells.at[physical, positions % cells.shape[1]].set(fresh[:, 0], mode="drop")
 
-    keys = [place(*args) for args in zip(pool.keys, layer_groups, new.keys, strict=True)]
-    values = [place(*args) for args in zip(pool.values, layer_groups, new.values, strict=True)]
-    return KVPool(keys=tuple(keys), values=tuple(values))
+def layer_blocks(
+    cells: GroupCells, layer: Int[Array, ""], blocks: Int[Array, "*n"]
+) -> tuple[Float[Array, "*n C K H"], Float[Array, "*n C K H"]]:
+    """Copies of one layer's keys and values of some blocks; past the last block zeros."""
+    keys, values = (cells.at[blocks, layer, i].get(mode="fill", fill_value=0) for i in (0, 1))
+    return keys, values
 
 
 def after_reading(
@@ -130,13 +149,13 @@ def after_reading(
     return jnp.where(jnp.isinf(read.reshape(-1)[0]), same, counts)
 
 
-def read_blocks(cells: LayerCells, blocks: Int[Array, " n"]) -> Float[Array, "n C K H"]:
-    """Copies of some blocks of one layer; block numbers past the end read as zeros."""
-    return cells.at[blocks].get(mode="fill", fill_value=0)
+def read_blocks(cells: GroupCells, blocks: Int[Array, " n"]) -> Float[Array, "L 2 n C K H"]:
+    """Copies of some blocks of one group, layer by layer; past the last block zeros."""
+    return jnp.moveaxis(cells.at[blocks].get(mode="fill", fill_value=0), 0, 2)
 
 
 def write_blocks(
-    cells: LayerCells, blocks: Int[Array, " n"], content: Float[Array, "n C K H"]
-) -> LayerCells:
-    """One layer with some blocks replaced; block numbers past the end are dropped."""
-    return cells.at[blocks].set(content, mode="drop")
+    cells: GroupCells, blocks: Int[Array, " n"], content: Float[Array, "L 2 n C K H"]
+) -> GroupCells:
+    """One group with some blocks replaced; block numbers past the end are dropped."""
+    return cells.at[blocks].set(jnp.moveaxis(content, 2, 0), mode="drop")

@@ -33,7 +33,7 @@ class SessionState:
     `save_state` writes does know, and is refused under other weights.)
 
     Attributes:
-        pool: its cells, per layer [P, C, K, H].
+        pool: its cells.
         tables: for each group int32 [W], physical block of logical block b at entry b % W.
         length: int32 [], committed cells.
         ready: [D] in the parameters' dtype, the final hidden vector after the last committed token
@@ -53,7 +53,7 @@ class SharedPool:
     """The cells of all sessions of an engine.
 
     Attributes:
-        cells: per layer [P, C, K, H].
+        cells: of all layers.
         ready: [P, D]: at each block of the primary group, the final hidden vector after the last
             cell that was written to it.
     """

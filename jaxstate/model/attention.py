@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxstate.cells.pool import GroupCells, layer_blocks
 from jaxstate.model.layers import softcap
 
 # Finite, so that a row which sees nothing gives zeros and not NaN.
@@ -63,8 +64,8 @@ def merge(a: Partial, b: Partial) -> Partial:
 
 def context_attention(
     q: Float[Array, "B R N H"],
-    keys: Float[Array, "P C K H"],
-    values: Float[Array, "P C K H"],
+    cells: GroupCells,
+    layer: Int[Array, ""],
     table: Int[Array, "B W"],
     lengths: Int[Array, " B"],
     starts: Int[Array, "B R"],
@@ -81,7 +82,8 @@ def context_attention(
 
     Args:
         q: queries with positions applied.
-        keys, values: one layer's pool.
+        cells: of a group of layers.
+        layer: int32, which of them.
         table: int32 physical blocks.
         lengths: int32.
         starts: int32, zeros for a layer that sees everything.
@@ -92,7 +94,7 @@ def context_attention(
         Partial over those cells; out is 0 and lse about -1e30 for rows that see none.
     """
     batch, rows, heads, head_dim = q.shape
-    block_cells, kv_heads = keys.shape[1], keys.shape[2]
+    block_cells, kv_heads = cells.shape[3], cells.shape[4]
     group = heads // kv_heads
     folded = _fold(q, kv_heads)
     row_starts = jnp.repeat(starts, group, axis=1)
@@ -113,9 +115,10 @@ def context_attention(
         chunk = (batch, -1, kv_heads, head_dim)
         written = (positions < lengths[:, None]) & (positions >= oldest[:, None])
         visible = written[..., None] & (positions[..., None] >= row_starts[:, None])
-        scores = _scores("bskh,bkrh->bksr", keys[physical].reshape(chunk), folded, scale, cap)
+        keys, values = (x.reshape(chunk) for x in layer_blocks(cells, layer, physical))
+        scores = _scores("bskh,bkrh->bksr", keys, folded, scale, cap)
         # Cells never written may hold anything, NaN included, and 0 * NaN is NaN.
-        seen = jnp.where(written[..., None, None], values[physical].reshape(chunk), 0)
+        seen = jnp.where(written[..., None, None], values, 0)
         return _absorb(carry, scores, visible[:, None], seen.swapaxes(1, 2))
 
     shape = (batch, kv_heads, rows * group)

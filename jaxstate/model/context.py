@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from jaxstate.cells.pool import Context
+from jaxstate.cells.pool import Context, GroupCells
 from jaxstate.config import ModelConfig
 from jaxstate.model.attention import Partial
 
@@ -39,10 +39,13 @@ def split_heads(
 
 @struct.dataclass
 class LayerContext:
-    """One layer's share of a `Context`."""
+    """One layer's share of a `Context`: layer number `layer` of `cells`.
 
-    keys: Float[Array, "P C K H"]
-    values: Float[Array, "P C K H"]
+    The number is an array, so that layers of one kind are the same computation.
+    """
+
+    cells: GroupCells
+    layer: Int[Array, ""]
     table: Int[Array, "B W"]
     lengths: Int[Array, " B"]
     place: Int[Array, " R"] | None
@@ -54,23 +57,25 @@ class LayerTail:
     """One layer's share of the questions' own cells, one question after the other (R = B * Q).
 
     Attributes:
-        keys, values: [PT, Ct, K, H].
+        cells: [PT, L, 2, Ct, K, H].
+        layer: int32, which of them.
         tables: int32 [R, W], blocks of each question; those past the last block read as zeros.
         used: int32 [R], cells in use.
     """
 
-    keys: Float[Array, "PT Ct K H"]
-    values: Float[Array, "PT Ct K H"]
+    cells: Float[Array, "PT L 2 Ct K H"]
+    layer: Int[Array, ""]
     tables: Int[Array, "R W"]
     used: Int[Array, " R"]
 
 
 def layer_context(config: ModelConfig, context: Context, index: int) -> LayerContext:
     """What layer `index` sees of a context."""
-    group = config.windows.index(config.layers[index].window)
+    groups = [config.windows.index(layer.window) for layer in config.layers]
+    group = groups[index]
     return LayerContext(
-        keys=context.pool.keys[index],
-        values=context.pool.values[index],
+        cells=context.pool.groups[group],
+        layer=jnp.int32(groups[:index].count(group)),
         table=context.tables[group],
         lengths=context.lengths,
         place=context.place,

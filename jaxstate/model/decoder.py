@@ -15,12 +15,11 @@ import functools
 from typing import cast
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from jaxstate.cells.pool import Context, KVPool, NewCells, write_cells
+from jaxstate.cells.pool import Context, GroupCells, NewCells, write_group
 from jaxstate.config import LayerAttention, ModelConfig
 from jaxstate.model.backends import Backend, Heads, add_norm, attend, split_heads
 from jaxstate.model.context import LayerContext, LayerTail, layer_context
@@ -33,12 +32,12 @@ class Tail:
     """The private cells of each question while it runs, in blocks that it alone has.
 
     Attributes:
-        cells: per layer [PT, Ct, K, H].
+        cells: [PT, L, 2, Ct, K, H], of all layers.
         tables: int32 [B, Q, W], blocks of each question; past the last block for padding.
         lengths: int32 [B, Q], cells in use.
     """
 
-    cells: KVPool
+    cells: GroupCells
     tables: Int[Array, "B Q W"]
     lengths: Int[Array, "B Q"]
 
@@ -72,8 +71,8 @@ class Attention(nn.Module):
         positions: Int[Array, "B Q T"],
         context: LayerContext,
         tail: LayerTail | None,
-    ) -> tuple[Float[Array, "B Q T D"], Float[Array, "B Q T K H"], Float[Array, "B Q T K H"]]:
-        """The block's output (before the residual sum) and the tokens' keys and values."""
+    ) -> tuple[Float[Array, "B Q T D"], Float[Array, "B Q T 2 K H"]]:
+        """The block's output (before the residual sum) and the tokens' cells."""
         config = self.config
         qkv = self._project(x, positions)
         out = attend(
@@ -88,8 +87,9 @@ class Attention(nn.Module):
             cap=config.attention_softcap,
         )
         out = out.reshape(*x.shape[:3], config.query_dim)
-        _, k, v = split_heads(qkv, config.num_kv_heads)
-        return project(out, self.wo, self.bo), k, v
+        cells = qkv[..., config.num_heads :, :]
+        cells = cells.reshape(*x.shape[:3], 2, config.num_kv_heads, config.head_dim)
+        return project(out, self.wo, self.bo), cells
 
     def _project(self, x: Array, positions: Array) -> Float[Array, "B Q T G H"]:
         """Queries, keys and values side by side, positions applied to the first two."""
@@ -136,20 +136,19 @@ class Layer(nn.Module):
     ) -> tuple[
         Float[Array, "B Q T D"],
         Float[Array, "B Q T D"],
-        Float[Array, "B Q T K H"],
-        Float[Array, "B Q T K H"],
+        Float[Array, "B Q T 2 K H"],
     ]:
         """Takes the residual stream and what the layer before adds to it, and returns the same of
         this one, so that every sum is computed together with the norm after it; and the tokens'
-        keys and values."""
+        cells."""
         add = functools.partial(add_norm, self.backend, eps=self.config.norm_eps)
         x, normed = add(x, change, self.attention_norm.scale)
-        change, k, v = self.attention(normed, positions, context, tail)
+        change, cells = self.attention(normed, positions, context, tail)
         if self.config.post_norms:
             change = self.attention_post_norm(change)
         x, normed = add(x, change, self.mlp_norm.scale)
         change = self.mlp(normed)
-        return x, self.mlp_post_norm(change) if self.config.post_norms else change, k, v
+        return x, self.mlp_post_norm(change) if self.config.post_norms else change, cells
 
 
 # Layers of one kind are traced once and inlined by XLA: a third of the time to trace and lower an
@@ -240,21 +239,20 @@ class Decoder(nn.Module):
             The final hidden vectors, and every layer's new cells.
         """
         x, change = self.embed(tokens), None
-        keys, values = [], []
+        new = []
         for index, layer in enumerate(self.layers):
-            x, change, k, v = layer(
+            x, change, cells = layer(
                 x,
                 change,
                 positions,
                 layer_context(self.config, context, index),
                 _layer_tail(tail, index),
             )
-            keys.append(k)
-            values.append(v)
+            new.append(cells)
         _, hidden = add_norm(
             self.backend, x, change, self.final_norm.scale, eps=self.config.norm_eps
         )
-        return hidden, NewCells(keys=tuple(keys), values=tuple(values))
+        return hidden, tuple(new)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Next-token logits, float32, from final hidden vectors."""
@@ -271,8 +269,8 @@ def _layer_tail(tail: Tail | None, index: int) -> LayerTail | None:
     if tail is None:
         return None
     return LayerTail(
-        keys=tail.cells.keys[index],
-        values=tail.cells.values[index],
+        cells=tail.cells,
+        layer=jnp.int32(index),
         tables=tail.tables.reshape(-1, tail.tables.shape[2]),
         used=tail.lengths.reshape(-1),
     )
@@ -310,9 +308,9 @@ def append_tail(tail: Tail, new: NewCells, counts: Int[Array, "B Q"]) -> Tail:
     def by_question(x: Array) -> Array:
         return x.reshape(-1, *x.shape[2:])
 
-    by_row = jax.tree.map(lambda cells: by_question(cells)[:, None], new)
+    by_row = [by_question(cells)[:, None] for cells in new]
     tables, starts = by_question(tail.tables), tail.lengths.reshape(-1)
-    room = tables.shape[1] * tail.cells.keys[0].shape[1] - starts
+    room = tables.shape[1] * tail.cells.shape[3] - starts
     kept = jnp.minimum(counts.reshape(-1), room)
-    cells = write_cells(tail.cells, (tables,), (0,) * len(new.keys), by_row, starts, kept)
+    cells = write_group(tail.cells, tables, by_row, starts, kept)
     return Tail(cells=cells, tables=tail.tables, lengths=tail.lengths + counts)

@@ -8,7 +8,7 @@ number of blocks, so nothing compiles for a new length. Does not know: files.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import jax
@@ -21,8 +21,8 @@ from jaxstate.steps.compiled import SessionSteps
 from jaxstate.steps.spec import MOVED_BLOCKS
 
 HostArray: TypeAlias = NDArray[np.generic]
-# Pieces on their way to the host at once: enough to keep the bus busy, 270 MB of Llama-3.1-8B.
-_IN_FLIGHT = 64
+# Pieces on their way to the host at once: enough to keep the bus busy.
+_IN_FLIGHT = 4
 
 
 def kept_cells(group: GroupLayout, length: int) -> tuple[int, int]:
@@ -31,58 +31,58 @@ def kept_cells(group: GroupLayout, length: int) -> tuple[int, int]:
     return first, length
 
 
-def read_layers(
+def read_groups(
     steps: SessionSteps, state: SessionState, firsts: Sequence[int], end: int
-) -> list[tuple[HostArray, HostArray]]:
-    """Each layer's keys and values [cells, K, H] in stream order, at positions `firsts[layer]` ..
-    end - 1.
+) -> list[HostArray]:
+    """Each group's cells [L, 2, n, K, H], in stream order, at positions `firsts[group]` .. end - 1.
 
-    Copies of many pieces are under way at once: the host waits for none of them by itself.
+    Copies of several pieces are under way at once: the host waits for none of them by itself.
     """
-    layout, uploads = state.layout, _Uploads(state, end)
     flying: deque[tuple[HostArray, slice, slice, jax.Array]] = deque()
-    found: list[tuple[HostArray, HostArray]] = []
+    found: list[HostArray] = []
 
     def land() -> None:
-        target, to, part, blocks = flying.popleft()
-        target[to] = np.asarray(blocks).reshape(-1, *target.shape[1:])[part]
+        target, to, part, piece = flying.popleft()
+        target[:, :, to] = np.asarray(piece).reshape(*piece.shape[:2], -1, *piece.shape[4:])[
+            :, :, part
+        ]
 
-    def collect(pool: jax.Array, group: int, first: int) -> HostArray:
-        target = np.empty((max(0, end - first), *pool.shape[2:]), pool.dtype)
-        for start, stop, ids in uploads.pieces(group, first, pool.shape[0]):
-            blocks = steps.read(pool, ids)
-            blocks.copy_to_host_async()
+    for group, first in enumerate(firsts):
+        cells = state.pool.groups[group]
+        _, layers, both, _, *cell = cells.shape
+        target = np.empty((layers, both, max(0, end - first), *cell), cells.dtype)
+        for start, stop, ids in _pieces(state, group, first, end):
+            piece = steps.read(group, cells, ids)
+            piece.copy_to_host_async()
             low, high = max(start, first), min(stop, end)
             to, part = slice(low - first, high - first), slice(low - start, high - start)
-            flying.append((target, to, part, blocks))
+            flying.append((target, to, part, piece))
             if len(flying) > _IN_FLIGHT:
                 land()
-        return target
-
-    for layer, first in enumerate(firsts):
-        group = layout.layer_groups[layer]
-        pools = (state.pool.keys[layer], state.pool.values[layer])
-        keys, values = (collect(pool, group, first) for pool in pools)
-        found.append((keys, values))
+        found.append(target)
     while flying:
         land()
     return found
 
 
-def write_layers(
-    steps: SessionSteps, state: SessionState, name: str, arrays: Mapping[str, HostArray], end: int
+def write_groups(
+    steps: SessionSteps, state: SessionState, arrays: Sequence[Sequence[HostArray]], end: int
 ) -> tuple[jax.Array, ...]:
-    """The pools of `name` ("keys" or "values") with each layer's cells [n, K, H] at the positions
-    that end with `end`; takes them over."""
-    uploads, filled = _Uploads(state, end), list[jax.Array]()
-    for layer, pool in enumerate(getattr(state.pool, name)):
-        cells = arrays[f"{name}_{layer:03d}"]
-        first, group = end - len(cells), state.layout.layer_groups[layer]
-        for start, stop, ids in uploads.pieces(group, first, pool.shape[0]):
-            content = _content(cells, start - first, stop - first)
-            blocks = content.reshape(MOVED_BLOCKS, *pool.shape[1:])
-            pool = steps.write(pool, ids, jax.device_put(blocks))
-        filled.append(pool)
+    """The groups of the pool with cells at the positions that end with `end`; takes them over.
+
+    Args:
+        steps, state: the session.
+        arrays: of each group its layers' keys and values [n, K, H], one layer after the other.
+        end: past the last position.
+    """
+    filled: list[jax.Array] = []
+    for group, (cells, layers) in enumerate(zip(state.pool.groups, arrays, strict=True)):
+        first, shape = end - len(layers[0]), cells.shape[1:]
+        for start, stop, ids in _pieces(state, group, first, end):
+            content = [_content(one, start - first, stop - first) for one in layers]
+            piece = np.stack(content).reshape(*shape[:2], MOVED_BLOCKS, *shape[2:])
+            cells = steps.write(group, cells, ids, jax.device_put(piece))
+        filled.append(cells)
     return tuple(filled)
 
 
@@ -96,26 +96,15 @@ def _content(cells: HostArray, start: int, stop: int) -> HostArray:
     return padded
 
 
-class _Uploads:
-    """Which blocks hold positions up to `end`, a piece at a time; each list is uploaded once for
-    all layers of a group."""
-
-    def __init__(self, state: SessionState, end: int) -> None:
-        self._tables = [np.asarray(table) for table in state.tables]
-        self._block_cells, self._end = state.layout.block_cells, end
-        self._ids: dict[tuple[int, int], jax.Array] = {}
-
-    def pieces(
-        self, group: int, first: int, num_blocks: int
-    ) -> Iterator[tuple[int, int, jax.Array]]:
-        """Pieces that cover positions first .. end - 1: position of their first cell, and past
-        their last, and their blocks on the device, padded with numbers past the pool."""
-        size, table = self._block_cells, self._tables[group]
-        last = -(-self._end // size) if self._end > first else first // size
-        for begin in range(first // size, last, MOVED_BLOCKS):
-            if (group, begin) not in self._ids:
-                ids = np.full(MOVED_BLOCKS, num_blocks, np.int32)
-                logical = range(begin, min(begin + MOVED_BLOCKS, last))
-                ids[: len(logical)] = [table[block % len(table)] for block in logical]
-                self._ids[group, begin] = jax.device_put(ids)
-            yield begin * size, (begin + MOVED_BLOCKS) * size, self._ids[group, begin]
+def _pieces(
+    state: SessionState, group: int, first: int, end: int
+) -> Iterator[tuple[int, int, jax.Array]]:
+    """Pieces that cover positions first .. end - 1: position of their first cell, and past their
+    last, and their blocks on the device, padded with numbers past the pool."""
+    size, table = state.layout.block_cells, np.asarray(state.tables[group])
+    last = -(-end // size) if end > first else first // size
+    for begin in range(first // size, last, MOVED_BLOCKS):
+        ids = np.full(MOVED_BLOCKS, state.layout.group_blocks[group], np.int32)
+        logical = np.arange(begin, min(begin + MOVED_BLOCKS, last))
+        ids[: len(logical)] = table[logical % len(table)]
+        yield begin * size, (begin + MOVED_BLOCKS) * size, jax.device_put(ids)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxstate.cells.layout import layers_by_group
 from jaxstate.cells.pool import KVPool
 from jaxstate.cells.session import SessionState
 from jaxstate.errors import CapacityExceeded, FingerprintMismatch, InvalidInput, NotFinite
@@ -35,7 +36,7 @@ from jaxstate.persist.files import (
     read_arrays,
     write_snapshot,
 )
-from jaxstate.persist.host_cells import kept_cells, read_layers, write_layers
+from jaxstate.persist.host_cells import kept_cells, read_groups, write_groups
 from jaxstate.steps.compiled import SessionSteps
 from jaxstate.steps.functional import init_state, steps_of
 
@@ -173,21 +174,17 @@ def capture_arrays(
         readable: who sees only so many of them still finds all that it needs; None for `length`.
             The session must hold them (`PoolLayout.readable_until`).
     """
-    seen, layout = length if readable is None else readable, state.layout
-    firsts = [
-        kept_cells(layout.groups[layout.layer_groups[layer]], seen)[0]
-        for layer in range(steps.config.num_layers)
-    ]
+    seen = length if readable is None else readable
+    firsts = [kept_cells(group, seen)[0] for group in state.layout.groups]
     return {"ready": np.asarray(state.ready), **_layers(steps, state, firsts, length)}
 
 
 def capture_part(steps: SessionSteps, state: SessionState, first: int, last: int) -> Arrays:
     """Cells first .. last - 1 of a session, copied to the host: of layers with a sliding window
     nothing, unless `last` is the session's length, and then all that it still needs."""
-    layout, whole = state.layout, last == int(state.length)
+    whole = last == int(state.length)
     firsts = []
-    for layer in range(steps.config.num_layers):
-        group = layout.groups[layout.layer_groups[layer]]
+    for group in state.layout.groups:
         windowed = kept_cells(group, last)[0] if whole else last
         firsts.append(first if group.window is None else windowed)
     ready = np.asarray(state.ready)
@@ -198,10 +195,12 @@ def capture_part(steps: SessionSteps, state: SessionState, first: int, last: int
 
 
 def _layers(steps: SessionSteps, state: SessionState, firsts: Sequence[int], last: int) -> Arrays:
-    """Of each layer the cells from its own first position on."""
+    """Of each layer the cells from its group's first position on."""
+    groups = read_groups(steps, state, firsts, last)
     arrays: Arrays = {}
-    for layer, (keys, values) in enumerate(read_layers(steps, state, firsts, last)):
-        arrays[f"keys_{layer:03d}"], arrays[f"values_{layer:03d}"] = keys, values
+    for layers, cells in zip(layers_by_group(state.layout.layer_groups), groups, strict=True):
+        for layer, (keys, values) in zip(layers, cells, strict=True):
+            arrays[f"keys_{layer:03d}"], arrays[f"values_{layer:03d}"] = keys, values
     return arrays
 
 
@@ -209,10 +208,11 @@ def put_arrays(
     steps: SessionSteps, state: SessionState, length: int, arrays: Arrays
 ) -> SessionState:
     """A session with those cells where its tables say; takes `state` over."""
-    pool = KVPool(
-        keys=write_layers(steps, state, "keys", arrays, length),
-        values=write_layers(steps, state, "values", arrays, length),
-    )
+    by_group = [
+        [arrays[f"{name}_{layer:03d}"] for layer in layers for name in ("keys", "values")]
+        for layers in layers_by_group(state.layout.layer_groups)
+    ]
+    pool = KVPool(groups=write_groups(steps, state, by_group, length))
     length_array, ready = jax.device_put((np.int32(length), arrays["ready"]))
     return dataclasses.replace(state, pool=pool, length=length_array, ready=ready)
 

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxstate.cells.layout import PoolLayout, plan_layout
+from jaxstate.cells.pool import GroupCells
 from jaxstate.cells.session import SessionState
 from jaxstate.config import ModelConfig, StepConfig
 from jaxstate.model.backends import Backend, choose_backend
@@ -190,8 +191,8 @@ class SessionSteps:
 
     def copying_specs(self) -> Iterator[StepSpec]:
         """What saving and restoring a session needs."""
-        for blocks in sorted(set(self.layout.group_blocks)):
-            yield from (self._spec("read", blocks=blocks), self._spec("write", blocks=blocks))
+        for group in range(len(self.layout.groups)):
+            yield from (self._spec("read", group=group), self._spec("write", group=group))
 
     def asking_specs(self, tail_cells: int) -> Iterator[StepSpec]:
         """What questions with a tail of that size need."""
@@ -237,7 +238,7 @@ class SessionSteps:
         stop_ids: Int[Array, " n"],
     ) -> tuple[Tail, Chosen]:
         """Reads T tokens of a question and chooses the next; takes `tail` over, not `state`."""
-        spec = self._spec("query", tokens=tokens.shape[2], tail_cells=tail.cells.keys[0].shape[1])
+        spec = self._spec("query", tokens=tokens.shape[2], tail_cells=tail.cells.shape[3])
         return compiled(spec)(params, state, tail, tokens, count, done, stop_ids)
 
     def draw(
@@ -256,22 +257,23 @@ class SessionSteps:
         return compiled(self._spec("ready"))(params, state.ready)
 
     def read(
-        self, cells: Float[Array, "P C K H"], blocks: Int[Array, " n"]
-    ) -> Float[Array, "n C K H"]:
-        """Copies of `MOVED_BLOCKS` blocks of a layer."""
-        return compiled(self._spec("read", blocks=cells.shape[0]))(cells, blocks)
+        self, group: int, cells: GroupCells, blocks: Int[Array, " n"]
+    ) -> Float[Array, "L 2 n C K H"]:
+        """Copies of `MOVED_BLOCKS` blocks of a group, layer by layer."""
+        return compiled(self._spec("read", group=group))(cells, blocks)
 
     def write(
         self,
-        cells: Float[Array, "P C K H"],
+        group: int,
+        cells: GroupCells,
         blocks: Int[Array, " n"],
-        content: Float[Array, "n C K H"],
-    ) -> Float[Array, "P C K H"]:
-        """A layer with `MOVED_BLOCKS` blocks replaced; takes `cells` over."""
-        return compiled(self._spec("write", blocks=cells.shape[0]))(cells, blocks, content)
+        content: Float[Array, "L 2 n C K H"],
+    ) -> GroupCells:
+        """A group with `MOVED_BLOCKS` blocks replaced; takes `cells` over."""
+        return compiled(self._spec("write", group=group))(cells, blocks, content)
 
     def _spec(
-        self, kind: StepKind, *, tokens: int = 0, tail_cells: int = 0, blocks: int = 0
+        self, kind: StepKind, *, tokens: int = 0, tail_cells: int = 0, group: int = 0
     ) -> StepSpec:
         return StepSpec(
             kind=kind,
@@ -281,5 +283,5 @@ class SessionSteps:
             layout=self.layout,
             tokens=tokens,
             tail_cells=tail_cells,
-            blocks=blocks,
+            group=group,
         )

@@ -127,21 +127,22 @@ def _build_ready(spec: StepSpec) -> Program:
     return Program(ready, (abstract_tree(spec), vector))
 
 
-def _layer_shapes(spec: StepSpec) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    block = spec.layout.block_shape()
+def _moved_shapes(spec: StepSpec) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Of a group's cells, and of what is moved of them."""
+    blocks, block = spec.layout.group_blocks[spec.group], spec.layout.block_shape(spec.group)
     return (
-        jax.ShapeDtypeStruct((spec.blocks, *block), spec.dtype),
-        jax.ShapeDtypeStruct((MOVED_BLOCKS, *block), spec.dtype),
+        jax.ShapeDtypeStruct((blocks, *block), spec.dtype),
+        jax.ShapeDtypeStruct((*block[:2], MOVED_BLOCKS, *block[2:]), spec.dtype),
     )
 
 
 def _build_read(spec: StepSpec) -> Program:
-    return Program(read_blocks, (_layer_shapes(spec)[0], int32(MOVED_BLOCKS)))
+    return Program(read_blocks, (_moved_shapes(spec)[0], int32(MOVED_BLOCKS)))
 
 
 def _build_write(spec: StepSpec) -> Program:
-    layer, content = _layer_shapes(spec)
-    return Program(write_blocks, (layer, int32(MOVED_BLOCKS), content), donated=(0,))
+    cells, content = _moved_shapes(spec)
+    return Program(write_blocks, (cells, int32(MOVED_BLOCKS), content), donated=(0,))
 
 
 SESSION_PROGRAMS: Mapping[StepKind, Callable[[StepSpec], Program]] = MappingProxyType(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxstate.cells.pool import Context, KVPool, NewCells, after_reading
+from jaxstate.cells.pool import Context, NewCells, after_reading
 from jaxstate.model.decoder import Decoder, Tail, append_tail, forward, logits_of
 from jaxstate.steps.sampling import SamplingRows, choose, ends, greedy
 from jaxstate.weights import Params
@@ -135,11 +135,8 @@ def draw_step(
 def empty_tail(decoder: Decoder, batch: int, questions: int, cells: int) -> Tail:
     """Tails of M cells for each question, one block each, zero-filled."""
     config = decoder.config
-    shape = (batch * questions, cells, config.num_kv_heads, config.head_dim)
-
-    def zeros() -> tuple[Array, ...]:
-        return tuple(jnp.zeros(shape, decoder.dtype) for _ in config.layers)
-
+    block = (config.num_layers, 2, cells, config.num_kv_heads, config.head_dim)
+    zeros = jnp.zeros((batch * questions, *block), decoder.dtype)
     blocks = jnp.arange(batch * questions, dtype=jnp.int32).reshape(batch, questions, 1)
     lengths = jnp.zeros((batch, questions), jnp.int32)
-    return Tail(cells=KVPool(keys=zeros(), values=zeros()), tables=blocks, lengths=lengths)
+    return Tail(cells=zeros, tables=blocks, lengths=lengths)

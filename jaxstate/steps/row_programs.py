@@ -76,17 +76,17 @@ def _build_rows(spec: StepSpec) -> Program:
 
 
 def _build_copy(spec: StepSpec) -> Program:
-    """Copies of blocks, in all layers of their group; numbers past the end do nothing."""
+    """Copies of blocks, of all groups; numbers past the end do nothing."""
     layout = spec.layout
 
     def copy(pool: SharedPool, pairs: Int[Array, "G 2 N"]) -> SharedPool:
-        def of_layer(layer: int, cells: Array) -> Array:
-            source, target = pairs[layout.layer_groups[layer]]
+        def of_group(group: int, cells: Array) -> Array:
+            source, target = pairs[group]
             return cells.at[target].set(cells.at[source].get(mode="clip"), mode="drop")
 
         source, target = pairs[layout.primary]
         ready = pool.ready.at[target].set(pool.ready.at[source].get(mode="clip"), mode="drop")
-        return SharedPool(cells=_by_layer(of_layer, pool.cells), ready=ready)
+        return SharedPool(cells=_by_group(of_group, pool.cells), ready=ready)
 
     groups = len(layout.groups)
     return Program(copy, (_pool_shapes(spec), int32(groups, 2, COPY_BLOCKS)), donated=(0,))
@@ -97,21 +97,18 @@ def _build_fill(spec: StepSpec) -> Program:
     layout, value = spec.layout, jnp.nan if spec.kind == "poison" else 0.0
 
     def fill(pool: SharedPool, blocks: Int[Array, "G N"]) -> SharedPool:
-        def of_layer(layer: int, cells: Array) -> Array:
-            return cells.at[blocks[layout.layer_groups[layer]]].set(value, mode="drop")
+        def of_group(group: int, cells: Array) -> Array:
+            return cells.at[blocks[group]].set(value, mode="drop")
 
         ready = pool.ready.at[blocks[layout.primary]].set(value, mode="drop")
-        return SharedPool(cells=_by_layer(of_layer, pool.cells), ready=ready)
+        return SharedPool(cells=_by_group(of_group, pool.cells), ready=ready)
 
     groups = len(layout.groups)
     return Program(fill, (_pool_shapes(spec), int32(groups, COPY_BLOCKS)), donated=(0,))
 
 
-def _by_layer(change: Callable[[int, Array], Array], cells: KVPool) -> KVPool:
-    return KVPool(
-        keys=tuple(change(layer, keys) for layer, keys in enumerate(cells.keys)),
-        values=tuple(change(layer, values) for layer, values in enumerate(cells.values)),
-    )
+def _by_group(change: Callable[[int, Array], Array], cells: KVPool) -> KVPool:
+    return KVPool(groups=tuple(change(group, its) for group, its in enumerate(cells.groups)))
 
 
 def _build_take_ready(spec: StepSpec) -> Program:

@@ -26,10 +26,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxstate.cells.pool import (
     Context,
+    GroupCells,
     KVPool,
     NewCells,
     after_reading,
     write_cells,
+    write_group,
 )
 from jaxstate.config import ModelConfig
 from jaxstate.model.decoder import Decoder, Tail, forward, logits_of
@@ -45,13 +47,13 @@ class RowPool:
     """The private cells of all questions under way, and what each chose last.
 
     Attributes:
-        cells: per layer [PT, Ct, K, H].
+        cells: [PT, L, 2, Ct, K, H], of all layers.
         lengths: int32 [PT], cells in use of the row whose first block it is.
         last: int32 [PT], the token that it chose last and has not read back.
         done: bool [PT], it chose a stop token.
     """
 
-    cells: KVPool
+    cells: GroupCells
     lengths: Int[Array, " PT"]
     last: Int[Array, " PT"]
     done: Bool[Array, " PT"]
@@ -80,13 +82,9 @@ class RowChoice:
 
 def empty_rows(config: ModelConfig, dtype: jnp.dtype, blocks: int, block_cells: int) -> RowPool:
     """A pool of PT = `blocks` blocks of Ct = `block_cells` cells, zero-filled."""
-    shape = (blocks, block_cells, config.num_kv_heads, config.head_dim)
-
-    def zeros() -> tuple[Array, ...]:
-        return tuple(jnp.zeros(shape, dtype) for _ in config.layers)
-
+    block = (config.num_layers, 2, block_cells, config.num_kv_heads, config.head_dim)
     return RowPool(
-        cells=KVPool(keys=zeros(), values=zeros()),
+        cells=jnp.zeros((blocks, *block), dtype),
         lengths=jnp.zeros((blocks,), jnp.int32),
         last=jnp.zeros((blocks,), jnp.int32),
         done=jnp.zeros((blocks,), jnp.bool_),
@@ -98,7 +96,7 @@ class ReadRows(NamedTuple):
 
     Attributes:
         hidden: [R, T, D], final.
-        new: cells, per layer [R, 1, T, K, H].
+        new: cells, per layer [R, 1, T, 2, K, H].
     """
 
     hidden: Float[Array, "R T D"]
@@ -306,7 +304,7 @@ def _read(
     first = context.seen() + _spread(context, lengths)
     positions = first[..., None] + offsets[None, None]
     hidden, new = forward(decoder, params, _spread(context, tokens), positions, context, tail)
-    by_row = jax.tree.map(lambda cells: _flat(cells)[:, None], new)
+    by_row = tuple(_flat(cells)[:, None] for cells in new)
     return ReadRows(hidden=_flat(hidden), new=by_row)
 
 
@@ -318,9 +316,8 @@ def _write(
     counts: Int[Array, " R"],
 ) -> RowPool:
     """Commits the first `counts` new cells of each row behind its `lengths`."""
-    groups = (0,) * len(read.new.keys)
     known = after_reading(counts, read.hidden.shape[1], read.hidden)
-    cells = write_cells(rows.cells, (tables,), groups, read.new, lengths, known)
+    cells = write_group(rows.cells, tables, read.new, lengths, known)
     return dataclasses.replace(rows, cells=cells)
 
 

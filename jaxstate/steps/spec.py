@@ -39,8 +39,8 @@ StepKind = SessionKind | EngineKind
 MAX_STOP_IDS = 8
 # Blocks that one call copies within the pool.
 COPY_BLOCKS = 16
-# Blocks of a layer that one call moves between the pool and the host.
-MOVED_BLOCKS = 32
+# Blocks of a group that one call moves between the pool and the host.
+MOVED_BLOCKS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class StepSpec:
         layout: the session's shapes.
         tokens: T, where the step takes tokens.
         tail_cells: M, where it takes a tail.
-        blocks: P of the pool, where it copies blocks.
+        group: of layers, where it moves blocks between that group and the host.
         rows: R, where it takes questions that share a `RowPool`.
         sessions: S, how many sessions its rows look at: 1, as many as there are rows, or mixed.
         rows_each: how many rows may look at one session, where they are mixed; 0 where not.
@@ -69,7 +69,7 @@ class StepSpec:
     layout: PoolLayout
     tokens: int = 0
     tail_cells: int = 0
-    blocks: int = 0
+    group: int = 0
     rows: int = 0
     sessions: int = 1
     rows_each: int = 0

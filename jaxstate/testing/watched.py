@@ -84,10 +84,9 @@ class WatchedExecutor(DeviceExecutor):
         Raises:
             AssertionError: a cell changed that no step was to write.
         """
-        after, groups = self._bits(), self._limits.layout.layer_groups
-        for index, (old, new) in enumerate(zip(self._before, after, strict=True)):
-            group = groups[index // 2]
-            changed = (old != new).any(axis=(2, 3))
+        after = self._bits()
+        for group, (old, new) in enumerate(zip(self._before, after, strict=True)):
+            changed = (old != new).any(axis=(1, 2, 4, 5))
             wrong = np.argwhere(changed & ~self._written[group])
             assert len(wrong) == 0, f"a step changed cells (block, offset) {wrong[:4].tolist()}"
         self._before = after
@@ -107,7 +106,5 @@ class WatchedExecutor(DeviceExecutor):
             self._written[one.group][one.block] = True
 
     def _bits(self) -> list[NDArray[np.uint32]]:
-        """Keys and values of every layer, as bits: NaN equals NaN."""
-        pool = self._pool.cells
-        pairs = zip(pool.keys, pool.values, strict=True)
-        return [np.array(one).view(np.uint32) for pair in pairs for one in pair]
+        """The cells of every group, as bits: NaN equals NaN."""
+        return [np.array(one).view(np.uint32) for one in self._pool.cells.groups]

@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from jaxstate.cells.pool import KVPool, NewCells, read_blocks, write_blocks, write_cells
+from jaxstate.cells.pool import (
+    KVPool,
+    NewCells,
+    layer_blocks,
+    read_blocks,
+    write_blocks,
+    write_cells,
+)
+from tests.reference import layers_of_pool, pool_of_layers
 
 BLOCK, TOKENS, SESSIONS = 4, 11, 3
 WIDTHS = (7, 2, 1)  # 28 cells; a ring of 8; a ring of 4, shorter than a chunk
@@ -47,10 +55,7 @@ class Mirror:
         return Mirror(tuple(tables), layers, [layer.copy() for layer in layers])
 
     def pool(self) -> KVPool:
-        return KVPool(
-            keys=tuple(jnp.asarray(layer.copy()) for layer in self.keys),
-            values=tuple(jnp.asarray(layer.copy()) for layer in self.values),
-        )
+        return pool_of_layers(LAYER_GROUPS, list(zip(self.keys, self.values, strict=True)))
 
     def write(self, new: NewCells, start: NDArray[np.int32], counts: NDArray[np.int32]) -> None:
         for index, group in enumerate(LAYER_GROUPS):
@@ -63,13 +68,14 @@ class Mirror:
                         continue  # a later cell of this chunk takes its place
                     block = table[session, position // BLOCK % width]
                     at = (block, position % BLOCK)
-                    self.keys[index][at] = np.asarray(new.keys[index])[session, 0, offset]
-                    self.values[index][at] = np.asarray(new.values[index])[session, 0, offset]
+                    cell = np.asarray(new[index])[session, 0, offset]
+                    self.keys[index][at], self.values[index][at] = cell
 
     def check(self, pool: KVPool) -> None:
         """Bit for bit, poison included."""
-        for mine, found in zip((*self.keys, *self.values), (*pool.keys, *pool.values), strict=True):
-            assert mine.tobytes() == np.asarray(found).tobytes()
+        mine = zip(self.keys, self.values, strict=True)
+        for pair, found in zip(mine, layers_of_pool(LAYER_GROUPS, pool), strict=True):
+            assert [part.tobytes() for part in pair] == [part.tobytes() for part in found]
 
 
 def fresh(seed: int, counts: NDArray[np.int32]) -> NewCells:
@@ -77,13 +83,12 @@ def fresh(seed: int, counts: NDArray[np.int32]) -> NewCells:
     random = np.random.default_rng(seed)
 
     def layer() -> jax.Array:
-        cells = random.normal(0, 1, (SESSIONS, 1, TOKENS, *SHAPE)).astype(np.float32)
+        cells = random.normal(0, 1, (SESSIONS, 1, TOKENS, 2, *SHAPE)).astype(np.float32)
         for session, count in enumerate(counts):
             cells[session, 0, count:] = np.inf
         return jnp.asarray(cells)
 
-    layers = range(len(LAYER_GROUPS))
-    return NewCells(keys=tuple(layer() for _ in layers), values=tuple(layer() for _ in layers))
+    return tuple(layer() for _ in LAYER_GROUPS)
 
 
 def write_all(seed: int, writes: list[tuple[int, ...]]) -> None:
@@ -138,34 +143,51 @@ def test_the_argument_is_not_touched() -> None:
     mirror.check(pool)
 
 
-def blocks_of_a_layer() -> NDArray[np.float32]:
-    return np.random.default_rng(6).normal(0, 1, (9, BLOCK, *SHAPE)).astype(np.float32)
+LAYERS = 3
+
+
+def blocks_of_a_group() -> NDArray[np.float32]:
+    return np.random.default_rng(6).normal(0, 1, (9, LAYERS, 2, BLOCK, *SHAPE)).astype(np.float32)
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.permutations(range(12)))
 def test_blocks_are_read_and_written_whole(order: list[int]) -> None:
     """Block numbers 9, 10, 11 lie past the end: read as zeros, not written anywhere."""
-    layer, wanted = blocks_of_a_layer(), np.array(order[:5], np.int32)
-    found = np.asarray(compiled_read_blocks(jnp.asarray(layer), wanted))
-    for row, block in zip(found, wanted, strict=True):
-        np.testing.assert_array_equal(row, layer[block] if block < 9 else 0)
-    content = np.random.default_rng(7).normal(0, 1, (5, BLOCK, *SHAPE)).astype(np.float32)
-    written = np.asarray(compiled_write_blocks(jnp.asarray(layer), wanted, content))
-    expected = layer.copy()
-    for row, block in zip(content, wanted, strict=True):
+    cells, wanted = blocks_of_a_group(), np.array(order[:5], np.int32)
+    found = np.asarray(compiled_read_blocks(jnp.asarray(cells), wanted))
+    for place, block in enumerate(wanted):
+        np.testing.assert_array_equal(found[:, :, place], cells[block] if block < 9 else 0)
+    content = np.random.default_rng(7).normal(0, 1, found.shape).astype(np.float32)
+    written = np.asarray(compiled_write_blocks(jnp.asarray(cells), wanted, content))
+    expected = cells.copy()
+    for place, block in enumerate(wanted):
         if block < 9:
-            expected[block] = row
+            expected[block] = content[:, :, place]
     np.testing.assert_array_equal(written, expected)
+
+
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_one_layer_of_some_blocks(layer: int) -> None:
+    """Blocks in any order and shape; past the end zeros."""
+    cells = blocks_of_a_group()
+    wanted = np.array([[8, 0, 3], [11, 9, 8]], np.int32)
+    for part, found in enumerate(layer_blocks(jnp.asarray(cells), jnp.int32(layer), wanted)):
+        assert found.shape == (2, 3, BLOCK, *SHAPE)
+        for at in np.ndindex(wanted.shape):
+            expected = cells[wanted[at], layer, part] if wanted[at] < 9 else 0
+            np.testing.assert_array_equal(np.asarray(found)[at], expected)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_blocks_travel_bit_for_bit(dtype: jnp.dtype) -> None:
     """NaN payloads and negative zeros included."""
-    raw = np.random.default_rng(8).integers(0, 256, (6, BLOCK, 2, 4), np.uint8)
-    layer = jnp.asarray(raw.view(np.uint8).reshape(-1).view(dtype).reshape(6, BLOCK, 2, -1))
+    size = (6, LAYERS, 2, BLOCK, 2, 4)
+    raw = np.random.default_rng(8).integers(0, 256, size, np.uint8)
+    cells = jnp.asarray(raw.reshape(-1).view(dtype).reshape(*size[:-1], -1))
     wanted = jnp.asarray(np.array([4, 0, 5], np.int32))
-    content = read_blocks(layer, wanted)
-    assert np.asarray(content).tobytes() == np.asarray(layer)[[4, 0, 5]].tobytes()
-    back = write_blocks(jnp.zeros_like(layer), wanted, content)
-    assert np.asarray(back)[[4, 0, 5]].tobytes() == np.asarray(content).tobytes()
+    content = read_blocks(cells, wanted)
+    there = np.asarray(cells)[[4, 0, 5]]
+    assert np.moveaxis(np.asarray(content), 2, 0).tobytes() == there.tobytes()
+    back = write_blocks(jnp.zeros_like(cells), wanted, content)
+    assert np.asarray(back)[[4, 0, 5]].tobytes() == there.tobytes()

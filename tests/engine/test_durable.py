@@ -247,11 +247,9 @@ def test_an_erased_session_leaves_zeros(tmp_path: Path, kind: str) -> None:
         assert all(array.tobytes() == after[name].tobytes() for name, array in before.items())
         tables = engine._desk.ledger.tables
         pool = engine._loop._executor._pool.cells  # pyright: ignore
-        layout = engine._desk.limits.layout
-        for layer, keys in enumerate(pool.keys):
-            group = layout.layer_groups[layer]
+        for group, cells in enumerate(pool.groups):
             free = [one.block for one in tables.free_blocks() if one.group == group]
-            assert free and not np.asarray(keys)[free].any()
+            assert free and not np.asarray(cells)[free].any()
         check_answer(other, kind, "", ENTRIES[:8])
 
 

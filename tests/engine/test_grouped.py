@@ -173,7 +173,7 @@ def test_freed_blocks_are_poisoned_and_their_next_owner_does_not_see_it() -> Non
             sessions.check_cells(model(), name)
         for name in (0, 1, 2):
             sessions.close(name)
-        assert turn or np.isnan(np.asarray(executor()._pool.cells.keys[1])).any()
+        assert turn or np.isnan(np.asarray(executor()._pool.cells.groups[1])).any()
 
 
 def test_a_question_goes_on_at_its_version_while_its_session_grows() -> None:

@@ -25,6 +25,7 @@ from jaxstate.config import LayerAttention, Rope
 from jaxstate.model.attention import Partial, context_attention, merge, tail_attention
 from jaxstate.model.backends import triton
 from jaxstate.testing import tiny_config
+from tests.reference import one_layer
 
 Array64 = NDArray[np.float64]
 CHUNK = 512  # cells that one turn of the loop reads
@@ -156,10 +157,10 @@ class Poisoned:
                 at = np.arange(first, length)
                 blocks = tables[session][at // shape.block % shape.width]
                 cells[blocks, at % shape.block] = stream[session, at]
-            pool.append(jnp.asarray(cells))
+            pool.append(cells)
         set_field = functools.partial(object.__setattr__, self)
         set_field("streams", tuple(stream.astype(np.float64) for stream in stored))
-        set_field("pool", tuple(pool))
+        set_field("pool", one_layer(*pool))
         set_field("tables", tables.astype(np.int32))
 
     def queries(self) -> jax.Array:
@@ -271,8 +272,7 @@ def test_scores_far_from_zero_do_not_overflow() -> None:
     for sign in (1.0, -1.0):
         found = compiled_context(
             jnp.asarray(sign * q, jnp.float32),
-            jnp.asarray(keys),
-            jnp.asarray(values),
+            *one_layer(keys, values),
             table,
             np.array([32], np.int32),
             np.zeros((1, 1), np.int32),

@@ -23,6 +23,7 @@ from tests.reference import random_model
 
 BLOCK, WIDTH, TAIL_BLOCK, TAIL_WIDTH = 16, 5, 8, 3
 KV_HEADS, GROUP, HEAD_DIM = 2, 3, 16
+LAYERS, LAYER = 3, 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +90,13 @@ TOLERANCE = {"float32": 3e-6, "bfloat16": 3e-2, "float16": 4e-3}
 def pool(
     random: np.random.Generator, tables: NDArray[np.int32], counts: tuple[int, ...], block: int
 ) -> NDArray[np.float32]:
-    """Blocks [P, block, K, H] that hold the first cells of each table, and NaN elsewhere."""
-    cells = np.full((tables.size + 2, block, KV_HEADS, HEAD_DIM), np.nan, np.float32)
+    """Blocks [P, L, 2, block, K, H] of which one layer holds the first cells of each table, and
+    all else is NaN."""
+    cells = np.full((tables.size + 2, LAYERS, 2, block, KV_HEADS, HEAD_DIM), np.nan, np.float32)
     for table, count in zip(tables, counts, strict=True):
         at = np.arange(count)
-        fresh = random.normal(0, 1, (count, KV_HEADS, HEAD_DIM))
-        cells[table[at // block], at % block] = fresh
+        fresh = random.normal(0, 1, (count, 2, KV_HEADS, HEAD_DIM))
+        cells[table[at // block], LAYER, :, at % block] = fresh
     return cells
 
 
@@ -111,16 +113,16 @@ def attended(case: Case, backend: str) -> NDArray[np.float64]:
         place.append(count * case.mixed if session < 0 else session * case.mixed + slots[session])
         slots[session] += session >= 0
     context = LayerContext(
-        keys=jnp.asarray(pool(random, tables, case.lengths, BLOCK), kind),
-        values=jnp.asarray(pool(random, tables, case.lengths, BLOCK), kind),
+        cells=jnp.asarray(pool(random, tables, case.lengths, BLOCK), kind),
+        layer=jnp.int32(LAYER),
         table=jnp.asarray(tables),
         lengths=jnp.asarray(case.lengths, jnp.int32),
         place=jnp.asarray(place, jnp.int32) if case.mixed else None,
         rows_each=case.mixed or 1,
     )
     tail = LayerTail(
-        keys=jnp.asarray(pool(random, tail_tables, case.tails, TAIL_BLOCK), kind),
-        values=jnp.asarray(pool(random, tail_tables, case.tails, TAIL_BLOCK), kind),
+        cells=jnp.asarray(pool(random, tail_tables, case.tails, TAIL_BLOCK), kind),
+        layer=jnp.int32(LAYER),
         tables=jnp.asarray(tail_tables),
         used=jnp.asarray(case.tails, jnp.int32),
     )

@@ -17,13 +17,13 @@ import pytest
 from numpy.typing import NDArray
 
 from jaxstate.cells.layout import plan_layout
-from jaxstate.cells.pool import Context, KVPool, NewCells, empty_pool
+from jaxstate.cells.pool import Context, NewCells, empty_pool
 from jaxstate.config import LayerAttention, ModelConfig, Rope, StepConfig, llama3_rope_factors
 from jaxstate.model.bundle import Model
 from jaxstate.model.decoder import Decoder, Tail, append_tail
 from jaxstate.model.params import abstract_params, init_params
 from jaxstate.testing import tiny_config, tiny_model
-from tests.reference import Reference, random_model, reference_forward
+from tests.reference import Reference, pool_of_layers, random_model, reference_forward
 
 Ids = NDArray[np.int32]
 TOLERANCE = 2e-5
@@ -146,9 +146,9 @@ def test_real_families_have_their_published_shapes(family: str) -> None:
         lengths=int32(batch),
     )
     kv = (config.num_kv_heads, config.head_dim)
-    blocks = (jax.ShapeDtypeStruct((7, cells, *kv), dtype),) * config.num_layers
+    blocks = jax.ShapeDtypeStruct((7, config.num_layers, 2, cells, *kv), dtype)
     tail = Tail(
-        cells=KVPool(keys=blocks, values=blocks),
+        cells=blocks,
         tables=int32(batch, questions, 2),
         lengths=int32(batch, questions),
     )
@@ -160,8 +160,8 @@ def test_real_families_have_their_published_shapes(family: str) -> None:
         )
         chex.assert_shape(hidden, (batch, questions, tokens, config.model_dim))
         assert hidden.dtype == dtype
-        assert len(new.keys) == len(new.values) == config.num_layers
-        chex.assert_shape([*new.keys, *new.values], (batch, questions, tokens, *kv))
+        assert len(new) == config.num_layers
+        chex.assert_shape(new, (batch, questions, tokens, 2, *kv))
         assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {dtype}
         logits = jax.eval_shape(
             functools.partial(decoder.apply, method="logits"), {"params": params}, hidden
@@ -220,14 +220,12 @@ def empty_tail(batch: int, questions: int, cells: int) -> Tail:
     """In blocks of four, last ones first; unused tail cells may hold anything."""
     config = model().config
     width = -(-cells // 4)
-    shape = (batch * questions * width, 4, config.num_kv_heads, config.head_dim)
-
-    def anything() -> tuple[jax.Array, ...]:
-        return tuple(jnp.full(shape, jnp.nan, jnp.float32) for _ in config.layers)
-
+    block = (config.num_layers, 2, 4, config.num_kv_heads, config.head_dim)
+    shape = (batch * questions * width, *block)
+    anything = jnp.full(shape, jnp.nan, jnp.float32)
     tables = jnp.arange(shape[0] - 1, -1, -1, dtype=jnp.int32).reshape(batch, questions, width)
     lengths = jnp.zeros((batch, questions), jnp.int32)
-    return Tail(cells=KVPool(keys=anything(), values=anything()), tables=tables, lengths=lengths)
+    return Tail(cells=anything, tables=tables, lengths=lengths)
 
 
 def context_of(
@@ -243,11 +241,11 @@ def context_of(
         owned = order[: len(streams) * group.table_width]
         tables.append(owned.reshape(len(streams), group.table_width))
 
-    def layers(name: str) -> tuple[jax.Array, ...]:
+    def layers(name: str) -> list[NDArray[np.float32]]:
         found = []
         for index, group in enumerate(layout.layer_groups):
             table, width = tables[group], layout.groups[group].table_width
-            shape = (len(streams) * width + 2, *layout.block_shape())
+            shape = (len(streams) * width + 2, *layout.block_shape(group)[2:])
             cells = np.full(shape, poison, np.float32)
             for session, stream in enumerate(streams):
                 last = (len(stream) - 1) // layout.block_cells
@@ -255,10 +253,11 @@ def context_of(
                 at = np.arange(first, len(stream))
                 blocks = table[session][at // layout.block_cells % width]
                 cells[blocks, at % layout.block_cells] = getattr(plain[session], name)[index][at]
-            found.append(jnp.asarray(cells))
-        return tuple(found)
+            found.append(cells)
+        return found
 
-    pool = KVPool(keys=layers("keys"), values=layers("values"))
+    pairs = list(zip(layers("keys"), layers("values"), strict=True))
+    pool = pool_of_layers(layout.layer_groups, pairs)
     lengths = jnp.asarray(np.array([len(stream) for stream in streams], np.int32))
     return Context(pool=pool, tables=tuple(jnp.asarray(t) for t in tables), lengths=lengths), plain
 
@@ -291,8 +290,8 @@ def test_one_question_of_one_session(length: int) -> None:
     check_against_reference(streams, tokens, logits)
     plain = reference_forward(model(), [*streams[0], *tokens[0, 0].tolist()])
     for layer in range(2):
-        for mine, exact in ((new.keys, plain.keys), (new.values, plain.values)):
-            found = np.asarray(mine[layer])[0, 0]
+        for part, exact in enumerate((plain.keys, plain.values)):
+            found = np.asarray(new[layer])[0, 0, :, part]
             np.testing.assert_allclose(found, exact[layer][length:], atol=1e-4, rtol=0)
 
 
@@ -387,12 +386,13 @@ def test_appending_to_a_tail_places_the_first_cells_and_touches_no_other() -> No
     counts = np.array([[4, 0, 2], [3, 4, 1]], np.int32)
     fresh = random.normal(0, 1, (batch, questions, tokens, 2, 4)).astype(np.float32)
     each = old.reshape(batch * questions, *shape[2:])
+    each = np.stack([each, -each], axis=1)[:, None]
     tail = Tail(
-        cells=KVPool(keys=(jnp.asarray(each),), values=(jnp.asarray(-each),)),
+        cells=jnp.asarray(each),
         tables=jnp.arange(6, dtype=jnp.int32).reshape(batch, questions, 1),
         lengths=jnp.asarray(lengths),
     )
-    new = NewCells(keys=(jnp.asarray(fresh),), values=(jnp.asarray(-fresh),))
+    new = (jnp.asarray(np.stack([fresh, -fresh], axis=3)),)
     found = append_tail(tail, new, jnp.asarray(counts))
     expected = old.copy()
     for b in range(batch):
@@ -400,10 +400,11 @@ def test_appending_to_a_tail_places_the_first_cells_and_touches_no_other() -> No
             for t in range(counts[b, q]):
                 if lengths[b, q] + t < cells:  # past the end: dropped
                     expected[b, q, lengths[b, q] + t] = fresh[b, q, t]
-    np.testing.assert_array_equal(np.asarray(found.cells.keys[0]).reshape(shape), expected)
-    np.testing.assert_array_equal(np.asarray(found.cells.values[0]).reshape(shape), -expected)
+    keys, values = np.asarray(found.cells)[:, 0].swapaxes(0, 1)
+    np.testing.assert_array_equal(keys.reshape(shape), expected)
+    np.testing.assert_array_equal(values.reshape(shape), -expected)
     np.testing.assert_array_equal(np.asarray(found.lengths), lengths + counts)
-    np.testing.assert_array_equal(np.asarray(tail.cells.keys[0]), each)
+    np.testing.assert_array_equal(np.asarray(tail.cells), each)
 
 
 def test_the_tiny_model_is_reproducible_and_its_answers_differ() -> None:

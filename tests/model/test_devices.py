@@ -20,7 +20,7 @@ told = []
 with jax.default_device(third):
     for one in (model, moved):
         state = jaxstate.extend(one, jaxstate.init_state(one, 64), [1, 2, 3])
-        assert state.pool.keys[0].devices() == {one.device}, one.device
+        assert state.pool.groups[0].devices() == {one.device}, one.device
         answer = jaxstate.query(one, state, [4, 5], 4, sampling=sampling).tokens.tolist()
         with jaxstate.Engine(one, warm_up=False, cells=256, sessions=2) as engine:
             session = engine.open(prefix="hi")

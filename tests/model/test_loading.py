@@ -80,7 +80,7 @@ def test_a_gguf_file_without_a_vocabulary_loads_too(gguf_file: Path) -> None:
 def test_the_dtype_is_that_of_matrices_and_cells(directory: Path, dtype: str) -> None:
     model = jaxstate.load(directory, dtype=dtype, steps=TINY_STEPS)
     state = jaxstate.extend(model, jaxstate.init_state(model, 8), [1, 2, 3])
-    assert model.dtype == state.ready.dtype == state.pool.keys[0].dtype == jnp.dtype(dtype)
+    assert model.dtype == state.ready.dtype == state.pool.groups[0].dtype == jnp.dtype(dtype)
     assert model.params["final_norm"]["scale"].dtype == jnp.float32
     assert jaxstate.query(model, state, [4], max_tokens=1).logits.dtype == np.float32
 

@@ -12,7 +12,7 @@ import jaxstate
 from jaxstate.config import StepConfig
 from jaxstate.model.bundle import Model
 from jaxstate.testing import TINY_CONFIG, ByteTokenizer
-from tests.reference import random_model
+from tests.reference import layers_of_pool, random_model
 
 CELLS = 75  # 19 blocks: more than one copy moves, the last one half used
 STEPS = StepConfig(block_cells=4, extend_tokens=(16,), question_tokens=(4,), tail_cells=(8,))
@@ -37,13 +37,14 @@ def kept(state: jaxstate.SessionState) -> list[bytes]:
     """The bytes of everything that a session needs, in stream order, wherever it lies."""
     layout, length = state.layout, int(state.length)
     found = [np.asarray(state.ready).tobytes(), np.asarray(state.length).tobytes()]
+    layers = layers_of_pool(layout.layer_groups, state.pool)
     for layer, group in enumerate(layout.layer_groups):
         window, table = layout.groups[group].window, np.asarray(state.tables[group])
         first = 0 if window is None else max(0, length - window + 1)
         at = np.arange(first, length)
         blocks = table[at // layout.block_cells % len(table)]
-        for pool in (state.pool.keys[layer], state.pool.values[layer]):
-            found.append(np.asarray(pool)[blocks, at % layout.block_cells].tobytes())
+        for part in layers[layer]:
+            found.append(part[blocks, at % layout.block_cells].tobytes())
     return found
 
 

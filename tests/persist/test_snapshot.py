@@ -68,7 +68,7 @@ def test_a_round_trip_is_bit_for_bit_and_goes_on_as_if_nothing_had_been(
 def test_bfloat16_cells_come_back_bit_for_bit(tmp_path: Path, length: int) -> None:
     model = model_of(ml_dtypes.bfloat16)
     live = read(length, model)
-    assert live.pool.keys[0].dtype == ml_dtypes.bfloat16
+    assert live.pool.groups[0].dtype == ml_dtypes.bfloat16
     jaxstate.save_state(tmp_path / "s", model, live)
     check_equal(jaxstate.restore_state(tmp_path / "s", model), live, model)
 

@@ -102,8 +102,8 @@ def test_whatever_is_asked_has_a_declared_shape(steps: StepConfig, data: st.Data
         assert ("query", chunk.size, tail) in shapes
     for chunk in chunks(data.draw(st.integers(1, 100)), steps.extend_tokens):
         assert ("extend", chunk.size, 0) in shapes
-    copied = {spec.blocks for spec in specs if spec.kind == "read"}
-    assert copied == {layout.num_blocks(layer) for layer in range(TINY_CONFIG.num_layers)}
+    copied = {spec.group for spec in specs if spec.kind == "read"}
+    assert copied == set(layout.layer_groups)
 
 
 @given(steps=step_configs)

@@ -126,8 +126,8 @@ def _difference(
 ) -> str | None:
     """Whether `run` computes a small case as the reference does; what is wrong with it, or None."""
     context = LayerContext(
-        keys=_normal(1, dtype, 6, 64, 2, head_dim),
-        values=_normal(2, dtype, 6, 64, 2, head_dim),
+        cells=_normal(1, dtype, 6, 3, 2, 64, 2, head_dim),
+        layer=jnp.int32(1),
         table=jnp.asarray([[5, 0, 3, 1]], jnp.int32),
         lengths=jnp.asarray([200], jnp.int32),
         place=None,
@@ -156,8 +156,8 @@ def _difference(
 
 def _small_tail(head_dim: int, dtype: jnp.dtype) -> LayerTail:
     return LayerTail(
-        keys=_normal(4, dtype, 4, 32, 2, head_dim),
-        values=_normal(5, dtype, 4, 32, 2, head_dim),
+        cells=_normal(4, dtype, 4, 3, 2, 32, 2, head_dim),
+        layer=jnp.int32(2),
         tables=jnp.asarray([[2], [0]], jnp.int32),
         used=jnp.asarray([7, 0], jnp.int32),
     )

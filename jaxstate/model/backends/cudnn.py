@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax._src.cudnn import fused_attention_stablehlo as fused
 from jaxtyping import Array, Float
 
+from jaxstate.cells.pool import layer_blocks
 from jaxstate.model.attention import Partial, merge
 from jaxstate.model.context import Heads, LayerContext, LayerTail, split_heads
 
@@ -58,16 +59,16 @@ def attend(
 def _over_cells(q: Float[Array, "B T N H"], context: LayerContext, scale: float) -> Partial:
     """Over the committed cells, gathered; what was never written reads as zeros, since it may be
     NaN, and 0 * NaN is NaN."""
-    batch, cells = q.shape[0], context.table.shape[1] * context.keys.shape[1]
+    batch, cells = q.shape[0], context.table.shape[1] * context.cells.shape[3]
     written = jnp.arange(cells, dtype=jnp.int32)[None] < context.lengths[:, None]
 
-    def gather(pool: Float[Array, "P C K H"]) -> Float[Array, "B S K H"]:
-        found = pool[context.table].reshape(batch, cells, *pool.shape[2:])
-        return jnp.where(written[..., None, None], found, 0)
+    def in_use(found: Float[Array, "B W C K H"]) -> Float[Array, "B S K H"]:
+        return jnp.where(written[..., None, None], found.reshape(batch, cells, *found.shape[3:]), 0)
 
+    keys, values = layer_blocks(context.cells, context.layer, context.table)
     # One cell at least is looked at; of an empty session what comes of it is left out.
     seen = jnp.maximum(context.lengths, 1)
-    partial = _partial(q, gather(context.keys), gather(context.values), seen, scale)
+    partial = _partial(q, in_use(keys), in_use(values), seen, scale)
     some = (context.lengths > 0)[:, None, None]
     return Partial(
         out=jnp.where(some[..., None], partial.out, 0.0),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxstate.cells.pool import read_blocks
+from jaxstate.cells.pool import layer_blocks
 from jaxstate.model.attention import Partial, context_attention, merge, tail_attention
 from jaxstate.model.context import Heads, LayerContext, LayerTail, by_row, by_session, split_heads
 from jaxstate.model.layers import rms_norm
@@ -73,8 +73,8 @@ def _context_part(
     rows, starts = by_session(q, starts, context)
     partial = context_attention(
         rows.reshape(rows.shape[0], -1, *rows.shape[3:]),
-        context.keys,
-        context.values,
+        context.cells,
+        context.layer,
         context.table,
         context.lengths,
         starts.reshape(starts.shape[0], -1),
@@ -117,13 +117,14 @@ def _gathered(
     tail: LayerTail, questions: tuple[int, ...]
 ) -> tuple[Float[Array, "B Q M K H"], Float[Array, "B Q M K H"], Bool[Array, "B Q M"]]:
     """Each question's keys, values and which of them are in use, side by side."""
-    rows, cells = tail.tables.shape[0], tail.tables.shape[1] * tail.keys.shape[1]
+    rows, cells = tail.tables.shape[0], tail.tables.shape[1] * tail.cells.shape[3]
     used = jnp.arange(cells, dtype=jnp.int32)[None] < tail.used[:, None]
 
-    def gather(pool: Float[Array, "PT Ct K H"]) -> Float[Array, "B Q M K H"]:
-        found = read_blocks(pool, tail.tables.reshape(-1)).reshape(rows, cells, *pool.shape[2:])
+    def in_use(found: Float[Array, "R W Ct K H"]) -> Float[Array, "B Q M K H"]:
+        found = found.reshape(rows, cells, *found.shape[3:])
         # What an earlier question left behind may be NaN, and 0 * NaN is NaN.
         found = jnp.where(used[..., None, None], found, 0)
-        return found.reshape(*questions, cells, *pool.shape[2:])
+        return found.reshape(*questions, cells, *found.shape[2:])
 
-    return gather(tail.keys), gather(tail.values), used.reshape(*questions, cells)
+    keys, values = layer_blocks(tail.cells, tail.layer, tail.tables)
+    return in_use(keys), in_use(values), used.reshape(*questions, cells)

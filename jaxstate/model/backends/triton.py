@@ -16,6 +16,7 @@ starts: a wide table costs nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import NamedTuple, cast
@@ -27,6 +28,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
+from jaxstate.cells.pool import GroupCells
 from jaxstate.model.attention import Partial
 from jaxstate.model.context import Heads, LayerContext, LayerTail, by_session
 
@@ -72,14 +74,14 @@ def attend(
     tokens, head_dim = qkv.shape[2], qkv.shape[4]
     committed = _Committed(
         q=rows.reshape(sessions, each * tokens, *rows.shape[3:]),
-        keys=context.keys,
-        values=context.values,
+        cells=context.cells,
+        layer=context.layer,
         table=context.table,
         lengths=context.lengths,
         starts=starts.reshape(sessions, -1),
     )
     own = _Own(qkv=qkv.reshape(-1, tokens, *qkv.shape[3:]), tail=tail)
-    block_cells, folded = context.keys.shape[1], tokens * heads.queries // heads.keys
+    block_cells, folded = context.cells.shape[3], tokens * heads.queries // heads.keys
     over_context, over_own = _pieces(
         committed,
         own,
@@ -137,8 +139,8 @@ class _Committed(NamedTuple):
     other heads may lie behind the N query heads of `q`."""
 
     q: Float[Array, "B R G H"]
-    keys: Float[Array, "P C K H"]
-    values: Float[Array, "P C K H"]
+    cells: GroupCells
+    layer: Int[Array, ""]
     table: Int[Array, "B W"]
     lengths: Int[Array, " B"]
     starts: Int[Array, "B R"]
@@ -206,15 +208,14 @@ def _pieces(
     padded = _padded(rows * group, cut.block_rows)
     shapes = [(cut.splits, batch, heads.keys, padded)]
     tokens = first_program = 0
-    # Matrices of rows of H: what a kernel addresses best.
-    flat, flat_own = committed._replace(q=committed.q.reshape(-1, head_dim)), None
+    flat_own = None
     if own is not None:
         questions, tokens = own.qkv.shape[:2]
         block_rows = _own_block_rows(cut, tokens * group)
         own_padded = _padded(tokens * group, block_rows)
         shapes.append((1, questions, heads.keys, own_padded))
         first_program = questions * heads.keys * own_padded // block_rows
-        flat_own = own._replace(qkv=own.qkv.reshape(-1, head_dim))
+        flat_own = _flat_own(own)
     work = _Work(
         first_program=first_program,
         rows=rows,
@@ -236,7 +237,21 @@ def _pieces(
         compiler_params=plgpu.CompilerParams(num_warps=cut.warps, num_stages=cut.stages),
         interpret=interpret,
         name="attend_pieces",
-    )(flat, flat_own)
+    )(_flat(committed), flat_own)
+
+
+def _flat(committed: _Committed) -> _Committed:
+    """Queries as a matrix of rows of H, which a kernel addresses best; its numbers as arrays."""
+    q = committed.q.reshape(-1, committed.q.shape[-1])
+    return committed._replace(q=q, layer=committed.layer.reshape(1))
+
+
+def _flat_own(own: _Own) -> _Own:
+    """As `_flat`."""
+    tail = (
+        None if own.tail is None else dataclasses.replace(own.tail, layer=own.tail.layer.reshape(1))
+    )
+    return _Own(qkv=own.qkv.reshape(-1, own.qkv.shape[-1]), tail=tail)
 
 
 class _Work(NamedTuple):
@@ -300,10 +315,11 @@ def _pieces_kernel(
 def _context_piece(refs: _Committed, outs: Pieces, program: Array, work: _Work) -> None:
     """One row block of one KV head over one piece of one session's cells."""
     rows, group, cut = work.rows, work.group, work.cut
-    q_ref, keys, values, table, lengths, starts = _refs(
-        refs.q, refs.keys, refs.values, refs.table, refs.lengths, refs.starts
+    q_ref, cells, table, lengths, starts, layers = _refs(
+        refs.q, refs.cells, refs.table, refs.lengths, refs.starts, refs.layer
     )
-    block_cells, kv_heads = keys.shape[1], keys.shape[2]
+    layer = layers[0]
+    block_cells, kv_heads = cells.shape[3], cells.shape[4]
     width, tile = table.shape[1], cut.tile_cells
     row_blocks = pl.cdiv(rows * group, cut.block_rows)
     # Neighbouring programs read the same cells: row blocks first, then heads.
@@ -327,12 +343,12 @@ def _context_piece(refs: _Committed, outs: Pieces, program: Array, work: _Work) 
     def absorb(number: Array, carry: _Softmax) -> _Softmax:
         cell = number * tile
         block = table[session, cell // block_cells % width]
-        place = (block, pl.ds(cell % block_cells, tile), head, slice(None))
+        place = (pl.ds(cell % block_cells, tile), head, slice(None))
         position = cell + jnp.arange(tile, dtype=jnp.int32)
         written = (position < length)[:, None]
-        k = plgpu.load(keys.at[place], mask=written, other=0.0)
+        k = plgpu.load(cells.at[block, layer, jnp.int32(0), *place], mask=written, other=0.0)
         # Cells never written may hold anything, NaN included, and 0 * NaN is NaN.
-        v = plgpu.load(values.at[place], mask=written, other=0.0)
+        v = plgpu.load(cells.at[block, layer, jnp.int32(1), *place], mask=written, other=0.0)
         visible = (position[None] >= start[:, None]) & (position[None] < length)
         return _absorb(carry, q, k, v, visible, work.scores)
 
@@ -388,8 +404,9 @@ def _absorb_tail(
     carry: _Softmax, q: Array, tail: LayerTail, rows: _Rows, scores: _Scores
 ) -> _Softmax:
     """The question's earlier cells."""
-    keys, values = _refs(tail.keys, tail.values)
-    block_cells, width = keys.shape[1], tail.tables.shape[1]
+    cells, layers = _refs(tail.cells, tail.layer)
+    layer = layers[0]
+    block_cells, width = cells.shape[3], tail.tables.shape[1]
     size, used = tile_cells(block_cells), tail.used[rows.question]
     first = jnp.int32(0)
     if scores.window is not None:
@@ -398,12 +415,16 @@ def _absorb_tail(
     def absorb(number: Array, carry: _Softmax) -> _Softmax:
         cell = number * size
         block = tail.tables[rows.question, jnp.minimum(cell // block_cells, width - 1)]
-        place = (block, pl.ds(cell % block_cells, size), rows.head, slice(None))
+        place = (pl.ds(cell % block_cells, size), rows.head, slice(None))
         position = cell + jnp.arange(size, dtype=jnp.int32)
         written = position < used
-        k = plgpu.load(keys.at[place], mask=written[:, None], other=0.0)
+        k = plgpu.load(
+            cells.at[block, layer, jnp.int32(0), *place], mask=written[:, None], other=0.0
+        )
         # What an earlier question left behind may be NaN, and 0 * NaN is NaN.
-        v = plgpu.load(values.at[place], mask=written[:, None], other=0.0)
+        v = plgpu.load(
+            cells.at[block, layer, jnp.int32(1), *place], mask=written[:, None], other=0.0
+        )
         visible = written[None] & rows.real[:, None]
         if scores.window is not None:
             visible &= position[None] > used + rows.token[:, None] - scores.window
@@ -533,8 +554,8 @@ def _merge_kernel(
 
 def context_attention(
     q: Float[Array, "B R N H"],
-    keys: Float[Array, "P C K H"],
-    values: Float[Array, "P C K H"],
+    cells: GroupCells,
+    layer: Int[Array, ""],
     table: Int[Array, "B W"],
     lengths: Int[Array, " B"],
     starts: Int[Array, "B R"],
@@ -545,12 +566,13 @@ def context_attention(
     interpret: bool = False,
 ) -> Partial:
     """The op itself: `context_splits` with its pieces merged, in float32."""
-    folded = q.shape[1] * q.shape[2] // keys.shape[2]
-    cut = cut or plan(q.shape[0], folded, keys.shape[2], q.shape[3], keys.shape[1])
+    block_cells, kv_heads = cells.shape[3], cells.shape[4]
+    folded = q.shape[1] * q.shape[2] // kv_heads
+    cut = cut or plan(q.shape[0], folded, kv_heads, q.shape[3], block_cells)
     (splits,) = _pieces(
-        _Committed(q, keys, values, table, lengths, starts),
+        _Committed(q, cells, layer, table, lengths, starts),
         None,
-        heads=Heads(q.shape[2], keys.shape[2]),
+        heads=Heads(q.shape[2], kv_heads),
         cut=cut,
         scores=_Scores(window=None, scale=scale, cap=cap),
         interpret=interpret,
@@ -564,7 +586,6 @@ def context_attention(
 
     def unfold(x: Array) -> Array:
         """[B, K, F, …] as [B, R, N, …]."""
-        kv_heads, folded = keys.shape[2], rows * heads // keys.shape[2]
         by_row = x[:, :, :folded].reshape(batch, kv_heads, rows, -1, *x.shape[3:])
         return by_row.swapaxes(1, 2).reshape(batch, rows, heads, *x.shape[3:])
 
