@@ -316,6 +316,10 @@ class Executor(Protocol):
         """
         ...
 
+    def release(self) -> None:
+        """Gives the device's memory back; nothing is launched after it."""
+        ...
+
     def compilations(self) -> int:
         """Steps compiled so far in this process."""
         ...

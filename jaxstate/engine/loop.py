@@ -126,10 +126,11 @@ class Loop:
                 desk.wake.wait(seconds)
 
     def _wind_up(self) -> None:
-        """Lets the device finish, and delivers what is left."""
+        """Lets the device finish, delivers what is left, and gives the device's memory back."""
         while self._in_flight:
             self._fetch_oldest()
         self.deliver()
+        self._executor.release()
 
     def _step(self) -> bool:
         desk = self._desk
