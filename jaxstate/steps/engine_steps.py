@@ -21,6 +21,7 @@ from jaxstate.cells.layout import PoolLayout, share_pool
 from jaxstate.cells.session import SessionState, SharedPool
 from jaxstate.cells.tables import BlockCopy, GroupBlock, Seen
 from jaxstate.config import ModelConfig, StepConfig
+from jaxstate.model.backends import reads_whole_tails
 from jaxstate.steps.buckets import question_sizes, smallest_fitting
 from jaxstate.steps.compiled import SessionSteps, compiled, plan_steps
 from jaxstate.steps.packing import RowInput, distinct, pack_contexts, pack_rows
@@ -100,9 +101,11 @@ class EngineSteps:
 
     @property
     def tail_cells(self) -> tuple[int, ...]:
-        """Sizes M of gathered tails: the declared ones in whole blocks."""
+        """Sizes M of tails: the declared ones in whole blocks, or the largest alone where a larger
+        one costs nothing."""
         block = self.steps.tail_block_cells
-        return tuple(sorted({-(-cells // block) * block for cells in self.steps.tail_cells}))
+        sizes = sorted({-(-cells // block) * block for cells in self.steps.tail_cells})
+        return tuple(sizes if reads_whole_tails(self.session.backend) else sizes[-1:])
 
     @property
     def shares_steps(self) -> bool:

@@ -71,3 +71,14 @@ def test_the_reference_loops_by_length() -> None:
     """Which is why a GPU does not run it; and the test above would see it."""
     spec = next(spec for spec in specs() if spec.kind == "decode")
     assert "stablehlo.while" in lowered(dataclasses.replace(spec, backend="reference"))
+
+
+def test_kernels_that_read_what_is_in_use_need_one_size_of_tail() -> None:
+    sizes = {}
+    for attention in ("reference", "triton-interpret"):
+        steps = dataclasses.replace(STEPS, attention=attention)
+        shared = plan_engine(
+            CONFIG, jnp.dtype("float32"), steps, session_cells=256, cells=1024, sessions=4
+        )
+        sizes[attention] = {spec.tail_cells for spec in shared.specs() if spec.kind == "decode"}
+    assert sizes == {"reference": {64, 128}, "triton-interpret": {128}}

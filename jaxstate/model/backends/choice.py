@@ -64,6 +64,11 @@ def add_norm(
     return triton.add_norm(x, change, scale, eps=eps, interpret=backend == "triton-interpret")
 
 
+def reads_whole_tails(backend: Backend) -> bool:
+    """Whether a question's own cells are read as far as its table goes; else as far as in use."""
+    return backend == "reference"
+
+
 def choose_backend(config: ModelConfig, dtype: jnp.dtype, steps: StepConfig) -> Backend:
     """The backend that `steps.attention` asks for, or with "auto" the fastest that works here.
 
