@@ -363,21 +363,19 @@ def _transformers_model(model: jaxstate.Model) -> Callable[..., Any]:
 
     config = model.config
     assert config.family == "llama", "the peer is measured with Llama shapes"
+    settings = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.model_dim,
+        "intermediate_size": config.mlp_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "max_position_embeddings": config.max_context,
+        "rope_theta": 500_000.0,
+        "tie_word_embeddings": config.tied_embeddings,
+    }
     with torch.device("meta"):
-        peer = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.model_dim,
-                intermediate_size=config.mlp_dim,
-                num_hidden_layers=config.num_layers,
-                num_attention_heads=config.num_heads,
-                num_key_value_heads=config.num_kv_heads,
-                max_position_embeddings=config.max_context,
-                rope_theta=500_000.0,
-                tie_word_embeddings=config.tied_embeddings,
-                attn_implementation="sdpa",
-            )
-        )
+        peer = LlamaForCausalLM(LlamaConfig.from_dict(settings))
     flat = {path: torch.from_dlpack(leaf) for path, leaf in _flat(model.params).items()}
     state = {"model.embed_tokens.weight": flat["embed/embedding"]}
     state["model.norm.weight"] = flat["final_norm/scale"].to(torch.bfloat16)
@@ -405,7 +403,7 @@ def _transformers_model(model: jaxstate.Model) -> Callable[..., Any]:
             state[f"{theirs}{name}.weight"] = flat[f"{ours}{norm}/scale"].to(torch.bfloat16)
     peer.load_state_dict(state, assign=True)
     # Buffers that were made on "meta" are made again.
-    peer.model.rotary_emb = type(peer.model.rotary_emb)(peer.config, device="cuda")
+    peer.model.rotary_emb = type(peer.model.rotary_emb)(peer.config).to("cuda")
     return peer.eval()
 
 

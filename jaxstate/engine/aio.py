@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_EXCEPTION
 from types import TracebackType
 
 from jaxstate.engine.aio_session import AsyncSession
-from jaxstate.engine.aio_waiting import made_of
+from jaxstate.engine.aio_waiting import made_of, on_a_thread
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.engine import Engine
 from jaxstate.engine.metrics import EngineMetrics
@@ -107,7 +107,7 @@ class AsyncEngine:
 
     async def wait_warm_up(self, timeout: float | None = None) -> None:
         """As `Engine.wait_warm_up`."""
-        await asyncio.to_thread(self.engine.wait_warm_up, timeout)
+        await on_a_thread(lambda: self.engine.wait_warm_up(timeout))
 
     async def restore(
         self,
@@ -131,11 +131,11 @@ class AsyncEngine:
         self, path: str | os.PathLike[str], id: str | None = None
     ) -> AsyncSession:
         """As `Engine.import_session`."""
-        return AsyncSession(await asyncio.to_thread(self.engine.import_session, path, id))
+        return AsyncSession(await on_a_thread(lambda: self.engine.import_session(path, id)))
 
     async def erase(self, id: str) -> int:
         """As `Engine.erase`."""
-        return await asyncio.to_thread(self.engine.erase, id)
+        return await on_a_thread(lambda: self.engine.erase(id))
 
     def publish_prefix(self, prefix: str) -> None:
         """As `Engine.publish_prefix`."""
@@ -191,7 +191,7 @@ class AsyncEngine:
 
     async def close(self) -> None:
         """As `Engine.close`."""
-        await asyncio.to_thread(self.engine.close)
+        await on_a_thread(self.engine.close)
 
     async def __aenter__(self) -> AsyncEngine:
         if self._engine is None:

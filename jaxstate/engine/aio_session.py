@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 
-from jaxstate.engine.aio_waiting import events_of, result_of
+from jaxstate.engine.aio_waiting import events_of, on_a_thread, result_of
 from jaxstate.engine.conditions import Condition
 from jaxstate.engine.hits import FlashQuery
 from jaxstate.engine.registering import OnFire
@@ -73,7 +73,7 @@ class AsyncSession:
 
     async def client_seq(self, client: str) -> int | None:
         """As `Session.client_seq`."""
-        return await asyncio.to_thread(self.session.client_seq, client)
+        return await on_a_thread(lambda: self.session.client_seq(client))
 
     async def wait(self, version: int | None = None, timeout: float | None = None) -> int:
         """As `Session.wait`."""
@@ -186,7 +186,7 @@ class AsyncSession:
         """As `Session.save`."""
         captured = self.session.capturing(notes)
         write = await result_of(captured, None, "the session was not captured")
-        await asyncio.to_thread(write, path)
+        await on_a_thread(lambda: write(path))
 
     async def suspend(self, timeout: float | None = None) -> None:
         """As `Session.suspend`."""
@@ -198,11 +198,11 @@ class AsyncSession:
 
     async def export(self, path: str | os.PathLike[str]) -> None:
         """As `Session.export`."""
-        await asyncio.to_thread(self.session.export, path)
+        await on_a_thread(lambda: self.session.export(path))
 
     async def erase(self) -> None:
         """As `Session.close(erase=True)`."""
-        await asyncio.to_thread(lambda: self.session.close(erase=True))
+        await on_a_thread(lambda: self.session.close(erase=True))
 
     def close(self) -> None:
         """As `Session.close`."""

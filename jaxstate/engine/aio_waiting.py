@@ -7,6 +7,7 @@ takes what it waits for off the device. Does not know: sessions.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from typing import TypeVar
@@ -58,8 +59,14 @@ async def made_of(make: Callable[[], T], discard: Callable[[T], None]) -> T:
         else:
             discard(made)
 
-    asyncio.get_running_loop().run_in_executor(None, run)
+    # asyncio's own pool has a handful of threads, which the application's calls need as well.
+    threading.Thread(target=run, name="jaxstate-aio").start()
     return await asyncio.wrap_future(future)
+
+
+async def on_a_thread(work: Callable[[], T]) -> T:
+    """What comes of something that waits; it goes on if nobody waits for it any more."""
+    return await made_of(work, lambda _: None)
 
 
 async def events_of(subscription: Subscription, timeout: float | None) -> AsyncIterator[Event]:

@@ -9,6 +9,7 @@ import functools
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -305,6 +306,29 @@ def test_a_journal_in_asyncio(tmp_path: Path) -> None:
 
     run(first())
     run(second())
+
+
+def test_what_waits_does_not_need_the_pool_of_the_application(tmp_path: Path) -> None:
+    """asyncio's pool has a handful of threads, here one, and that is busy."""
+
+    async def life() -> None:
+        freed, pool = threading.Event(), ThreadPoolExecutor(1)
+        asyncio.get_running_loop().set_default_executor(pool)
+        busy = asyncio.get_running_loop().run_in_executor(None, freed.wait)
+        try:
+            async with journaled(tmp_path / "j") as engine:
+                session = engine.open("feed")
+                await session.push(["a", "b"], client="c", client_seq=1)
+                assert await session.client_seq("c") == 1
+                await session.save(tmp_path / "s")
+                await session.export(tmp_path / "e")
+                assert (await engine.restore(tmp_path / "s", "back")).version == 2
+                await session.erase()
+        finally:
+            freed.set()
+            await busy
+
+    run(life())
 
 
 def journaled(path: Path) -> jaxstate.AsyncEngine:
