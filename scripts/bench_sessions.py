@@ -57,7 +57,7 @@ STEPS = StepConfig(
     tail_cells=(32, 64),
     question_rows=(1, 8, 32),
     step_tokens=1024,
-    choice_tokens=(4,),
+    choice_tokens=(8,),
     tail_block_cells=16,
     tail_blocks=512,
 )

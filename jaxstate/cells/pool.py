@@ -125,8 +125,8 @@ def write_group(
 def layer_blocks(
     cells: GroupCells, layer: Int[Array, ""], blocks: Int[Array, "*n"]
 ) -> tuple[Float[Array, "*n C K H"], Float[Array, "*n C K H"]]:
-    """Copies of one layer's keys and values of some blocks; past the last block zeros."""
-    keys, values = (cells.at[blocks, layer, i].get(mode="fill", fill_value=0) for i in (0, 1))
+    """Copies of one layer's keys and values of some blocks; past the last block anything."""
+    keys, values = (cells.at[blocks, layer, part].get(mode="clip") for part in (0, 1))
     return keys, values
 
 

@@ -169,14 +169,14 @@ def test_blocks_are_read_and_written_whole(order: list[int]) -> None:
 
 @pytest.mark.parametrize("layer", range(LAYERS))
 def test_one_layer_of_some_blocks(layer: int) -> None:
-    """Blocks in any order and shape; past the end zeros."""
+    """Blocks in any order and shape; what is read past the end does not matter."""
     cells = blocks_of_a_group()
     wanted = np.array([[8, 0, 3], [11, 9, 8]], np.int32)
     for part, found in enumerate(layer_blocks(jnp.asarray(cells), jnp.int32(layer), wanted)):
         assert found.shape == (2, 3, BLOCK, *SHAPE)
         for at in np.ndindex(wanted.shape):
-            expected = cells[wanted[at], layer, part] if wanted[at] < 9 else 0
-            np.testing.assert_array_equal(np.asarray(found)[at], expected)
+            if wanted[at] < 9:
+                np.testing.assert_array_equal(np.asarray(found)[at], cells[wanted[at], layer, part])
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
