@@ -53,6 +53,17 @@ class LayerContext:
 
 
 @struct.dataclass
+class Packed:
+    """Sessions that are among the tokens themselves, for training: rows [B, R, T], of which the
+    first `session_rows` are a session, one after the other, and the others look at it.
+
+    Every row sees the session's cells before its own first position, and its own tokens up to each.
+    """
+
+    session_rows: int = struct.field(pytree_node=False)
+
+
+@struct.dataclass
 class LayerTail:
     """One layer's share of the questions' own cells, one question after the other (R = B * Q).
 
@@ -69,8 +80,12 @@ class LayerTail:
     used: Int[Array, " R"]
 
 
-def layer_context(config: ModelConfig, context: Context, index: int) -> LayerContext:
+def layer_context(
+    config: ModelConfig, context: Context | Packed, index: int
+) -> LayerContext | Packed:
     """What layer `index` sees of a context."""
+    if isinstance(context, Packed):
+        return context
     groups = [config.windows.index(layer.window) for layer in config.layers]
     group = groups[index]
     return LayerContext(

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from jaxstate.cells.pool import Context, GroupCells, NewCells, write_group
 from jaxstate.config import LayerAttention, ModelConfig
 from jaxstate.model.backends import Backend, Heads, add_norm, attend, split_heads
-from jaxstate.model.context import LayerContext, LayerTail, layer_context
+from jaxstate.model.context import LayerContext, LayerTail, Packed, layer_context
 from jaxstate.model.layers import INIT, GatedMLP, RMSNorm, project, rope_angles, rotate, softcap
 from jaxstate.weights import Params
 
@@ -69,7 +69,7 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "B Q T D"],
         positions: Int[Array, "B Q T"],
-        context: LayerContext,
+        context: LayerContext | Packed,
         tail: LayerTail | None,
     ) -> tuple[Float[Array, "B Q T D"], Float[Array, "B Q T 2 K H"]]:
         """The block's output (before the residual sum) and the tokens' cells."""
@@ -131,7 +131,7 @@ class Layer(nn.Module):
         x: Float[Array, "B Q T D"],
         change: Float[Array, "B Q T D"] | None,
         positions: Int[Array, "B Q T"],
-        context: LayerContext,
+        context: LayerContext | Packed,
         tail: LayerTail | None,
     ) -> tuple[
         Float[Array, "B Q T D"],
@@ -224,7 +224,7 @@ class Decoder(nn.Module):
         self,
         tokens: Int[Array, "B Q T"],
         positions: Int[Array, "B Q T"],
-        context: Context,
+        context: Context | Packed,
         tail: Tail | None = None,
     ) -> tuple[Float[Array, "B Q T D"], NewCells]:
         """Reads T new tokens of each of Q questions of B sessions, or of R mixed ones [1, R, T].
@@ -232,7 +232,7 @@ class Decoder(nn.Module):
         Args:
             tokens: int32 ids; padding at the end of a row is harmless, since nothing looks ahead.
             positions: int32, consecutive along T.
-            context: committed cells that all of them see.
+            context: committed cells that all of them see; or where they are among the rows.
             tail: cells of earlier tokens of the same question, or None.
 
         Returns:
@@ -281,7 +281,7 @@ def forward(
     params: Params,
     tokens: Int[Array, "B Q T"],
     positions: Int[Array, "B Q T"],
-    context: Context,
+    context: Context | Packed,
     tail: Tail | None = None,
 ) -> tuple[Float[Array, "B Q T D"], NewCells]:
     """`Decoder.__call__` as a pure function of the parameters."""

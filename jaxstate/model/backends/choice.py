@@ -20,8 +20,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxstate.config import ModelConfig, StepConfig
 from jaxstate.errors import InvalidInput
-from jaxstate.model.backends import reference, triton
-from jaxstate.model.context import Heads, LayerContext, LayerTail
+from jaxstate.model.backends import packed, reference, triton
+from jaxstate.model.context import Heads, LayerContext, LayerTail, Packed
 from jaxstate.model.devices import current_device
 
 Backend = Literal["reference", "triton", "triton+cudnn", "triton-interpret"]
@@ -33,7 +33,7 @@ def attend(
     backend: Backend,
     qkv: Float[Array, "B Q T G H"],
     positions: Int[Array, "B Q T"],
-    context: LayerContext,
+    context: LayerContext | Packed,
     tail: LayerTail | None,
     *,
     heads: Heads,
@@ -42,6 +42,10 @@ def attend(
     cap: float | None = None,
 ) -> Float[Array, "B Q T N H"]:
     """`jaxstate.model.backends.reference.attend`, by that backend."""
+    if isinstance(context, Packed):
+        return packed.attend(
+            qkv, positions, context, heads=heads, window=window, scale=scale, cap=cap
+        )
     if backend == "triton+cudnn" and _cudnn().takes(qkv, context, tail, window, cap):
         return _cudnn().attend(qkv, context, heads=heads, scale=scale)
     run = reference.attend

@@ -1,0 +1,238 @@
+"""A training run: from nothing, or from where it was left, to a model that `load` reads.
+
+Comes in: a directory and a `TrainConfig`. Goes out: in that directory a Hugging Face model
+(config.json, tokenizer.model, model.safetensors), checkpoints, and a log of JSON lines. A run that
+is started again goes on with its last checkpoint and takes the same steps. Does not know: the
+command line.
+
+    config.json, tokenizer.model, tokenizer_config.json    written first
+    checkpoints/<step>                                     Orbax: parameters and optimizer, float32
+    log.jsonl                                              what each step and evaluation measured
+    model.safetensors                                      the parameters, when the run ends
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from numpy.typing import NDArray
+
+from jaxstate.config import ModelConfig
+from jaxstate.errors import InvalidInput
+from jaxstate.training.batches import Batch, make_batch
+from jaxstate.training.config import Stage, TrainConfig
+from jaxstate.training.data import FAMILIES
+from jaxstate.training.feeding import batches, text_of
+from jaxstate.training.learning import (
+    Examples,
+    Learner,
+    Measured,
+    make_step,
+    measure,
+    new_learner,
+)
+from jaxstate.training.vocabulary import train_vocabulary
+from jaxstate.weights import Params, config_from_hf
+from jaxstate.weights.export import save_weights
+
+_LOG_STEPS = 20
+_HELD_OUT_BATCHES = 8
+
+Report = dict[str, float | int | str | dict[str, float]]
+
+
+def prepare(directory: Path, config: TrainConfig) -> ModelConfig:
+    """Makes a run's directory, or checks that it is this run's.
+
+    Raises:
+        InvalidInput: it is another run's.
+        UnsupportedModel: the config names a model that we cannot run.
+    """
+    wanted = json.dumps(dict(config.model), indent=2) + "\n"
+    path = directory / "config.json"
+    if path.exists() and path.read_text("utf-8") != wanted:
+        raise InvalidInput(
+            f"{path} is not what this run would write there: it belongs to another one; train into "
+            "another directory, or delete this one"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    path.write_text(wanted, "utf-8")
+    model = config_from_hf(directory)
+    if not (directory / "tokenizer.model").exists():
+        vocabulary = train_vocabulary(config.seed, pieces=model.vocab_size)
+        (directory / "tokenizer.model").write_bytes(vocabulary)
+    settings = {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "legacy": False,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run that is under way.
+
+    Attributes:
+        directory: where everything is.
+        config: what it is.
+        model: what learns.
+        dtype: of matrix products.
+        say: is told what was measured.
+    """
+
+    directory: Path
+    config: TrainConfig
+    model: ModelConfig
+    dtype: jnp.dtype
+    say: Callable[[Report], None]
+
+    def go(
+        self,
+        *,
+        start: Params | None = None,
+        until_s: float | None = None,
+        workers: int | None = None,
+    ) -> bool:
+        """Trains to the end, or until so many seconds have passed.
+
+        Args:
+            start: parameters to begin with, where there is no checkpoint; None for random ones.
+            until_s: stops after it, with a checkpoint.
+            workers: processes that make batches; None for all cores but one.
+
+        Returns:
+            Whether the run has ended.
+        """
+        started_s = time.monotonic()
+        with self._manager() as manager:
+            learner = self._first(manager, start)
+            done = first = int(learner.step)
+            with contextlib.closing(batches(self.directory, self.config, first, workers)) as feed:
+                for made in feed:
+                    learner = self._step(learner, done, made)
+                    done += 1
+                    late = until_s is not None and time.monotonic() - started_s > until_s
+                    if late or done == self.config.steps or not done % self.config.save_steps:
+                        manager.save(done, args=ocp.args.StandardSave(learner))
+                    if done == self.config.steps or not done % self.config.evaluate_steps:
+                        self._evaluate(learner.params, done)
+                    if late:
+                        break
+            manager.wait_until_finished()
+        save_weights(self.directory / "model.safetensors", self.model, learner.params)
+        return done == self.config.steps
+
+    def _manager(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(max_to_keep=2)
+        return ocp.CheckpointManager((self.directory / "checkpoints").absolute(), options=options)
+
+    def _first(self, manager: ocp.CheckpointManager, start: Params | None) -> Learner:
+        """The last checkpoint, on all devices; else the beginning.
+
+        Raises:
+            InvalidInput: there is a checkpoint, and it is damaged or another model's.
+        """
+        learner = new_learner(self.model, self.config)
+        if start is not None:
+            learner = learner.replace(params=start)
+        learner = jax.device_put(learner, self._everywhere)
+        step = manager.latest_step()
+        if step is None:
+            return learner
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, learner)
+        try:
+            return manager.restore(step, args=ocp.args.StandardRestore(shapes))
+        except Exception as error:  # whatever the library finds wrong with its files
+            raise InvalidInput(
+                f"checkpoint {step} in {self.directory} cannot be gone on with ({error}); delete it "
+                "to go on with the one before it"
+            ) from error
+
+    @cached_property
+    def _mesh(self) -> Mesh:
+        return Mesh(np.asarray(jax.devices()), ("data",))
+
+    @property
+    def _everywhere(self) -> NamedSharding:
+        return NamedSharding(self._mesh, PartitionSpec())
+
+    def _examples(self, batch: Batch) -> Examples:
+        """On the devices, a share of the sequences on each."""
+        split = NamedSharding(self._mesh, PartitionSpec("data"))
+        arrays = (batch.tokens, batch.positions, batch.targets, batch.in_session, batch.in_answer)
+        return Examples(*(jax.device_put(array, split) for array in arrays))
+
+    @cached_property
+    def _steps(self) -> dict[int, Callable[..., tuple[Learner, Measured]]]:
+        rows = {stage.session_tokens // self.config.row_tokens for stage in self.config.stages}
+        return {one: make_step(self.model, self.config, self.dtype, one) for one in rows}
+
+    def _step(self, learner: Learner, number: int, made: tuple[Batch, ...]) -> Learner:
+        stage = self.config.stage_at(number)
+        step = self._steps[stage.session_tokens // self.config.row_tokens]
+        learner, found = step(learner, tuple(self._examples(batch) for batch in made))
+        if not (number + 1) % _LOG_STEPS:
+            self._log(_report(number + 1, found, stage))
+        return learner
+
+    def _evaluate(self, params: Params, step: int) -> None:
+        """On held-out streams of the last stage's shape: right answers by family."""
+        stage = self.config.stages[-1]
+        rows = stage.session_tokens // self.config.row_tokens
+        weight = self.config.optimizer.session_weight
+        measured = jax.jit(functools.partial(measure, self.model, self.dtype, rows, weight))
+        text = text_of(self.directory)
+        right: list[NDArray[np.bool_]] = []
+        families: list[NDArray[np.int32]] = []
+        for number in range(_HELD_OUT_BATCHES):
+            batch = make_batch(*text, stage, self.config.row_tokens, f"held out/{number}")
+            found = measured(params, self._examples(batch))
+            right.append(np.asarray(found.right).ravel())
+            families.append(batch.families.ravel())
+        self._log(
+            {"step": step, "held_out": by_family(np.concatenate(right), np.concatenate(families))}
+        )
+
+    def _log(self, report: Report) -> None:
+        with (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(report) + "\n")
+        self.say(report)
+
+
+def _report(step: int, found: Measured, stage: Stage) -> Report:
+    return {
+        "step": step,
+        "session_tokens": stage.session_tokens,
+        "loss": float(found.loss),
+        "answer_loss": float(found.answer_loss),
+        "session_loss": float(found.session_loss),
+        "right": float(jnp.mean(found.right)),
+    }
+
+
+def by_family(right: NDArray[np.bool_], families: NDArray[np.int32]) -> dict[str, float]:
+    """The share of right answers of each family that occurs, and of all."""
+    found = {
+        name: float(right[families == number].mean())
+        for number, name in enumerate(FAMILIES)
+        if (families == number).any()
+    }
+    return {**found, "all": float(right.mean())}
