@@ -954,20 +954,20 @@ _ABSENT: Mapping[str, tuple[str, ...]] = {
 }
 _Family = Callable[[_View], Question | None]
 _FAMILIES: Sequence[tuple[_Family, float]] = (
-    (_last, 3),
-    (_at_time, 3),
+    (_last, 2.5),
+    (_at_time, 4),
     (_previous, 2),
-    (_extreme_last, 3.5),
-    (_extreme_all, 2),
-    (_direction, 2.5),
-    (_bullish, 1.5),
-    (_threshold, 2.5),
-    (_how_many, 1),
-    (_which, 2),
-    (_happened, 1.2),
+    (_extreme_last, 3),
+    (_extreme_all, 1.8),
+    (_direction, 3.5),
+    (_bullish, 3),
+    (_threshold, 2),
+    (_how_many, 0.8),
+    (_which, 2.5),
+    (_happened, 1),
     (_changed, 1.2),
-    (_updated, 3),
-    (_unknown, 1.6),
+    (_updated, 2),
+    (_unknown, 1.3),
 )
 _MAKERS, _WEIGHTS = zip(*_FAMILIES, strict=True)
 
