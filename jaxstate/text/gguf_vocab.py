@@ -61,19 +61,61 @@ _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# Letters with case as DeepSeek's first tokenizers list them (Unicode code points).
+_DEEPSEEK_LETTERS = (
+    r"A-Za-z\x{00B5}\x{00C0}-\x{00D6}\x{00D8}-\x{00F6}\x{00F8}-\x{01BA}\x{01BC}-\x{01BF}"
+    r"\x{01C4}-\x{0293}\x{0295}-\x{02AF}\x{0370}-\x{0373}\x{0376}\x{0377}\x{037B}-\x{037D}"
+    r"\x{037F}\x{0386}\x{0388}-\x{038A}\x{038C}\x{038E}-\x{03A1}\x{03A3}-\x{03F5}\x{03F7}-"
+    r"\x{0481}\x{048A}-\x{052F}\x{0531}-\x{0556}\x{10A0}-\x{10C5}\x{13A0}-\x{13F5}\x{13F8}"
+    r"-\x{13FD}\x{1C90}-\x{1CBA}\x{1CBD}-\x{1CBF}\x{1D00}-\x{1D2B}\x{1D6B}-\x{1D77}"
+    r"\x{1D79}-\x{1D9A}\x{1E00}-\x{1F15}\x{1F18}-\x{1F1D}\x{1F20}-\x{1F45}\x{1F48}-"
+    r"\x{1F4D}\x{1F50}-\x{1F57}\x{1F59}\x{1F5B}\x{1F5D}\x{1F5F}-\x{1F7D}\x{1F80}-\x{1FB4}"
+    r"\x{1FB6}-\x{1FBC}\x{1FBE}\x{1FC2}-\x{1FC4}\x{1FC6}-\x{1FCC}\x{1FD0}-\x{1FD3}\x{1FD6}"
+    r"-\x{1FDB}\x{1FE0}-\x{1FEC}\x{1FF2}-\x{1FF4}\x{1FF6}-\x{1FFC}\x{2102}\x{2107}\x{210A}"
+    r"-\x{2113}\x{2115}\x{2119}-\x{211D}\x{2124}\x{2126}\x{2128}\x{212A}-\x{212D}\x{212F}-"
+    r"\x{2134}\x{2139}\x{213C}-\x{213F}\x{2145}-\x{2149}\x{214E}\x{2183}\x{2184}\x{2C00}-"
+    r"\x{2C7B}\x{2C7E}-\x{2CE4}\x{2CEB}-\x{2CEE}\x{2CF2}\x{2CF3}\x{A640}-\x{A66D}\x{A680}-"
+    r"\x{A69B}\x{A722}-\x{A76F}\x{A771}-\x{A787}\x{A78B}-\x{A78E}\x{AB70}-\x{ABBF}\x{FB00}"
+    r"-\x{FB06}\x{FB13}-\x{FB17}\x{FF21}-\x{FF3A}\x{FF41}-\x{FF5A}\x{10400}-\x{1044F}"
+    r"\x{104B0}-\x{104D3}\x{104D8}-\x{104FB}\x{10C80}-\x{10CB2}\x{10CC0}-\x{10CF2}"
+    r"\x{118A0}-\x{118DF}\x{1E900}-\x{1E943}"
+)
+_DEEPSEEK_EAST_ASIAN = r"[\x{4E00}-\x{9FA5}\x{0800}-\x{4E00}\x{AC00}-\x{D7FF}]+"
+_DEEPSEEK_MARKS = (
+    r"\s?[!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3000}-\x{3002}]+"
+)
 _LLAMA3_CUT = _Cut((_QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|"),), whole_words=True, adds_bos=True)
 _QWEN2_CUT = _Cut((_QWEN2,), nfc=True)
+# Digits stand alone, then as GPT-2.
+_DIGITS_CUT = _Cut((r"\p{N}", _GPT2))
 # What llama.cpp does with files whose converter did not know the vocabulary: the best there is for
 # them.
 _DEFAULT_CUT = _Cut((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"))
 _CUTS: Mapping[str, _Cut] = {
     "gpt-2": _Cut((_GPT2,)),
     "default": _DEFAULT_CUT,
+    "smollm": _DIGITS_CUT,
+    "starcoder": _DIGITS_CUT,
+    "refact": _DIGITS_CUT,  # StarCoder's vocabulary with other markers; Granite Code has it
+    "minerva-7b": _DIGITS_CUT,
     "llama-bpe": _LLAMA3_CUT,
     "llama3": _LLAMA3_CUT,
     "llama-v3": _LLAMA3_CUT,
+    "falcon3": _LLAMA3_CUT,
     "qwen2": _QWEN2_CUT,
     "deepseek-r1-qwen": _QWEN2_CUT,
+    "deepseek-llm": _Cut(
+        (
+            r"[\r\n]",
+            rf"\s?[{_DEEPSEEK_LETTERS}]+",
+            _DEEPSEEK_MARKS,
+            r"\s+$",
+            _DEEPSEEK_EAST_ASIAN,
+            r"\p{N}+",
+        )
+    ),
+    "deepseek-coder": _Cut((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_EAST_ASIAN, r"\p{N}")),
+    "seed-coder": _Cut((_QWEN2.replace(r"[^\s\p{L}\p{N}]+[\r\n]*", r"[^\s\p{L}\p{N}\r\n]+"),)),
     "tekken": _Cut((_TEKKEN,), whole_words=True, adds_bos=True),
 }
 

