@@ -16,9 +16,12 @@ from jaxstate.training.data.phrases import say_one
 from jaxstate.training.data.records import UNKNOWN, Question, Record
 from jaxstate.training.data.sources import Facts, Source
 
-_WHAT = "[What is|What was|What's|Tell me|Give me|State|Report|Say|Find|What is|What was]"
-_LAST = "[last|latest|most recent|newest|current|last|latest]"
-_NOW = "[| now| right now| at the moment| so far| currently||]"
+_WHAT = (
+    "[What is|What was|What's|Tell me|Give me|State|Report|Say|Find|What is|What was|Show me|I need|"
+    "Do you know|Can you tell me|Look up|Name|Which was|Output]"
+)
+_LAST = "[last|latest|most recent|newest|current|last|latest|last seen|last known|final|most current]"
+_NOW = "[| now| right now| at the moment| so far| currently|||| at present| as of now| these days]"
 _MARK = "[?|?|?|.|]"
 
 
@@ -149,8 +152,12 @@ def _last(view: _View) -> Question | None:
             "[At|On] what {f} [did|was] the " + _LAST + " {r}{of}[ come in|]?",
             "[What does|What did] {who} show [last|now|most recently] [for|as] {f}?",
             _WHAT + " {nf} [in|at|of] the " + _LAST + " {r}" + _MARK,
-            "[How high|How much] [is|was] {nf}" + _NOW + "?",
+            "[How high|How much|How large] [is|was] {nf}" + _NOW + "?",
             "{nf}[ now|]?",
+            "[Where|At what] [does|did] {nf} [stand|end|finish|stop|sit]" + _NOW + "?",
+            "What [does|did] {nf} [stand at|come to|amount to|read|end at]" + _NOW + "?",
+            "What [value|number|figure] [does|did] {nf} have [last|now|most recently]?",
+            "[Quote|Read out|Repeat] {nf} [from|of] the " + _LAST + " {r}" + _MARK,
         ),
         f=called,
         of=of,
@@ -181,6 +188,11 @@ def _at_time(view: _View) -> Question | None:
             "[What was|Which] {f}{of} [was recorded|was reported|was shown|did we see] {at}?",
             "{by}{f} {at}?",
             "[How high|How much|What] was {nf} {at}?",
+            "What did {nf} [stand at|come to|read|show] {at}?",
+            "[Which|What] [value|number|figure] did {nf} have {at}?",
+            "{At}: {nf}?",
+            "[Go to|Look at|Find] {t}[ and give|:] {nf}" + _MARK,
+            "[How high|What] [did|was] {nf} [get|] {at}?",
             _WHAT + " {nf} [in|of] the {r} [{at}|from {t}|of {t}]" + _MARK,
         ),
         **_time_words(view, record.time),
@@ -247,7 +259,11 @@ def _previous(view: _View) -> Question | None:
             _WHAT + " the {f}{of} before the [last|latest|current|most recent] [one|{r}|{f}]"
             + _MARK,
             _WHAT + " {nf} in the [previous|prior|second to last] {r}" + _MARK,
-            "What [was|did] {nf} [before|before it changed|just before the last {r}]?",
+            "What was {nf} [before|before it changed|just before the last {r}]?",
+            "[Which|What] {f}{of} [came|was read|was seen|was there] [right|just|directly] before the "
+            + _LAST + " [one|{r}|{f}]?",
+            _WHAT + " {nf} in the {r} [preceding|ahead of|prior to] the " + _LAST + " one" + _MARK,
+            "Not the last {f}{of} but the one before" + _MARK,
         ),
         **words,
     )  # fmt: skip
@@ -302,8 +318,14 @@ def _extreme_last(view: _View) -> Question | None:
             "[Max|Maximum|Highest] {f}{of}[,|] last {k} {rs}?"
             if high
             else "[Min|Minimum|Lowest] {f}{of}[,|] last {k} {rs}?",
+            "[What is|Give] the " + ("[peak|high point|top value]" if high else "[trough|low point|"
+            "bottom value]") + " of {nf} [over|among|in|within] the [{k} last|{k} latest|last {k}|"
+            "{k} most recent] {rs}" + _MARK,
+            "[Of|Among] the [{k} last|{k} latest|last {k}|{k} most recent] {rs}[ of {who}|], which "
+            "{f} is the " + superlative + "?",
         ),
         f=called,
+        who=entity if view.source.named else "the stream",
         k=_count_word(view, k),
         of=view.of(entity),
         the_by=view.by(entity) or "the ",
@@ -371,6 +393,10 @@ def _extreme_all(view: _View) -> Question | None:
             ("[How high did|What was the peak that] " if high else "[How low did|How far down did] ")
             + "{nf} [go|get|reach]{far}?",
             ("[Max|Maximum|Highest]" if high else "[Min|Minimum|Lowest]") + " {f}{of}{far}?",
+            "[What is|Give] the " + ("[peak|record high|all-time high|top value]" if high else
+            "[trough|record low|all-time low|bottom value]") + " of {nf}{far}" + _MARK,
+            "[Of|Among] all {rs}[ here| in this data| we have|], [what is|which is] the "
+            + superlative + " {f}{of}?",
         ),
         **words,
     )  # fmt: skip
@@ -430,7 +456,12 @@ def _direction(view: _View) -> Question | None:
                 "[Which way|In which direction] did {nf} [move|go] [over|in|during] the last {k}"
                 " {rs}?",
                 "[Up or down|Direction|Trend] of {nf} over the last {k} {rs}?",
-                "From the first to the last of the last {k} {rs}, did {nf} go up or down?",
+                "From the first to the last of the [last {k}|{k} latest] {rs}, did {nf} go up or"
+                " down?",
+                "[Comparing|Compare] the first and the last of the [last {k}|{k} latest] {rs}[, did|:"
+                " did] {nf} [go up or down|rise or fall]?",
+                "[Across|Throughout] the [last {k}|{k} most recent] {rs}, [was|is] {nf} [up or down|"
+                "moving up or down]?",
             )
         )
     change = _number(records[-1], field) - _number(first, field)
@@ -684,6 +715,8 @@ def _which(view: _View) -> Question | None:
             (
                 "Which {n} [was updated|reported|came|appeared|was mentioned|spoke] last?",
                 "[Which|What] {n} is the [last|latest|most recent] {r} [about|from|of]?",
+                "[Which|What] {n}'s {r} [came in|arrived|was read|was written] last?",
+                "[From|About] [which|what] {n} is the " + _LAST + " {r}?",
                 "[Name|Give|What is] the {n} [in|of] the [last|latest] {r}" + _MARK,
                 "[Who|Which {n}] [was|is] [last|the last one]?",
             ),
@@ -843,7 +876,9 @@ def _changed(view: _View) -> Question | None:
     words = {"n": view.entity_word(), "e": last.entity}
     text = view.say(
         (
-            "[What|Which {n}] [changed|was changed|was updated|was set] [last|most recently]?",
+            "[What|Which {n}|Which thing|Which one] [changed|was changed|was updated|was set] [last|"
+            "most recently]?",
+            "[What|Which {n}] did the " + _LAST + " [update|change|entry|line] [touch|concern|set]?",
             "[What|Which {n}] is the [last|latest|most recent] [change|update] about?",
             "[Name|Give] the {n} that [changed|was updated] last" + _MARK,
         ),
@@ -868,6 +903,8 @@ def _updated(view: _View) -> Question | None:
             _WHAT + " {e}'s [current |latest |]{f}" + _NOW + _MARK,
             "[What|Which] {f} does {e} have[ now|]?",
             "{e} {f}?",
+            "[What|Which {f}] is [recorded|on record|stored|noted|given|listed] for {e}" + _NOW + "?",
+            "[As of|After] the [last|latest] update, what is {e}?",
         ),
         e=entity,
         f=view.rng.choice(source.fact.words),

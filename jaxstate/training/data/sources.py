@@ -592,6 +592,30 @@ _STATES = (
     "running stopped ready late early returned packed approved rejected"
 ).split()
 
+_MODES = "on off standby idle heating cooling locked unlocked full empty online offline".split()
+_THINGS = (
+    "key box crate pallet bicycle truck phone tablet book lamp desk chair monitor drone wrench "
+    "hammer pump sample parcel folder guitar mirror kettle helmet trolley projector router cart"
+).split()
+_ROOMS = "hall kitchen office lab store depot hangar corridor workshop library lobby vault".split()
+
+
+def _spot(rng: random.Random) -> str:
+    room = rng.choice(_ROOMS)
+    return rng.choice(
+        (
+            room,
+            f"the {room}",
+            f"{names.word(rng)} {room}",
+            f"room {rng.randint(1, 400)}",
+            f"shelf {rng.randint(1, 40)}",
+            f"{rng.choice(('north', 'south', 'east', 'west', 'upper', 'lower'))} {room}",
+            names.place(rng),
+            f"{room} {rng.randint(1, 20)}",
+        )
+    )
+
+
 _FACTS: Mapping[str, Fact] = {
     "setting": Fact(
         nouns=("key", "setting", "variable", "parameter"),
@@ -643,6 +667,51 @@ _FACTS: Mapping[str, Fact] = {
         value=lambda rng: str(rng.randint(0, 999)),
         sentences=("[stock of|inventory:|] {entity} {value}", "{value} {entity} [left|in stock]"),
         ask=("How many {e} are [left|there|in stock][ now|]?",),
+    ),
+    "place": Fact(
+        nouns=("item", "thing", "object"),
+        field="location",
+        words=("location", "place", "position"),
+        key=lambda rng: rng.choice(("", "", "the ", f"{names.word(rng)} ")) + rng.choice(_THINGS),
+        value=_spot,
+        sentences=(
+            "{entity} is [now|] in {value}[.|]",
+            "{entity} [was moved to|went to|was put in|lies in|now in|is kept in] {value}[.|]",
+            "[moved|put|brought] {entity} to {value}",
+            "UPDATE {entity} [place|location|at]={value}",
+        ),
+        ask=(
+            "Where [is|was] {e}[ now| kept| put| last seen|]?",
+            "Where [do I find|would I find|can one get] {e}[ now|]?",
+            "In [which|what] [place|room] is {e}?",
+        ),
+    ),
+    "balance": Fact(
+        nouns=("account", "customer"),
+        field="balance",
+        words=("balance", "amount"),
+        key=lambda rng: f"{rng.choice(('account', 'customer', 'wallet', 'client'))} {rng.randint(10, 99999)}",
+        value=lambda rng: f"{rng.uniform(0, 10 ** rng.randint(2, 5)):.2f}",
+        sentences=("[The|] balance of {entity} is [now|] {value}[.|]", "{entity} has {value}"),
+        ask=("How much [does|did] {e} have[ now|]?", "How much [is in|is left in] {e}?"),
+    ),
+    "gate": Fact(
+        nouns=("flight", "train"),
+        field="gate",
+        words=("gate", "platform"),
+        key=lambda rng: f"{rng.choice(('flight', 'train', 'bus'))} {rng.choice('ABKLX')}{rng.randint(10, 9999)}",
+        value=lambda rng: f"{rng.choice(('', 'A', 'B', 'C', 'D'))}{rng.randint(1, 60)}",
+        sentences=("{entity} [leaves from|departs from|boards at|moved to] gate {value}[.|]",),
+        ask=("From which gate does {e} leave?", "[Which|What] gate [is|for] {e}?"),
+    ),
+    "state": Fact(
+        nouns=("device", "switch", "door"),
+        field="state",
+        words=("state", "status", "mode"),
+        key=lambda rng: names.device(rng, rng.choice(_DEVICES)),
+        value=lambda rng: rng.choice(_STATES) if rng.random() < 0.5 else rng.choice(_MODES),
+        sentences=("{entity} [went|is|turned|switched to] {value}[.|]", "{entity} reports {value}"),
+        ask=("[How|In what state] is {e}[ now|]?", "Is {e} on or what?", "What is {e} doing[ now|]?"),
     ),
     "owner": Fact(
         nouns=("task", "project", "account"),
