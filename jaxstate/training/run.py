@@ -44,8 +44,7 @@ from jaxstate.training.learning import (
     new_learner,
 )
 from jaxstate.training.vocabulary import train_vocabulary
-from jaxstate.weights import Params, config_from_hf
-from jaxstate.weights.export import save_weights
+from jaxstate.weights import Params, config_from_hf, save_weights
 
 _LOG_STEPS = 20
 _HELD_OUT_BATCHES = 8

@@ -15,7 +15,8 @@ Does not know: text, cells, the decoder (its shapes are an argument).
 
 from jaxstate.weights.config_gguf import config_from_gguf
 from jaxstate.weights.config_hf import config_from_hf
-from jaxstate.weights.known import known_model_path
+from jaxstate.weights.export import save_weights
+from jaxstate.weights.known import EMBEDDED, known_model_path, known_names
 from jaxstate.weights.load import Params, Progress, load_params
 from jaxstate.weights.names import NameTable, Rule, name_table
 from jaxstate.weights.source import TensorSource
@@ -23,6 +24,7 @@ from jaxstate.weights.tensors_gguf import GgufFile, open_gguf
 from jaxstate.weights.tensors_safetensors import SafetensorsFiles, open_safetensors
 
 __all__ = [
+    "EMBEDDED",
     "GgufFile",
     "NameTable",
     "Params",
@@ -33,8 +35,10 @@ __all__ = [
     "config_from_gguf",
     "config_from_hf",
     "known_model_path",
+    "known_names",
     "load_params",
     "name_table",
     "open_gguf",
     "open_safetensors",
+    "save_weights",
 ]

