@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test check parity bench clean
 
 demo: .venv/.demo  ## stream a real document into a real model, and compare
-	$(BIN)/jaxstate demo
+	$(BIN)/jaxstate demo --text
 
 test: check  ## format, lint, types and the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not parity"

@@ -77,18 +77,25 @@ def _rows(file: str) -> list[dict[str, str]]:
 def _bars() -> dict[str, list[Bar]]:
     found: dict[str, list[Bar]] = defaultdict(list)
     for row in _rows("stocks.csv.gz"):
-        prices = [f"{float(row[name]):.2f}" for name in ("Open", "High", "Low", "Close")]
-        found[row["Ticker"]].append(Bar(row["Ticker"], row["Date"], *prices, row["Volume"]))
+        opened, high, low, close = (
+            f"{float(row[name]):.2f}" for name in ("Open", "High", "Low", "Close")
+        )
+        bar = Bar(row["Ticker"], row["Date"], opened, high, low, close, row["Volume"])
+        found[bar.symbol].append(bar)
     return found
 
 
 _BAR_ENTRIES: Sequence[Callable[[Bar], str]] = (
-    lambda b: f"{b.date} {b.symbol} open={b.open} high={b.high} low={b.low} close={b.close} "
-    f"volume={b.volume}",
+    lambda b: (
+        f"{b.date} {b.symbol} open={b.open} high={b.high} low={b.low} close={b.close} "
+        f"volume={b.volume}"
+    ),
     lambda b: f"{b.symbol},{b.date},{b.open},{b.high},{b.low},{b.close},{b.volume}",
     lambda b: f"{b.date} {b.symbol}: O {b.open} H {b.high} L {b.low} C {b.close}",
-    lambda b: f'{{"date": "{b.date}", "symbol": "{b.symbol}", "open": {b.open}, "high": {b.high}, '
-    f'"low": {b.low}, "close": {b.close}}}',
+    lambda b: (
+        f'{{"date": "{b.date}", "symbol": "{b.symbol}", "open": {b.open}, "high": {b.high}, '
+        f'"low": {b.low}, "close": {b.close}}}'
+    ),
 )
 
 
@@ -172,9 +179,7 @@ def _about_bars(rng: random.Random, bars: list[Bar]) -> Iterator[Asked]:
     )
     if len(of) > 1:
         top = max(of, key=lambda name: float(of[name][-1].close))
-        yield Asked(
-            "which one", "Which symbol had the highest last close?", top, tuple(sorted(of))
-        )
+        yield Asked("which one", "Which symbol had the highest last close?", top, tuple(sorted(of)))
         yield Asked("which one", "Which symbol's bar came in last?", bars[-1].symbol)
     stranger = rng.choice(("NVDA", "ORCL", "TSLA", "KO"))
     yield Asked("unknown", f"At what price did {stranger} close last?", "unknown")
@@ -221,7 +226,9 @@ def _about_readings(rng: random.Random, readings: list[Reading], what: str) -> I
     yield Asked("last value", f"What does the {what} stand at now?", readings[-1].value)
     one = rng.choice(readings)
     yield Asked("value at a time", f"What {what} was measured at {one.time}?", one.value)
-    yield Asked("previous value", f"Which {what} was read just before the latest?", readings[-2].value)
+    yield Asked(
+        "previous value", f"Which {what} was read just before the latest?", readings[-2].value
+    )
     for k in {3, 20} if len(readings) > 20 else {3}:
         top = max(readings[-k:], key=lambda one: float(one.value)).value
         yield Asked(
@@ -238,8 +245,8 @@ def _about_readings(rng: random.Random, readings: list[Reading], what: str) -> I
         if len(numbers) >= k and numbers[-1] != numbers[-k]:
             yield Asked(
                 "up or down",
-                f"Comparing the first and the last of the {k} latest readings, did the {what} go up "
-                "or down?",
+                f"Comparing the first and the last of the {k} latest readings, did the {what} go "
+                "up or down?",
                 "up" if numbers[-1] > numbers[-k] else "down",
                 ("up", "down"),
             )
@@ -345,14 +352,14 @@ def _shares(found: Counts) -> dict[str, float]:
 def main() -> int:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Raw)
-    parser.add_argument("-m", "--model", help="as jaxstate.load takes it; the embedded one if not")
+    parser.add_argument("-m", "--model", default="streams-20m", help="as jaxstate.load takes it")
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048, 8000])
     parser.add_argument("--streams", type=int, default=6, help="of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--wrong", action="store_true", help="print every wrong answer")
     options = parser.parse_args()
-    model = jaxstate.load(*([options.model] if options.model else []), dtype=options.dtype)
+    model = jaxstate.load(options.model, dtype=options.dtype)
     wrong: list[str] = []
     shares: dict[int, dict[str, float]] = {}
     counts: dict[str, int] = {}

@@ -16,6 +16,7 @@ import typer
 from jaxstate.cli.show import Show
 from jaxstate.cli.signals import Ended, ended_by_signals
 from jaxstate.errors import JaxstateError
+from jaxstate.weights.known import EMBEDDED
 
 DTypeOption = Literal["float32", "bfloat16", "float16"]
 DurabilityOption = Literal["memory", "os", "fsync"]
@@ -38,7 +39,7 @@ Model = Annotated[
         "-m",
         help="A Hugging Face directory, a .gguf file, or a name (streams-20m, smollm2-135m, "
         "gemma3-270m).",
-        show_default="the one of a saved session, else streams-20m, which comes with jaxstate",
+        show_default="the one of a saved session",
     ),
 ]
 Cells = Annotated[
@@ -277,18 +278,31 @@ def inspect(
 @app.command()
 def demo(
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Another model than the one of the extra 'gemma'.")
-    ] = "gemma3-270m",
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Another model.",
+            show_default="streams-20m, which comes with jaxstate; gemma3-270m with --text",
+        ),
+    ] = None,
+    text: Annotated[bool, typer.Option("--text", help="A document instead of prices.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Stream a real document into a real model, and compare with reading it again each time.
+    """Stream real prices into the embedded model, with its answers beside the truth.
 
-    The document (9,185 words, public domain: the Declaration of Independence, the Constitution of
-    the United States with its amendments, the Gettysburg Address) ships with jaxstate.
+    Daily prices of three companies (extra 'demo') come in day by day, and flash queries about them
+    are kept answered. With --text a document is streamed (9,185 words, public domain: the
+    Declaration of Independence, the Constitution of the United States with its amendments, the
+    Gettysburg Address), into a model that can read prose (extra 'gemma'). Both compare what an
+    answer costs with reading everything again.
     """
-    from jaxstate.cli.demo import run_demo
+    from jaxstate.cli import demo_prices, demo_text
 
-    raise typer.Exit(run_demo(Show(as_json=as_json), model))
+    show = Show(as_json=as_json)
+    if text:
+        raise typer.Exit(demo_text.run_demo(show, model or "gemma3-270m"))
+    raise typer.Exit(demo_prices.run_demo(show, model or EMBEDDED))
 
 
 @app.command()
@@ -316,9 +330,7 @@ def train(
     dtype: DType = None,
     workers: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Processes that make batches.", show_default="all cores but one"
-        ),
+        typer.Option(min=1, help="Processes that make batches.", show_default="all cores but one"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -35,7 +35,7 @@ from jaxstate.steps.compiled import compile_all
 from jaxstate.steps.engine_steps import EngineSteps, plan_engine
 from jaxstate.steps.spec import StepSpec
 from jaxstate.textfiles import read_text_file
-from jaxstate.weights import EMBEDDED
+from jaxstate.weights import known_names
 
 T = TypeVar("T")
 # Most questions are no longer, and neither is what comes through a pipe at once; the steps for
@@ -250,14 +250,18 @@ def capacity(given: int | None, saved: Sequence[Path]) -> int | None:
 
 
 def model_name(given: str | None, saved: Sequence[Path]) -> str:
-    """The model to load: as given, or as noted in saved sessions, or the embedded one."""
+    """The model to load: as given, or as noted in saved sessions.
+
+    Raises:
+        InvalidInput: neither says.
+    """
     if given is not None:
         return given
     for one in saved:
         noted = inspect_snapshot(one).notes.get("model")
         if isinstance(noted, str) and noted:
             return noted
-    return EMBEDDED
+    raise InvalidInput(f"which model? Pass --model: a path, or a name ({', '.join(known_names())})")
 
 
 def read_steps(path: Path | None) -> StepConfig:

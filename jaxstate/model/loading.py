@@ -33,7 +33,6 @@ from jaxstate.text import (
     tokenizer_from_gguf,
 )
 from jaxstate.weights import (
-    EMBEDDED,
     TensorSource,
     config_from_gguf,
     config_from_hf,
@@ -68,7 +67,7 @@ class ModelFiles:
 
 
 def load(
-    source: Source = EMBEDDED,
+    source: Source,
     dtype: DTypeName | jnp.dtype | None = None,
     max_context: int | None = None,
     *,

@@ -122,9 +122,7 @@ class _Writer:
         """A session up to its capacity, and questions at random places."""
         stage, stream = self._stage, Stream(rng)
         size = stage.session_tokens
-        places = sorted(
-            round(size * rng.uniform(_EARLIEST, 1)) for _ in range(stage.questions)
-        )
+        places = sorted(round(size * rng.uniform(_EARLIEST, 1)) for _ in range(stage.questions))
         session = self._template.open_tokens(self._tokenizer, "")
         asked: list[_Asked] = []
         while True:

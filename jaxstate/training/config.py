@@ -21,7 +21,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from jaxstate.errors import InvalidInput
 
@@ -151,7 +151,7 @@ def train_config_from_toml(text: str) -> TrainConfig:
     )
     if not isinstance(model, dict) or not isinstance(stages, list):
         raise InvalidInput("[model] must be a table and [[stages]] tables")
-    numbers = {key: _checked(key, found[key], int) for key in simple & set(found)}
+    numbers = {key: _whole(key, found[key]) for key in simple & set(found)}
     return TrainConfig(
         model=model,
         optimizer=_plain(Optimizer, "[optimizer]", optimizer),
@@ -166,7 +166,9 @@ def _plain(kind: type[Plain], where: str, found: object) -> Plain:
     known = {one.name: one.type for one in fields(kind)}
     if unknown := sorted(set(found) - set(known)):
         raise InvalidInput(f"{where}: unknown keys {unknown}; allowed are {sorted(known)}")
-    values = {key: _setting(f"{where} {key}", value, str(known[key])) for key, value in found.items()}
+    values: dict[str, Any] = {
+        key: _setting(f"{where} {key}", value, str(known[key])) for key, value in found.items()
+    }
     try:
         return kind(**values)
     except TypeError as error:
@@ -175,15 +177,19 @@ def _plain(kind: type[Plain], where: str, found: object) -> Plain:
 
 def _setting(key: str, value: object, kind: str) -> int | float | str:
     if kind != "OptimizerKind":
-        return _checked(key, value, int if kind == "int" else float)
+        return _whole(key, value) if kind == "int" else _number(key, value)
     if value not in get_args(OptimizerKind):
         raise InvalidInput(f"{key}={value!r} must be one of {', '.join(get_args(OptimizerKind))}")
     return str(value)
 
 
-def _checked(key: str, value: object, kind: type[int] | type[float]) -> int | float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or (kind is int and not isinstance(value, int)) or value < 0:
-        what = "a whole number" if kind is int else "a number"
-        raise InvalidInput(f"{key}={value!r} must be {what}, not negative")
-    return kind(value)
+def _whole(key: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise InvalidInput(f"{key}={value!r} must be a whole number, not negative")
+    return value
+
+
+def _number(key: str, value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+        raise InvalidInput(f"{key}={value!r} must be a number, not negative")
+    return float(value)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def _make(stage: Stage, row_tokens: int, seed: str) -> Batch:
 
 def batches(
     directory: Path, config: TrainConfig, first_step: int, workers: int | None = None
-) -> Iterator[tuple[Batch, ...]]:
+) -> Generator[tuple[Batch, ...]]:
     """The batches of steps `first_step`, `first_step` + 1, … to the end of the run.
 
     Args:

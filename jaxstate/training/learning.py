@@ -25,7 +25,6 @@ from jaxstate.model.params import abstract_params, init_params
 from jaxstate.training.config import Optimizer, TrainConfig
 from jaxstate.weights import Params
 
-
 _ADAMW_UPDATE_RMS = 0.2
 
 
@@ -114,9 +113,9 @@ def _hidden_matrices(params: optax.Params) -> optax.Params:
     """Those between hidden vectors: not the embedding, nor an output projection."""
 
     def dimensions(
-        path: tuple[jax.tree_util.DictKey, ...], leaf: Array
+        path: tuple[object, ...], leaf: Array
     ) -> optax.contrib.MuonDimensionNumbers | None:
-        hidden = leaf.ndim == 2 and path[0].key not in ("embed", "head")
+        hidden = leaf.ndim == 2 and _keys(path)[0] not in ("embed", "head")
         return optax.contrib.MuonDimensionNumbers() if hidden else None
 
     return jax.tree_util.tree_map_with_path(dimensions, params)
@@ -128,8 +127,8 @@ def new_learner(model: ModelConfig, config: TrainConfig) -> Learner:
     # Projections into the residual stream begin smaller, the more there are of them (GPT-2).
     shrink = (2 * model.num_layers) ** -0.5
 
-    def scaled(path: tuple[jax.tree_util.DictKey, ...], leaf: Array) -> Array:
-        return leaf * jnp.float32(shrink if path[-1].key in ("wo", "w_down") else 1.0)
+    def scaled(path: tuple[object, ...], leaf: Array) -> Array:
+        return leaf * jnp.float32(shrink if _keys(path)[-1] in ("wo", "w_down") else 1.0)
 
     params = jax.tree_util.tree_map_with_path(scaled, params)
     optimizer = make_optimizer(config.optimizer, config.steps)
@@ -167,10 +166,15 @@ def _cast(model: ModelConfig, dtype: jnp.dtype, params: Params) -> Params:
     """In the dtypes in which the decoder wants them: norms stay float32."""
     wanted = abstract_params(model, jnp.dtype(dtype))
 
-    def cast_one(path: tuple[jax.tree_util.DictKey, ...], leaf: Array) -> Array:
-        return leaf.astype(wanted["/".join(str(part.key) for part in path)].dtype)
+    def cast_one(path: tuple[object, ...], leaf: Array) -> Array:
+        return leaf.astype(wanted["/".join(_keys(path))].dtype)
 
     return cast(Params, jax.tree_util.tree_map_with_path(cast_one, params))
+
+
+def _keys(path: tuple[object, ...]) -> list[str]:
+    """The names on the way to a leaf of nested dicts."""
+    return [str(getattr(part, "key", part)) for part in path]
 
 
 def _mean(values: Array, chosen: Array) -> Float[Array, ""]:

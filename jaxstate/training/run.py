@@ -14,6 +14,7 @@ command line.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import time
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -151,18 +153,18 @@ class Run:
         """
         learner = new_learner(self.model, self.config)
         if start is not None:
-            learner = learner.replace(params=start)
+            learner = dataclasses.replace(learner, params=start)
         learner = jax.device_put(learner, self._everywhere)
         step = manager.latest_step()
         if step is None:
             return learner
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, learner)
         try:
-            return manager.restore(step, args=ocp.args.StandardRestore(shapes))
+            return cast(Learner, manager.restore(step, args=ocp.args.StandardRestore(shapes)))
         except Exception as error:  # whatever the library finds wrong with its files
             raise InvalidInput(
-                f"checkpoint {step} in {self.directory} cannot be gone on with ({error}); delete it "
-                "to go on with the one before it"
+                f"checkpoint {step} in {self.directory} cannot be gone on with ({error}); delete "
+                "it to go on with the one before"
             ) from error
 
     @cached_property

@@ -8,13 +8,13 @@ import jax
 import pytest
 
 from jaxstate.cli import runtime
-from jaxstate.cli.demo import QUESTIONS
+from jaxstate.cli.demo_text import QUESTIONS
 from jaxstate.config import StepConfig
 from jaxstate.errors import InvalidInput
 from tests.cli.conftest import Run
 
 
-@pytest.mark.parametrize("command", [(), ("stream",), ("ask",), ("inspect",), ("demo",)])
+@pytest.mark.parametrize("command", [(), ("stream",), ("ask",), ("inspect",), ("demo",), ("train",)])
 def test_help_says_what_a_command_does(run: Run, command: tuple[str, ...]) -> None:
     outcome = run(*command, "--help")
     assert outcome.code == 0

@@ -112,7 +112,7 @@ def test_max_context_beyond_the_models_own_is_refused(directory: Path, max_conte
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("no-such-model", "known are: gemma3-270m"),
+        ("no-such-model", "known are: streams-20m, gemma3-270m"),
         ("/no/such/folder", "no such file or directory"),
         ("no-such-file.gguf", "no such file or directory"),
     ],

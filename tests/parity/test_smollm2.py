@@ -1,9 +1,9 @@
 """SmolLM2 135M (4 bit) on real text: jaxstate against transformers with the same weights.
 
-The other side reads the GGUF by transformers' own loader; its tokenizer is built by the `tokenizers`
-library out of the file's pieces and merges, with the pre-tokenizers that SmolLM's tokenizer.json has
-(digits one by one, then byte-level with GPT-2's pattern); its chat template is rendered by
-transformers.
+The other side reads the GGUF by transformers' own loader; its tokenizer is built by the library
+`tokenizers` out of the file's pieces and merges, with the pre-tokenizers that SmolLM's
+tokenizer.json has (digits one by one, then byte-level with GPT-2's pattern); its chat template is
+rendered by transformers.
 """
 
 from __future__ import annotations

@@ -35,9 +35,7 @@ def test_shapes(batch: Batch) -> None:
     assert batch.families.shape == (3, 5) and batch.families.max() < len(FAMILIES)
 
 
-def test_sessions_are_read_from_the_start(
-    batch: Batch, text: tuple[Tokenizer, Template]
-) -> None:
+def test_sessions_are_read_from_the_start(batch: Batch, text: tuple[Tokenizer, Template]) -> None:
     tokenizer, _ = text
     for sequence in range(3):
         session = batch.tokens[sequence, :ROWS].ravel()

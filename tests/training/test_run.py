@@ -84,9 +84,7 @@ def test_it_begins_with_what_it_is_given(directory: Path, config: TrainConfig) -
     assert losses(directory)[-1] != random_start[-1]
 
 
-def test_another_run_in_the_same_directory_is_refused(
-    directory: Path, config: TrainConfig
-) -> None:
+def test_another_run_in_the_same_directory_is_refused(directory: Path, config: TrainConfig) -> None:
     prepare(directory, config)
     other = dataclasses.replace(config, model={**config.model, "hidden_size": 64})
     with pytest.raises(InvalidInput, match="belongs to another one"):
@@ -96,9 +94,7 @@ def test_another_run_in_the_same_directory_is_refused(
 # The library leaves coroutines behind when it fails; they are collected here, not in a later test.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", ["shrunk", "gone"])
-def test_a_damaged_checkpoint_is_refused(
-    directory: Path, config: TrainConfig, damage: str
-) -> None:
+def test_a_damaged_checkpoint_is_refused(directory: Path, config: TrainConfig, damage: str) -> None:
     run_in(directory, config, []).go(until_s=0, workers=1)
     files = [file for file in (directory / "checkpoints" / "1").rglob("*") if file.is_file()]
     largest = max(files, key=lambda file: file.stat().st_size)

@@ -40,9 +40,7 @@ def attend(
         In the dtype of `qkv`.
     """
     batch, rows, tokens = positions.shape
-    q, k, v = (
-        x.reshape(batch, rows * tokens, *x.shape[3:]) for x in split_heads(qkv, heads.keys)
-    )
+    q, k, v = (x.reshape(batch, rows * tokens, *x.shape[3:]) for x in split_heads(qkv, heads.keys))
     length = packed.session_rows * tokens
     fused = cap is None and qkv.dtype != jnp.float32 and current_device().platform == "gpu"
     run = _fused if fused else _plain
@@ -79,16 +77,14 @@ def _plain(
     q: Array, k: Array, v: Array, visible: Array, causal: bool, scale: float, cap: float | None
 ) -> Float[Array, "B L N H"]:
     del causal  # `visible` says it
-    one = tail_attention(
-        q[:, None], k[:, None], v[:, None], visible[:, None], scale=scale, cap=cap
-    )
+    one = tail_attention(q[:, None], k[:, None], v[:, None], visible[:, None], scale=scale, cap=cap)
     return one.out.astype(q.dtype)
 
 
 def _fused(
-    q: Array, k: Array, v: Array, visible: Array, causal: bool, scale: float, cap: None
+    q: Array, k: Array, v: Array, visible: Array, causal: bool, scale: float, cap: float | None
 ) -> Float[Array, "B L N H"]:
-    del cap
+    del cap  # `attend` does not come here with one
     return jax.nn.dot_product_attention(
         q,
         k,

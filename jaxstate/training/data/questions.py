@@ -12,15 +12,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxstate.training.data import names
+from jaxstate.training.data.facts import Facts
 from jaxstate.training.data.phrases import say_one
 from jaxstate.training.data.records import UNKNOWN, Question, Record
-from jaxstate.training.data.sources import Facts, Source
+from jaxstate.training.data.sources import Source
 
 _WHAT = (
-    "[What is|What was|What's|Tell me|Give me|State|Report|Say|Find|What is|What was|Show me|I need|"
-    "Do you know|Can you tell me|Look up|Name|Which was|Output]"
+    "[What is|What was|What's|Tell me|Give me|State|Report|Say|Find|What is|What was|Show me|I "
+    "need|Do you know|Can you tell me|Look up|Name|Which was|Output]"
 )
-_LAST = "[last|latest|most recent|newest|current|last|latest|last seen|last known|final|most current]"
+_LAST = (
+    "[last|latest|most recent|newest|current|last|latest|last seen|last known|final|most current]"
+)
 _NOW = "[| now| right now| at the moment| so far| currently|||| at present| as of now| these days]"
 _MARK = "[?|?|?|.|]"
 
@@ -260,8 +263,8 @@ def _previous(view: _View) -> Question | None:
             + _MARK,
             _WHAT + " {nf} in the [previous|prior|second to last] {r}" + _MARK,
             "What was {nf} [before|before it changed|just before the last {r}]?",
-            "[Which|What] {f}{of} [came|was read|was seen|was there] [right|just|directly] before the "
-            + _LAST + " [one|{r}|{f}]?",
+            "[Which|What] {f}{of} [came|was read|was seen|was there] [right|just|directly] before "
+            "the " + _LAST + " [one|{r}|{f}]?",
             _WHAT + " {nf} in the {r} [preceding|ahead of|prior to] the " + _LAST + " one" + _MARK,
             "Not the last {f}{of} but the one before" + _MARK,
         ),
@@ -390,7 +393,7 @@ def _extreme_all(view: _View) -> Question | None:
         (
             _WHAT + " the " + superlative + " {f}{of}{far}" + _MARK,
             _WHAT + " {the_by}" + superlative + " {f}{far}" + _MARK,
-            ("[How high did|What was the peak that] " if high else "[How low did|How far down did] ")
+            ("[How high did|What was the peak that] " if high else "How [low|far down] did ")
             + "{nf} [go|get|reach]{far}?",
             ("[Max|Maximum|Highest]" if high else "[Min|Minimum|Lowest]") + " {f}{of}{far}?",
             "[What is|Give] the " + ("[peak|record high|all-time high|top value]" if high else
@@ -442,13 +445,13 @@ def _direction(view: _View) -> Question | None:
             (
                 "[Is|Was] {nf} [up or down|higher or lower] [compared to|than|from|versus] {k} {rs}"
                 " [ago|earlier|before]?",
-                "[Compared with|Since] {k} {rs} ago, [is|did] {nf} [up or down|higher or lower|go up"
-                " or down]?",
+                "[Compared with|Since] {k} {rs} ago, [is|did] {nf} [up or down|higher or lower|go "
+                "up or down]?",
             )
             if ago
             else (
-                "[Did|Has] {nf} [go up or down|rise or fall|gone up or down|move up or down|increase"
-                " or decrease] [over|in|during|within] the [last|past] {k} {rs}?",
+                "[Did|Has] {nf} [go up or down|rise or fall|gone up or down|move up or down|"
+                "increase or decrease] [over|in|during|within] the [last|past] {k} {rs}?",
                 "[Over|In|During] the [last|past|latest] {k} {rs}, [did|has] {nf} [go up or down|"
                 "gone up or down|rise or fall]?",
                 "[Is|Was] {nf} [up or down|going up or down|trending up or down] [over|in] the last"
@@ -458,10 +461,10 @@ def _direction(view: _View) -> Question | None:
                 "[Up or down|Direction|Trend] of {nf} over the last {k} {rs}?",
                 "From the first to the last of the [last {k}|{k} latest] {rs}, did {nf} go up or"
                 " down?",
-                "[Comparing|Compare] the first and the last of the [last {k}|{k} latest] {rs}[, did|:"
-                " did] {nf} [go up or down|rise or fall]?",
-                "[Across|Throughout] the [last {k}|{k} most recent] {rs}, [was|is] {nf} [up or down|"
-                "moving up or down]?",
+                "[Comparing|Compare] the first and the last of the [last {k}|{k} latest] {rs}[, "
+                "did|: did] {nf} [go up or down|rise or fall]?",
+                "[Across|Throughout] the [last {k}|{k} most recent] {rs}, [was|is] {nf} [up or "
+                "down|moving up or down]?",
             )
         )
     change = _number(records[-1], field) - _number(first, field)
@@ -797,7 +800,10 @@ def _which_key(view: _View, words: Mapping[str, str]) -> Question | None:
     if list(lasts.values()).count(lasts[name]) > 1:
         return None
     text = view.say(
-        ("Which {n} [has|is at|is] [the {f} |]{v}[ now|]?", "[What|Which {n}] is {v} [now|the {f} of]?"),
+        (
+            "Which {n} [has|is at|is] [the {f} |]{v}[ now|]?",
+            "[What|Which {n}] is {v} [now|the {f} of]?",
+        ),
         **words,
         f=view.rng.choice(source.words.labels[field]),
         v=lasts[name],
@@ -821,7 +827,10 @@ def _happened(view: _View) -> Question | None:
         limit = edge + round(rng.gauss(0, 1) * width)
         if limit == edge:
             return None
-        words |= {"nf": view.named(entity, called), "x": _plain(limit, source.decimals(entity, field))}
+        words |= {
+            "nf": view.named(entity, called),
+            "x": _plain(limit, source.decimals(entity, field)),
+        }
         text = view.say(
             ("[Did|Has] {nf} [ever |][go above|exceed|rise above|been above|reach more than] {x}?",
              "[Was|Has] {nf} ever [been |]above {x}?")
@@ -876,9 +885,11 @@ def _changed(view: _View) -> Question | None:
     words = {"n": view.entity_word(), "e": last.entity}
     text = view.say(
         (
-            "[What|Which {n}|Which thing|Which one] [changed|was changed|was updated|was set] [last|"
-            "most recently]?",
-            "[What|Which {n}] did the " + _LAST + " [update|change|entry|line] [touch|concern|set]?",
+            "[What|Which {n}|Which thing|Which one] [changed|was changed|was updated|was set] "
+            "[last|most recently]?",
+            "[What|Which {n}] did the "
+            + _LAST
+            + " [update|change|entry|line] [touch|concern|set]?",
             "[What|Which {n}] is the [last|latest|most recent] [change|update] about?",
             "[Name|Give] the {n} that [changed|was updated] last" + _MARK,
         ),
@@ -903,7 +914,9 @@ def _updated(view: _View) -> Question | None:
             _WHAT + " {e}'s [current |latest |]{f}" + _NOW + _MARK,
             "[What|Which] {f} does {e} have[ now|]?",
             "{e} {f}?",
-            "[What|Which {f}] is [recorded|on record|stored|noted|given|listed] for {e}" + _NOW + "?",
+            "[What|Which {f}] is [recorded|on record|stored|noted|given|listed] for {e}"
+            + _NOW
+            + "?",
             "[As of|After] the [last|latest] update, what is {e}?",
         ),
         e=entity,
@@ -1038,7 +1051,9 @@ def _dressed(rng: random.Random, question: Question, entities: list[str]) -> Que
     elif draw < 0.08:
         text = "Please: " + text
     elif draw < 0.11:
-        text += rng.choice((" Answer briefly.", " Be brief.", " Just the answer.", " Short answer."))
+        text += rng.choice(
+            (" Answer briefly.", " Be brief.", " Just the answer.", " Short answer.")
+        )
     elif draw < 0.13:
         text = text.rstrip("?.")
     return Question(question.family, text, question.answer, question.choices)

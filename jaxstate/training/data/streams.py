@@ -9,9 +9,13 @@ from __future__ import annotations
 import random
 
 from jaxstate.training.data.chatter import chatter, instruction
+from jaxstate.training.data.facts import Facts
+from jaxstate.training.data.logs import Logs
+from jaxstate.training.data.markets import Bars, Ticks
 from jaxstate.training.data.questions import ask
 from jaxstate.training.data.records import Question
-from jaxstate.training.data.sources import Bars, Facts, Logs, Sensors, Source, Ticks
+from jaxstate.training.data.sensors import Sensors
+from jaxstate.training.data.sources import Source
 
 _KINDS = (Bars, Bars, Bars, Ticks, Ticks, Sensors, Sensors, Logs, Facts, Facts)
 

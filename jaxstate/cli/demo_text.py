@@ -1,4 +1,4 @@
-"""`jaxstate demo`: a real document into a real model, and what a question costs as it grows.
+"""`jaxstate demo --text`: a real document into a real model, and what a question costs as it grows.
 
 Comes in: a model's name. Goes out: answers, and the table that this project is about: the time of
 the same answer when everything is read again, when a session has read it, and when a session has
@@ -7,28 +7,22 @@ answered it ahead of time.
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
-import jax.numpy as jnp
-from rich.table import Table
-
+from jaxstate.cli.comparison import Comparison, compare, comparison_table, stateless_specs
 from jaxstate.cli.runtime import Needs, engine_for, open_model
 from jaxstate.cli.show import Show
 from jaxstate.cli.view import flash_line, tokens_per_s
-from jaxstate.config import ModelConfig, StepConfig
+from jaxstate.config import StepConfig
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.engine import Engine
 from jaxstate.engine.session import Session
-from jaxstate.engine.values import Answer
 from jaxstate.model.bundle import Model
-from jaxstate.steps.compiled import plan_steps
-from jaxstate.steps.functional import extend, init_state, query
-from jaxstate.steps.spec import StepSpec
 
 CELLS = 12_288
 MAX_TOKENS = 16
@@ -46,36 +40,25 @@ QUESTIONS = (
 STANDING = (QUESTIONS[0][1], QUESTIONS[1][1])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """One question, answered in three ways about the same text."""
-
-    question: str
-    computed: Answer
-    flash: Answer
-    again_text: str
-    again_s: float
-
-    @property
-    def same(self) -> bool:
-        """Whether all three answers are, and the flash answer was there when it was asked for."""
-        texts = {self.computed.text, self.flash.text, self.again_text}
-        return len(texts) == 1 and self.flash.source == "flash"
-
-
 def run_demo(show: Show, name: str) -> int:
     """Streams the document, asks as it grows, saves and restores."""
     document = resources.files("jaxstate").joinpath("data/constitution.txt").read_text("utf-8")
     entries = document.splitlines(keepends=True)
     needs = Needs(in_bulk=True, asks=True, flashes=len(STANDING) + 1, copies=True)
     model = open_model(
-        show, name, cells=CELLS, dtype=None, steps=StepConfig(), needs=needs, also=_stateless_specs
+        show,
+        name,
+        cells=CELLS,
+        dtype=None,
+        steps=StepConfig(),
+        needs=needs,
+        also=functools.partial(stateless_specs, cells=CELLS),
     )
     show.say(f"streaming {len(entries)} lines, {len(document.split()):,} words, into {name}")
     with engine_for(model, CELLS, EngineConfig()) as engine:
         session = engine.open(flash=STANDING)
         rows = list(_stream(show, model, engine, session, entries))
-        show.table(_table(rows))
+        show.table(comparison_table(rows))
         restored_same = _save_and_restore(show, engine, session)
         same = all(row.same for row in rows)
         show.event("done", version=session.version, same_answers=same, restored_same=restored_same)
@@ -83,14 +66,6 @@ def run_demo(show: Show, name: str) -> int:
         show.error("answers differ where they must not: please report this")
         return 1
     return 0
-
-
-def _stateless_specs(config: ModelConfig, dtype: jnp.dtype) -> Sequence[StepSpec]:
-    """What reading everything again needs: compiled ahead, too, so that the times compare."""
-    steps = StepConfig()
-    planned = plan_steps(config, dtype, steps, CELLS)
-    asking = [spec for spec in planned.asking_specs(steps.tail_cells[0]) if spec.tokens <= 64]
-    return [*planned.reading_specs(), *asking]
 
 
 def _stream(
@@ -101,48 +76,11 @@ def _stream(
         session.push(entries[max(session.version, 0) : version])
         session.wait(version)
         show.say(f"\nversion {version}: {tokens_per_s(engine):,.0f} tokens/s read so far")
-        row = _compare(show, model, session, entries[:version], question)
+        row = compare(model, session, entries[:version], question, MAX_TOKENS, cells=CELLS)
+        show.reply(question, row.computed)
+        _show_comparison(show, row)
         _show_standing(show, session, question)
         yield row
-
-
-def _compare(
-    show: Show, model: Model, session: Session, entries: list[str], question: str
-) -> Comparison:
-    registered = {one.question: one.id for one in session.flashes()}
-    if question in registered:
-        session.unflash(registered[question])  # or it would be answered from there at once
-    session.wait_fresh()
-    computed = session.ask(question, max_tokens=MAX_TOKENS)
-    show.reply(question, computed)
-    session.flash(question, max_tokens=MAX_TOKENS)
-    session.wait_fresh()
-    flash = session.ask(question, max_tokens=MAX_TOKENS)
-    again_text, again_s = _read_again(model, entries, question)
-    row = Comparison(
-        question=question,
-        computed=computed,
-        flash=flash,
-        again_text=again_text,
-        again_s=again_s,
-    )
-    _show_comparison(show, row)
-    return row
-
-
-def _read_again(model: Model, entries: list[str], question: str) -> tuple[str, float]:
-    """What a stateless server does for each question; the entries are read in large chunks."""
-    template, tokenizer = model.template, model.text
-    tokens = template.open_tokens(tokenizer, "")
-    place = template.first_entry_place(tokenizer, "")
-    for entry in entries:
-        tokens += template.entry_tokens(tokenizer, entry, place)
-        place = "text"
-    asked = template.question_tokens(tokenizer, question)
-    started_s = time.perf_counter()
-    state = extend(model, init_state(model, CELLS), tokens)
-    result = query(model, state, asked, max_tokens=MAX_TOKENS, stop=template.stops(tokenizer))
-    return (result.text or "").strip(), time.perf_counter() - started_s
 
 
 def _show_comparison(show: Show, row: Comparison) -> None:
@@ -172,22 +110,6 @@ def _show_standing(show: Show, session: Session, question: str) -> None:
             session.unflash(one.id)
         elif one.question != question and one.answer is not None:
             show.say(f"   kept answered: {flash_line(one.question, one.answer)}")
-
-
-def _table(rows: list[Comparison]) -> Table:
-    table = Table(title="the same answer, three ways")
-    for name in ("tokens of context", "tokens answered", "read again, s", "session, s"):
-        table.add_column(name, justify="right")
-    table.add_column("flash hit, µs", justify="right")
-    for row in rows:
-        table.add_row(
-            f"{row.computed.usage.context_tokens:,}",
-            str(len(row.computed.token_ids)),
-            f"{row.again_s:.1f}",
-            f"{row.computed.latency_s:.2f}",
-            f"{row.flash.latency_s * 1e6:.0f}",
-        )
-    return table
 
 
 def _save_and_restore(show: Show, engine: Engine, session: Session) -> bool:
