@@ -124,10 +124,10 @@ def _about_bars(rng: random.Random, bars: list[Bar]) -> Iterator[Asked]:
     mine = of[symbol]
     closes = [float(bar.close) for bar in mine]
     last = mine[-1]
-    yield Asked("last value", f"At what price did {symbol} close last?", last.close)
+    yield Asked("last value", f"Give the final closing level of {symbol} in this feed.", last.close)
     yield Asked("last value", f"{symbol}: most recent open?", last.open)
     day = rng.choice(mine)
-    yield Asked("value at a time", f"What did {symbol} close at on {day.date}?", day.close)
+    yield Asked("value at a time", f"{symbol} on {day.date}: where was the close?", day.close)
     day = rng.choice(mine)
     yield Asked("value at a time", f"On {day.date}, how high did {symbol} get?", day.high)
     if len(mine) < 3:
@@ -182,8 +182,8 @@ def _about_bars(rng: random.Random, bars: list[Bar]) -> Iterator[Asked]:
         yield Asked("which one", "Which symbol had the highest last close?", top, tuple(sorted(of)))
         yield Asked("which one", "Which symbol's bar came in last?", bars[-1].symbol)
     stranger = rng.choice(("NVDA", "ORCL", "TSLA", "KO"))
-    yield Asked("unknown", f"At what price did {stranger} close last?", "unknown")
-    yield Asked("unknown", f"What did {symbol} close at on 1987-03-04?", "unknown")
+    yield Asked("unknown", f"Give the final closing level of {stranger} in this feed.", "unknown")
+    yield Asked("unknown", f"{symbol} on 1987-03-04: where was the close?", "unknown")
 
 
 @dataclass(frozen=True)

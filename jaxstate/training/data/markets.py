@@ -67,6 +67,25 @@ class Bars(Source):
             fields=fields,
             plain="close",
             plain_words=("price", "price", "last price", "value"),
+            verbs={
+                "open": ("[What|At what price|Where] did {e} open[ at|]{when}?",),
+                "high": (
+                    "How high did {e} [go|get|trade|climb|rise]{when}?",
+                    "What was the most that {e} [cost|traded for|fetched]{when}?",
+                ),
+                "low": (
+                    "How low did {e} [go|get|trade|fall|sink]{when}?",
+                    "What was the least that {e} [cost|traded for|fetched]{when}?",
+                ),
+                "close": (
+                    "[What|At what level|Where] did {e} [close|finish|end|settle][ at|]{when}?",
+                    "{e} [closed|ended|settled] at what[ price|]{when}?",
+                ),
+                "volume": (
+                    "How much of {e} was traded{when}?",
+                    "How many shares of {e} [changed hands|were traded]{when}?",
+                ),
+            },
         )
         walks = {entity: price_walk(rng) for entity in entities}
         if rng.random() < 0.7:  # one feed writes all of its prices alike
@@ -137,6 +156,15 @@ class Ticks(Source):
             fields=fields,
             plain="price",
             plain_words=("price", "price", "value"),
+            verbs={
+                "price": (
+                    "[What|At what price|For how much] did {e} [trade|sell|go][ at| for|]{when}?",
+                    "How much [did|does] {e} cost{when}?",
+                    "What [was paid|did people pay] for {e}{when}?",
+                    "{e} [traded|was traded|went] at what[ price|]{when}?",
+                ),
+                "size": ("How [much|many] of {e} [was|were] [traded|sold]{when}?",),
+            },
         )
         self._walks = {entity: price_walk(rng) for entity in entities}
         self._turns = Turns(rng, entities)

@@ -81,4 +81,4 @@ def price_walk(rng: random.Random) -> tuple[Walk, Shown]:
     shown = Shown(decimals, strips=rng.random() < 0.35)
     start = max(20, round(level * 10**decimals))
     step = start * math.exp(rng.uniform(math.log(0.002), math.log(0.04)))
-    return Walk(rng, start, max(1.0, step), 5, relative=True), shown
+    return Walk(rng, start, max(3.0, step), 5, relative=True), shown

@@ -131,8 +131,35 @@ def _number(record: Record, field: str) -> int:
     return number
 
 
+_LATELY = (
+    "last",
+    "most recently",
+    "in the end",
+    "at the end",
+    "in its last {r}",
+    "in the last {r}",
+)
+
+
+def _asked_with_verb(view: _View, entity: str, when: str) -> tuple[str, str] | None:
+    """A field and a question for it in other words than its name, where there are such words."""
+    verbs = view.source.words.verbs
+    if not verbs or not view.source.named or view.rng.random() > 0.3:
+        return None
+    field = view.rng.choice(list(verbs))
+    if field not in view.source.fields:
+        return None
+    return field, view.say(verbs[field], e=entity, when=f" {when}")
+
+
 def _last(view: _View) -> Question | None:
     """The field in the entity's last record; without an entity, in the last record of all."""
+    entity = view.entity()
+    lately = view.say(_LATELY, r=view.record_word())
+    with_verb = _asked_with_verb(view, entity, lately)
+    if with_verb is not None:
+        answer = _shown(view.source.history.of[entity][-1], with_verb[0])
+        return Question("last value", with_verb[1], answer)
     field, called = view.any_field()
     if view.alone and view.rng.random() < 0.12:
         text = view.say(
@@ -145,7 +172,6 @@ def _last(view: _View) -> Question | None:
             r=view.record_word(),
         )
         return Question("last value", text, _shown(view.records[-1], field))
-    entity = view.entity()
     by, of = view.by(entity), view.of(entity)
     text = view.say(
         (
@@ -183,6 +209,10 @@ def _at_time(view: _View) -> Question | None:
     times = [one.time for one in records]
     if times.count(record.time) > 1:
         return None
+    time_words = _time_words(view, record.time)
+    with_verb = _asked_with_verb(view, entity, time_words["at"])
+    if with_verb is not None:
+        return Question("value at a time", with_verb[1], _shown(record, with_verb[0]))
     text = view.say(
         (
             _WHAT + " {nf} {at}" + _MARK,
@@ -191,14 +221,14 @@ def _at_time(view: _View) -> Question | None:
             "[What was|Which] {f}{of} [was recorded|was reported|was shown|did we see] {at}?",
             "{by}{f} {at}?",
             "[How high|How much|What] was {nf} {at}?",
-            "What did {nf} [stand at|come to|read|show] {at}?",
+            "What did {nf} [come to|read|show|reach] {at}?",
             "[Which|What] [value|number|figure] did {nf} have {at}?",
             "{At}: {nf}?",
             "[Go to|Look at|Find] {t}[ and give|:] {nf}" + _MARK,
-            "[How high|What] [did|was] {nf} [get|] {at}?",
+            "How high did {nf} get {at}?",
             _WHAT + " {nf} [in|of] the {r} [{at}|from {t}|of {t}]" + _MARK,
         ),
-        **_time_words(view, record.time),
+        **time_words,
         f=called,
         nf=view.named(entity, called),
         of=view.of(entity),
@@ -954,6 +984,9 @@ def _unknown(view: _View) -> Question | None:
                 f=rng.choice(source.fact.words),
             )
             return Question("unknown", text, UNKNOWN)
+        with_verb = _asked_with_verb(view, stranger, view.say(_LATELY, r=view.record_word()))
+        if with_verb is not None:
+            return Question("unknown", with_verb[1], UNKNOWN)
         _, called = view.any_field()
         k = str(rng.choice((3, 5, 10, 20)))
         text = view.say(
@@ -975,9 +1008,13 @@ def _unknown(view: _View) -> Question | None:
         entity, time = view.entity(), source.clock.absent()
         if any(one.time == time for one in source.history.records):
             return None
+        time_words = _time_words(view, time)
+        with_verb = _asked_with_verb(view, entity, time_words["at"])
+        if with_verb is not None:
+            return Question("unknown", with_verb[1], UNKNOWN)
         text = view.say(
             (_WHAT + " {nf} {at}" + _MARK, "{At}, what was {nf}?"),
-            **_time_words(view, time),
+            **time_words,
             nf=view.named(entity, called),
         )
         return Question("unknown", text, UNKNOWN)

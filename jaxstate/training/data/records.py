@@ -75,6 +75,8 @@ class Words:
         labels: likewise for fields that are words.
         plain: the numeric field that "value" or "price" alone means, or None.
         plain_words: those words.
+        verbs: for some fields, patterns that ask for them with a verb: {e} is the entity, {when}
+            what says which record, with a space before it.
     """
 
     record: tuple[str, ...]
@@ -84,6 +86,7 @@ class Words:
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     plain: str | None = None
     plain_words: tuple[str, ...] = ()
+    verbs: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
 class History:

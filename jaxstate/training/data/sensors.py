@@ -84,6 +84,14 @@ class Sensors(Source):
             fields={name: _QUANTITIES[name].words for name in quantities},
             plain=single,
             plain_words=("reading", "value", "measurement"),
+            verbs={
+                name: (
+                    "[What|Which value] did {e} [show|report|measure|read|give|send]{when}?",
+                    "What [was|has been] measured [by|at] {e}{when}?",
+                )
+                for name in quantities[:1]
+                if single
+            },
         )
         with_units = rng.random() < 0.6
         self._units = {
