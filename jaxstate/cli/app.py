@@ -283,7 +283,7 @@ def demo(
             "--model",
             "-m",
             help="Another model.",
-            show_default="streams-20m, which comes with jaxstate; gemma3-270m with --text",
+            show_default="streams-20m of the source; gemma3-270m with --text",
         ),
     ] = None,
     text: Annotated[bool, typer.Option("--text", help="A document instead of prices.")] = False,

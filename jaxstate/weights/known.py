@@ -42,7 +42,7 @@ class _Assembler(Protocol):
     def assemble(self, output_path: Path | None = None, overwrite: bool = False) -> Path: ...
 
 
-# The model that jaxstate itself carries: in a wheel inside the package, in the source beside it.
+# A model of ours: inside the package, or beside it as in the source.
 EMBEDDED = "streams-20m"
 _EMBEDDED_PLACES = (Path(__file__).parents[1], Path(__file__).parents[2])
 
@@ -102,8 +102,8 @@ def _embedded() -> Path:
         if (path / "model.safetensors").is_file():
             return path
     raise UnsupportedModel(
-        f"the model {EMBEDDED} that comes with jaxstate is not there: install jaxstate again, or "
-        "load another model by its path"
+        f"the model {EMBEDDED} is not there: it lies in jaxstate's source (checkpoints/{EMBEDDED}), "
+        "not yet in its wheel; run jaxstate from a clone, or load another model"
     )
 
 
