@@ -102,8 +102,8 @@ def _embedded() -> Path:
         if (path / "model.safetensors").is_file():
             return path
     raise UnsupportedModel(
-        f"the model {EMBEDDED} is not there: it lies in jaxstate's source (checkpoints/{EMBEDDED}), "
-        "not yet in its wheel; run jaxstate from a clone, or load another model"
+        f"the model {EMBEDDED} is not there: it lies in jaxstate's source, in checkpoints, not yet "
+        "in its wheel; run jaxstate from a clone, or load another model"
     )
 
 
