@@ -24,6 +24,7 @@ from jaxstate.training.data import FAMILIES, Question, Stream
 
 _EARLIEST = 0.02  # questions come after that share of a session
 _TRIES = 20
+NOTHING = -1
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Batch:
         targets: int32 [B, R, T], the token that comes next.
         in_session: bool [B, R, T], whether that token is the session's.
         in_answer: bool [B, R, T], whether that token is an answer's, its end included.
-        families: int32 [B, Q], which of `FAMILIES` a question is of.
+        families: int32 [B, Q], which of `FAMILIES` a question is of; `NOTHING` where none is asked.
     """
 
     tokens: NDArray[np.int32]
@@ -91,7 +92,7 @@ class _Writer:
             targets=zeros.copy(),
             in_session=np.zeros(shape, np.bool_),
             in_answer=np.zeros(shape, np.bool_),
-            families=np.zeros((stage.sequences, stage.questions), np.int32),
+            families=np.full((stage.sequences, stage.questions), NOTHING, np.int32),
         )
 
     def write(self, number: int, rng: random.Random) -> None:
@@ -125,14 +126,17 @@ class _Writer:
         places = sorted(round(size * rng.uniform(_EARLIEST, 1)) for _ in range(stage.questions))
         session = self._template.open_tokens(self._tokenizer, "")
         asked: list[_Asked] = []
+        longest = 0
         while True:
-            entry = self._template.entry_tokens(self._tokenizer, stream.entry())
-            full = len(session) + len(entry) > size
-            while len(asked) < len(places) and (full or places[len(asked)] <= len(session)):
+            # Before the next entry is made: a stream answers from all that it has said.
+            last = len(session) + longest > size
+            while len(asked) < len(places) and (last or places[len(asked)] <= len(session)):
                 asked.append(self._ask(stream, len(session)))
-            if full:
+            entry = self._template.entry_tokens(self._tokenizer, stream.entry())
+            if len(session) + len(entry) > size:
                 return session, asked
             session += entry
+            longest = max(longest, len(entry))
 
     def _ask(self, stream: Stream, at: int) -> _Asked:
         """A question about what was just read that fits into a row."""
@@ -142,7 +146,7 @@ class _Writer:
                 one = self._in_tokens(question, at)
                 if len(one.question) + len(one.answer) <= self._row_tokens:
                     return one
-        return _Asked(at, [0], [], 0)  # an empty row, which nothing is learnt from
+        return _Asked(at, [0], [], NOTHING)  # a row that nothing is learnt from
 
     def _in_tokens(self, question: Question, at: int) -> _Asked:
         end = self._template.stops(self._tokenizer)[0]

@@ -62,13 +62,20 @@ class Measured:
         loss: what is minimised.
         answer_loss: nats a token of an answer.
         session_loss: nats a token of a session.
+        asked: bool [B, Q], whether there is a question.
         right: bool [B, Q], whether greedy decoding would give the answer, token by token.
     """
 
     loss: Float[Array, ""]
     answer_loss: Float[Array, ""]
     session_loss: Float[Array, ""]
+    asked: Bool[Array, "B Q"]
     right: Bool[Array, "B Q"]
+
+    @property
+    def right_share(self) -> Float[Array, ""]:
+        """Of the questions."""
+        return _mean(self.right.astype(jnp.float32), self.asked)
 
 
 def make_optimizer(settings: Optimizer, steps: int) -> optax.GradientTransformation:
@@ -158,6 +165,7 @@ def measure(
         loss=answer_loss + jnp.float32(session_weight) * session_loss,
         answer_loss=answer_loss,
         session_loss=session_loss,
+        asked=jnp.any(asked, axis=-1),
         right=jnp.all(hit | ~asked, axis=-1),
     )
 

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from jaxstate.config import ModelConfig
 from jaxstate.errors import InvalidInput
-from jaxstate.training.batches import Batch, make_batch
+from jaxstate.training.batches import NOTHING, Batch, make_batch
 from jaxstate.training.config import Stage, TrainConfig
 from jaxstate.training.data import FAMILIES
 from jaxstate.training.feeding import batches, text_of
@@ -225,7 +225,7 @@ def _report(step: int, found: Measured, stage: Stage) -> Report:
         "loss": float(found.loss),
         "answer_loss": float(found.answer_loss),
         "session_loss": float(found.session_loss),
-        "right": float(jnp.mean(found.right)),
+        "right": float(found.right_share),
     }
 
 
@@ -236,4 +236,4 @@ def by_family(right: NDArray[np.bool_], families: NDArray[np.int32]) -> dict[str
         for number, name in enumerate(FAMILIES)
         if (families == number).any()
     }
-    return {**found, "all": float(right.mean())}
+    return {**found, "all": float(right[families != NOTHING].mean())}

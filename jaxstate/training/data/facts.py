@@ -210,7 +210,7 @@ _FACTS: Mapping[str, Fact] = {
         ask=("How many {e} are [left|there|in stock][ now|]?",),
     ),
     "place": Fact(
-        nouns=("item", "thing", "object"),
+        nouns=("item", "article", "object"),
         field="location",
         words=("location", "place", "position"),
         key=lambda rng: rng.choice(("", "", "the ", f"{names.word(rng)} ")) + rng.choice(_THINGS),

@@ -650,7 +650,7 @@ def _threshold(view: _View) -> Question | None:
             (
                 "[Is|Was] {nf}{at} above or below {x}?",
                 "[Above or below|Over or under] {x}: {nf}{at}?",
-                "[Is|Was] {nf}{at} [higher or lower|above or below] than {x}, above or below?",
+                "[Is|Was] {nf}{at} higher or lower than {x}[, above or below|: above or below]?",
             ),
             **words,
         )
@@ -897,7 +897,7 @@ def _happened(view: _View) -> Question | None:
             (
                 "[Are|Were] there [any|] {rs} [of|from|for|about] {e}?",
                 "[Did|Has] {e} [appear|appeared|show up|come up] [at all|so far|yet]?",
-                "Is {e} [mentioned|in the stream|among the {n}s]?",
+                "Is {e} [mentioned|in the stream|one of those here]?",
             ),
             **words,
         )
@@ -915,13 +915,16 @@ def _changed(view: _View) -> Question | None:
     words = {"n": view.entity_word(), "e": last.entity}
     text = view.say(
         (
-            "[What|Which {n}|Which thing|Which one] [changed|was changed|was updated|was set] "
+            "[What|Which {n}|Which one] [changed|was changed|was updated|was set] "
             "[last|most recently]?",
             "[What|Which {n}] did the "
             + _LAST
             + " [update|change|entry|line] [touch|concern|set]?",
             "[What|Which {n}] is the [last|latest|most recent] [change|update] about?",
             "[Name|Give] the {n} that [changed|was updated] last" + _MARK,
+            "[What|Which {n}] [was touched|got a new value|got an update] last?",
+            "The [last|latest|newest] [change|update|entry|line] [concerns|is about] [what|which "
+            "{n}]?",
         ),
         **words,
     )
@@ -940,7 +943,10 @@ def _updated(view: _View) -> Question | None:
         (
             *source.fact.ask,
             *source.fact.ask,
-            _WHAT + " the [current |latest |last |new |]{f} of {e}" + _NOW + _MARK,
+            _WHAT + " the [current |latest |last |new |newest |]{f} [of|for] {e}" + _NOW + _MARK,
+            "[To|At|On] what is {e} [set|put]" + _NOW + "?",
+            "{e}: [which|what] {f}" + _NOW + "?",
+            "[Which|What] was the last {f} [given|written] for {e}?",
             _WHAT + " {e}'s [current |latest |]{f}" + _NOW + _MARK,
             "[What|Which] {f} does {e} have[ now|]?",
             "{e} {f}?",
@@ -1047,13 +1053,13 @@ _FAMILIES: Sequence[tuple[_Family, float]] = (
     (_extreme_last, 3),
     (_extreme_all, 1.8),
     (_direction, 3.5),
-    (_bullish, 3),
-    (_threshold, 2),
+    (_bullish, 5),
+    (_threshold, 3),
     (_how_many, 0.8),
     (_which, 2.5),
     (_happened, 1),
-    (_changed, 1.2),
-    (_updated, 2),
+    (_changed, 2),
+    (_updated, 6),
     (_unknown, 1.3),
 )
 _MAKERS, _WEIGHTS = zip(*_FAMILIES, strict=True)
