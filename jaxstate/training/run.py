@@ -6,6 +6,7 @@ is started again goes on with its last checkpoint and takes the same steps. Does
 command line.
 
     config.json, tokenizer.model, tokenizer_config.json    written first
+    run.json                                               what decides its steps, written first
     checkpoints/<step>                                     Orbax: parameters and optimizer, float32
     log.jsonl                                              what each step and evaluation measured
     model.safetensors                                      the parameters, when the run ends
@@ -61,15 +62,9 @@ def prepare(directory: Path, config: TrainConfig) -> ModelConfig:
         InvalidInput: it is another run's.
         UnsupportedModel: the config names a model that we cannot run.
     """
-    wanted = json.dumps(dict(config.model), indent=2) + "\n"
-    path = directory / "config.json"
-    if path.exists() and path.read_text("utf-8") != wanted:
-        raise InvalidInput(
-            f"{path} is not what this run would write there: it belongs to another one; train into "
-            "another directory, or delete this one"
-        )
     directory.mkdir(parents=True, exist_ok=True)
-    path.write_text(wanted, "utf-8")
+    _check_same_run(directory / "run.json", config)
+    (directory / "config.json").write_text(json.dumps(dict(config.model), indent=2) + "\n", "utf-8")
     model = config_from_hf(directory)
     if not (directory / "tokenizer.model").exists():
         vocabulary = train_vocabulary(config.seed, pieces=model.vocab_size)
@@ -85,6 +80,45 @@ def prepare(directory: Path, config: TrainConfig) -> ModelConfig:
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
     return model
+
+
+def _check_same_run(path: Path, config: TrainConfig) -> None:
+    """Writes what decides a run's steps, or compares with what is written there.
+
+    Raises:
+        InvalidInput: another config; says what differs.
+    """
+    wanted = dataclasses.asdict(config)
+    for name in ("evaluate_steps", "save_steps"):  # they change what is kept, not what is learnt
+        del wanted[name]
+    wanted = json.loads(json.dumps(wanted))
+    if not path.exists():
+        path.write_text(json.dumps(wanted, indent=2) + "\n", "utf-8")
+        return
+    there, here = _flat(json.loads(path.read_text("utf-8"))), _flat(wanted)
+    differing = [name for name in there | here if there.get(name) != here.get(name)]
+    if differing:
+        shown = "; ".join(f"{name}: {there.get(name)} there, {here.get(name)} here"
+                          for name in differing[:4])  # fmt: skip
+        raise InvalidInput(
+            f"the run in {path.parent} is another one ({shown}{'; …' if differing[4:] else ''}): "
+            "its steps would not be these. Train into another directory (--from begins with that "
+            "one's parameters), give the config that it was begun with, or delete it"
+        )
+
+
+def _flat(value: object, name: str = "") -> dict[str, object]:
+    """Nested tables and lists by dotted names: `stages.0.steps`."""
+    if isinstance(value, dict):
+        parts = list(value.items())
+    elif isinstance(value, list):
+        parts = list(enumerate(value))
+    else:
+        return {name: value}
+    found: dict[str, object] = {}
+    for key, part in parts:
+        found |= _flat(part, f"{name}.{key}" if name else str(key))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,11 +155,17 @@ class Run:
 
         Returns:
             Whether the run has ended.
+
+        Raises:
+            InvalidInput: the last checkpoint is damaged or another model's, or the devices cannot
+                share the batches.
         """
         started_s = time.monotonic()
+        self._check_devices()
         with self._manager() as manager:
             learner = self._first(manager, start)
             done = first = int(learner.step)
+            self._forget_after(first)
             with contextlib.closing(batches(self.directory, self.config, first, workers)) as feed:
                 for made in feed:
                     learner = self._step(learner, done, made)
@@ -140,6 +180,29 @@ class Run:
             manager.wait_until_finished()
         save_weights(self.directory / "model.safetensors", self.model, learner.params)
         return done == self.config.steps
+
+    def _check_devices(self) -> None:
+        count = self._mesh.size
+        uneven = [
+            f"stages[{number}].sequences={stage.sequences}"
+            for number, stage in enumerate(self.config.stages)
+            if stage.sequences % count
+        ]
+        if uneven:
+            raise InvalidInput(
+                f"{', '.join(uneven)} must be a multiple of the {count} devices that share each "
+                "batch; change the config, or show jax fewer devices (CUDA_VISIBLE_DEVICES)"
+            )
+
+    def _forget_after(self, step: int) -> None:
+        """Takes out of the log what steps said that were taken after the last checkpoint, before
+        the run was killed: they are taken, and say it, again."""
+        path = self.directory / "log.jsonl"
+        if not path.exists():
+            return
+        lines = path.read_text("utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        path.write_text("".join(kept), "utf-8")
 
     def _manager(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(max_to_keep=2)

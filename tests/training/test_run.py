@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -84,15 +87,61 @@ def test_it_begins_with_what_it_is_given(directory: Path, config: TrainConfig) -
     assert losses(directory)[-1] != random_start[-1]
 
 
-def test_another_run_in_the_same_directory_is_refused(directory: Path, config: TrainConfig) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, r"seed: 0 there, 1 here"),
+        ({"row_tokens": 24}, r"row_tokens: 48 there, 24 here"),
+    ],
+)
+def test_another_run_in_the_same_directory_is_refused(
+    directory: Path, config: TrainConfig, change: dict[str, object], message: str
+) -> None:
     prepare(directory, config)
-    other = dataclasses.replace(config, model={**config.model, "hidden_size": 64})
-    with pytest.raises(InvalidInput, match="belongs to another one"):
-        prepare(directory, other)
+    with pytest.raises(InvalidInput, match=message):
+        prepare(directory, dataclasses.replace(config, **change))
+    prepare(directory, dataclasses.replace(config, save_steps=1, evaluate_steps=1))
 
 
-# The library leaves coroutines behind when it fails; they are collected here, not in a later test.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_another_model_optimizer_or_stages_are_another_run(
+    directory: Path, config: TrainConfig
+) -> None:
+    prepare(directory, config)
+    for other in (
+        dataclasses.replace(config, model={**config.model, "hidden_size": 64}),
+        dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, beta1=0.5)),
+        dataclasses.replace(config, stages=config.stages[1:]),
+    ):
+        with pytest.raises(InvalidInput, match=r"another one \((model|optimizer|stages)\.\S+: "):
+            prepare(directory, other)
+
+
+def test_steps_that_are_taken_again_stand_in_the_log_once(
+    directory: Path, config: TrainConfig
+) -> None:
+    assert run_in(directory, config, []).go(workers=1)
+    whole = (directory / "log.jsonl").read_text()
+    shutil.rmtree(directory / "checkpoints" / "6")  # as if killed before it was there
+    with (directory / "log.jsonl").open("a") as log:
+        log.write('{"step": 7, "lo')  # and in the middle of a line
+    assert run_in(directory, config, []).go(workers=1)
+    again = (directory / "log.jsonl").read_text()
+    assert [step for step, _ in losses(directory)] == [1, 2, 3, 4, 5, 6]
+    assert again == whole
+
+
+def test_devices_that_cannot_share_a_batch_are_refused(
+    directory: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_in(directory, config, [])
+    monkeypatch.setattr("jax.devices", lambda: [jax.local_devices()[0]] * 3)
+    with pytest.raises(
+        InvalidInput, match=r"stages\[0\].sequences=2, .* multiple of the 3 devices"
+    ):
+        run.go(workers=1)
+
+
+# In a process of its own: the library leaves coroutines behind when it fails.
 @pytest.mark.parametrize("damage", ["shrunk", "gone"])
 def test_a_damaged_checkpoint_is_refused(directory: Path, config: TrainConfig, damage: str) -> None:
     run_in(directory, config, []).go(until_s=0, workers=1)
@@ -104,9 +153,16 @@ def test_a_damaged_checkpoint_is_refused(directory: Path, config: TrainConfig, d
                 file.unlink()
     else:
         largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
-    with pytest.raises(InvalidInput, match=r"checkpoint 1 in .* cannot be gone on with"):
-        run_in(directory, config, []).go(until_s=0, workers=1)
-    gc.collect()
+    (directory / "run.toml").write_text(TOML)
+    command = ["train", directory / "run.toml", "--into", directory, "--workers", "1"]
+    ended = subprocess.run(
+        [sys.executable, "-c", "from jaxstate.cli import main; main()", *command],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert ended.returncode == 1
+    assert re.search(r"error: checkpoint 1 in .* cannot be gone on with", ended.stderr)
 
 
 def test_a_model_that_we_cannot_run_is_not_trained(directory: Path, config: TrainConfig) -> None:
