@@ -23,6 +23,8 @@ from jaxstate.errors import InvalidInput
 Family = Literal["llama", "mistral", "qwen2", "qwen3", "gemma3"]
 Activation = Literal["silu", "gelu_tanh"]
 AttentionChoice = Literal["auto", "reference", "triton", "triton-interpret"]
+# Tokens that may end an answer; families have one to three.
+MAX_STOP_IDS = 8
 ATTENTION_CHOICES: tuple[AttentionChoice, ...] = get_args(AttentionChoice)
 
 

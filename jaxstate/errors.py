@@ -12,6 +12,7 @@
     │   └── EngineFailed             the engine's own thread died; its cause is chained
     ├── UnknownSession (KeyError)    no open session has that id
     ├── VersionUnavailable           an earlier version's cells are gone, and may not be computed
+    ├── DeviceError                  JAX has no such device, or it has no memory for a model or pool
     ├── StepFailed                   the device failed in a step; its cause is chained
     │   └── NotFinite                it came to NaN or infinity, of which nothing is kept
     ├── StaleState                   a session state was used again after a step took it over
@@ -83,6 +84,10 @@ class UnknownSession(JaxstateError, KeyError):
 
 class VersionUnavailable(JaxstateError):
     """A session no longer holds that version; says what it holds and what computing it takes."""
+
+
+class DeviceError(JaxstateError):
+    """JAX cannot use the device, or it has no memory for what is to lie there."""
 
 
 class StepFailed(JaxstateError):

@@ -6,14 +6,18 @@ Plain frozen dataclasses over numbers, strings and numpy arrays; no jax.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxstate.errors import InvalidInput
 
+JsonValue: TypeAlias = (
+    "str | int | float | bool | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
+)
 FinishReason = Literal["stop", "length"]
 # What outlives what, ascending: nothing; a process that is killed; a machine that loses its power.
 Durability = Literal["memory", "os", "fsync"]
@@ -41,6 +45,47 @@ def checked_int(name: str, value: object) -> int:
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return int(value)
     raise InvalidInput(f"{name}={value!r} must be an integer, not {type(value).__name__}")
+
+
+class Record:
+    """A value that callers get back, and that JSON can carry: a dataclass."""
+
+    __slots__ = ()
+
+    def as_dict(self) -> dict[str, JsonValue]:
+        """Its fields as JSON takes them: records as objects, sequences and arrays as lists, numbers
+        that are not finite as null."""
+        names = [one.name for one in fields(self)]  # pyright: ignore[reportArgumentType]
+        return {name: _json(getattr(self, name)) for name in names}
+
+
+class EventRecord(Record):
+    """Something that happened.
+
+    Attributes:
+        event: what, by its name among all events.
+    """
+
+    __slots__ = ()
+    event: ClassVar[str]
+
+    def as_dict(self) -> dict[str, JsonValue]:
+        """As `Record`, with the event's name as "event"."""
+        return {"event": self.event, **super().as_dict()}
+
+
+def _json(value: object) -> JsonValue:
+    if isinstance(value, Record):
+        return value.as_dict()
+    if isinstance(value, np.ndarray | np.generic):
+        return _json(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, list | tuple):
+        return [_json(one) for one in value]
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +119,7 @@ class Sampling:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class QueryResult:
+class QueryResult(Record):
     """What a question returned.
 
     Attributes:

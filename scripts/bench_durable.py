@@ -43,8 +43,8 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxstate
-from jaxstate.engine.metrics import JsonValue
 from jaxstate.model.compile_cache import use_compilation_cache
+from jaxstate.records import JsonValue
 from jaxstate.steps.compiled import compilations
 from jaxstate.testing import tiny_config, tiny_model
 

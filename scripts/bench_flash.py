@@ -42,8 +42,8 @@ from rich.table import Table
 from tick_client import Heard, Question, Timed, Timetable, ask, live, ticks
 
 import jaxstate
-from jaxstate.engine.metrics import JsonValue
 from jaxstate.model.compile_cache import use_compilation_cache
+from jaxstate.records import JsonValue
 
 # Every other one gives its choices.
 QUESTIONS: tuple[Question, ...] = (

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from jaxstate import __version__
 from jaxstate.cli.show import Show
 from jaxstate.cli.signals import Ended, ended_by_signals
 from jaxstate.errors import JaxstateError
@@ -64,7 +65,41 @@ Steps = Annotated[
     Path | None,
     typer.Option("--steps", help="Step sizes to compile, as TOML (see configs/ in the source)."),
 ]
+Ignore = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore",
+        metavar="FIELD",
+        help="An unknown field of the model's config that changes nothing of what is computed, as "
+        "you know; may be given several times.",
+    ),
+]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        "--template",
+        metavar="plain|FILE",
+        help="Instead of the model's own chat template: questions and answers in plain text, or a "
+        "file with another one (Jinja).",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line, for programs.")]
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(f"jaxstate {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Show it, and exit."),
+    ] = False,
+) -> None:
+    """Options without a command."""
 
 
 @app.command()
@@ -114,6 +149,8 @@ def stream(
     ] = 64,
     cells: Cells = None,
     dtype: DType = None,
+    ignore: Ignore = None,
+    template: Template = None,
     steps: Steps = None,
     load: Annotated[
         Path | None,
@@ -198,6 +235,8 @@ def stream(
         queue=queue,
         cells=cells,
         dtype=dtype,
+        ignore=tuple(ignore or ()),
+        template=template,
         steps=steps,
         load=load,
         save=save,
@@ -210,31 +249,44 @@ def stream(
 
 @app.command()
 def ask(
-    session: Annotated[Path, typer.Argument(help="What `jaxstate stream --save` wrote.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="What `jaxstate stream --save` wrote, or the directory of --journal."),
+    ],
     questions: Annotated[list[str], typer.Argument(help="One or several questions.")],
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", help="Where the model lies now.", show_default="as saved"),
     ] = None,
+    session: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Of a journal's sessions, this one; several times."),
+    ] = None,
     max_tokens: MaxTokens = 32,
     cells: Cells = None,
     dtype: DType = None,
+    ignore: Ignore = None,
+    template: Template = None,
     steps: Steps = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a saved session; it stays as it is.
+    """Ask a saved session, or all sessions of a journal.
 
-    The session must have been saved with the same model, tokenizer and dtype.
+    A saved session stays as it is; it must have been saved with the same model, tokenizer and
+    dtype. A journal must not be in use; what its sessions had not read yet is read first.
     """
     from jaxstate.cli.ask import AskOptions, run_ask
 
     options = AskOptions(
-        session=session,
+        source=source,
+        sessions=tuple(session or ()),
         questions=tuple(questions),
         model=model,
         max_tokens=max_tokens,
         cells=cells,
         dtype=dtype,
+        ignore=tuple(ignore or ()),
+        template=template,
         steps=steps,
     )
     raise typer.Exit(run_ask(Show(as_json=as_json), options))

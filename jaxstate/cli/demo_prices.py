@@ -121,7 +121,7 @@ def run_demo(show: Show, name: str) -> int:
     with engine_for(model, CELLS, EngineConfig()) as engine:
         session = engine.open()
         board = _Board(show, session)
-        with show.live(board.table):
+        with show.live(lambda _: board.table()):
             for number, day in enumerate(days, start=1):
                 board.day(day)
                 if number in COMPARED:

@@ -43,6 +43,7 @@ class Follower:
         self._told: dict[str, Answer] = {}
         self._told_errors: dict[str, str | None] = {}
         self._spoke_s, self._spoke_version = time.monotonic(), session.version
+        self._told_room = False
         self._ending = False
         self._failure: BaseException | None = None
         self._subscription = self._subscribed()
@@ -126,12 +127,22 @@ class Follower:
         if info.version <= self._told_version:
             return
         self._told_version = info.version
+        lines_left = self._view.lines_left(info)
+        if lines_left is not None and not self._told_room:
+            self._told_room = True
+            each = self._view.cells_per_line(info)
+            self._show.note(
+                f"{each:.0f} cells a line so far: about {lines_left:,} more of this kind fit "
+                f"({info.tokens:,} of {info.cells:,} cells in use)"
+            )
         self._show.event(
             "read",
             version=info.version,
             pending=info.pending,
             cells=info.tokens,
             lag_s=info.lag_s,
+            behind_bytes=self._view.behind_bytes(),
+            lines_left=lines_left,
         )
 
     def _tell_flash(self, query: FlashQuery, answer: Answer, *, fired: bool) -> None:

@@ -6,11 +6,15 @@ thread of their own. Does not know: sessions, models.
 
 from __future__ import annotations
 
+import array
+import codecs
+import fcntl
 import hashlib
 import os
 import queue
 import re
 import stat
+import termios
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,13 +24,23 @@ from typing import BinaryIO
 from jaxstate.cli.runtime import LOOK_S, in_thread
 from jaxstate.cli.saving import check_writable
 from jaxstate.cli.tailing import follow_lines
-from jaxstate.engine.lines import InvalidBytes, Line, read_lines
+from jaxstate.engine.lines import InvalidBytes, Line, line_of, read_lines
 from jaxstate.errors import InvalidInput
 from jaxstate.persist.files import RECORD_NAME, check_snapshot_target
+from jaxstate.textfiles import encoding_of
 
 STANDARD_INPUT = "-"
 # A file this large has more tokens than a chunk of the smaller sizes.
 _BULK_BYTES = 512
+# What is looked at of a file before anything is loaded for it.
+_FIRST_BYTES = 1 << 16
+_COMPRESSED = (
+    (b"\x1f\x8b", "gzip", "zcat"),
+    (b"BZh", "bzip2", "bzcat"),
+    (b"\xfd7zXZ", "xz", "xzcat"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "zstdcat"),
+    (b"PK\x03\x04", "zip", "unzip -p"),
+)
 # A session's id that is also the name of a directory, and no option.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
@@ -110,6 +124,67 @@ def inputs_of(source: str | None, named: Sequence[str]) -> tuple[Input, ...]:
     return inputs
 
 
+def check_text(inputs: Sequence[Input], invalid: InvalidBytes, *, follow: bool) -> None:
+    """Refuses files whose beginning shows that they cannot be read line by line as text, before
+    anything is loaded for them. Pipes are not looked into; and of several inputs those that cannot
+    be read are left to fail alone, as long as one can.
+
+    Args:
+        inputs: readable ones.
+        invalid: what will be done with bytes that are not UTF-8.
+        follow: whether more may come of an empty file.
+
+    Raises:
+        InvalidInput: all of them are empty, compressed, a document of another kind, or no UTF-8.
+    """
+    refusals: list[InvalidInput] = []
+    for one in inputs:
+        if not one.is_file:
+            return
+        try:
+            with open(one.source, "rb") as file:
+                _check_first_bytes(one.source, file.read(_FIRST_BYTES), invalid, follow=follow)
+            return
+        except InvalidInput as refusal:
+            refusals.append(refusal)
+    raise refusals[0]
+
+
+def _check_first_bytes(source: str, first: bytes, invalid: InvalidBytes, *, follow: bool) -> None:
+    if not first and not follow:
+        raise InvalidInput(f"{source} is empty: nothing was read")
+    for magic, kind, tool in _COMPRESSED:
+        if first.startswith(magic):
+            raise InvalidInput(
+                f"{source} is compressed ({kind}): {tool} {source} | jaxstate stream - …"
+            )
+    if first.startswith(b"%PDF"):
+        raise InvalidInput(f"{source} is a PDF: pdftotext {source} - | jaxstate stream - …")
+    if encoding_of(first) not in ("utf-8", "utf-8-sig"):
+        line_of(first.split(b"\n")[0], 1)  # which says what it is
+    if b"\0" in first:
+        raise InvalidInput(
+            f"{source} is no text: byte {first.index(bytes(1)) + 1} of it is zero; it is read line "
+            "by line, as text in UTF-8"
+        )
+    if invalid == "refuse":
+        _check_utf8(source, first)
+
+
+def _check_utf8(source: str, first: bytes) -> None:
+    """Of a beginning, which may end within a character."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(first)
+    except UnicodeDecodeError as error:
+        begin = first.rfind(b"\n", 0, error.start) + 1
+        number = first.count(b"\n", 0, error.start) + 1
+        try:
+            line_of(first[begin : error.end], number)
+        except InvalidInput as refusal:
+            raise InvalidInput(f"{source}: {refusal}") from error
+        raise
+
+
 def check_targets(inputs: Sequence[Input], save: Path | None) -> None:
     """Refuses a place to save to before anything is read.
 
@@ -183,6 +258,13 @@ class LineReader:
         self._wanted = threading.Semaphore(0)
         self._found: queue.SimpleQueue[Line | Exception | None] = queue.SimpleQueue()
         self._ended = threading.Event()
+        self._stream: BinaryIO | None = None
+
+    def behind_bytes(self) -> int | None:
+        """What is there and was not read yet: the rest of a file, or what waits in a pipe beyond
+        what was taken out of it; None while nobody knows."""
+        stream = self._stream
+        return None if stream is None or stream.closed else _behind_bytes(stream)
 
     def __enter__(self) -> LineReader:
         in_thread(self._run, "jaxstate-lines")
@@ -218,15 +300,24 @@ class LineReader:
         try:
             if self._follow and self._input.is_file:
                 self._pass_on(
-                    follow_lines(self._input.source, self._ended.wait, invalid=self._invalid)
+                    follow_lines(
+                        self._input.source,
+                        self._ended.wait,
+                        invalid=self._invalid,
+                        opened=self._opened,
+                    )
                 )
             else:
                 with self._input.open() as stream:
+                    self._opened(stream)
                     self._pass_on(read_lines(stream, invalid=self._invalid))
         except OSError as error:
             self._found.put(_unreadable(self._input, error))
         except Exception as error:
             self._found.put(error)
+
+    def _opened(self, stream: BinaryIO) -> None:
+        self._stream = stream
 
     def _pass_on(self, lines: Iterator[Line]) -> None:
         while self._is_wanted():
@@ -235,3 +326,15 @@ class LineReader:
     def _is_wanted(self) -> bool:
         self._wanted.acquire()
         return not self._ended.is_set()
+
+
+def _behind_bytes(stream: BinaryIO) -> int | None:
+    try:
+        facts = os.fstat(stream.fileno())
+        if stat.S_ISREG(facts.st_mode):
+            return max(0, facts.st_size - stream.tell())
+        waiting = array.array("i", [0])
+        fcntl.ioctl(stream.fileno(), termios.FIONREAD, waiting)
+        return waiting[0]
+    except (OSError, ValueError):  # no such question here, or it was closed meanwhile
+        return None

@@ -13,12 +13,12 @@ from jaxstate.cells.layout import plan_layout
 from jaxstate.cli.inspect_journal import Audit, is_export, is_journal, run_inspect_journal
 from jaxstate.cli.show import Show
 from jaxstate.config import ModelConfig, StepConfig
-from jaxstate.engine.metrics import JsonValue
 from jaxstate.errors import InvalidInput
 from jaxstate.model.backends import choose_backend
 from jaxstate.model.loading import read_source, resolve_dtype
 from jaxstate.model.params import abstract_params
 from jaxstate.persist.files import RECORD_NAME, inspect_snapshot
+from jaxstate.records import JsonValue
 
 
 def run_inspect(show: Show, source: str, audit: Audit | None = None) -> int:

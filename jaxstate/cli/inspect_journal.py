@@ -16,7 +16,6 @@ from pathlib import Path
 from rich.table import Table
 
 from jaxstate.cli.show import Show
-from jaxstate.engine.metrics import JsonValue
 from jaxstate.errors import InvalidInput, JaxstateError
 from jaxstate.model.bundle import Model
 from jaxstate.model.compile_cache import use_compilation_cache
@@ -25,6 +24,7 @@ from jaxstate.persist import archive, logged
 from jaxstate.persist.audit import Compared, check_entries, check_snapshots
 from jaxstate.persist.places import DATABASE, SEGMENTS, read_only
 from jaxstate.persist.segments import SegmentStore
+from jaxstate.records import JsonValue
 
 
 @dataclass(frozen=True, kw_only=True)

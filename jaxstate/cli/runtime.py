@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import jax
 
@@ -26,7 +27,14 @@ from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model
 from jaxstate.model.compile_cache import use_compilation_cache
 from jaxstate.model.devices import current_device
-from jaxstate.model.loading import DTypeName, load_files, read_source, resolve_dtype
+from jaxstate.model.loading import (
+    PLAIN,
+    DTypeName,
+    check_files,
+    load_files,
+    read_source,
+    resolve_dtype,
+)
 from jaxstate.model.params import abstract_params
 from jaxstate.persist.files import inspect_snapshot
 from jaxstate.records import Durability
@@ -77,6 +85,8 @@ def open_model(
     steps: StepConfig,
     needs: Needs,
     also: Callable[[ModelConfig, jax.numpy.dtype], Sequence[StepSpec]] | None = None,
+    ignore: Sequence[str] = (),
+    template: str | None = None,
 ) -> Model:
     """Loads a model, and compiles meanwhile what an engine for that command is going to use.
 
@@ -88,12 +98,16 @@ def open_model(
         steps: the shapes; those for usual sizes are compiled now, the others when they are used.
         needs: what the command will do.
         also: further steps to compile.
+        ignore, template: as for `jaxstate.load`.
 
     Raises:
-        UnsupportedModel, InvalidInput: as `jaxstate.load`.
+        UnsupportedModel, InvalidInput, DeviceError: as `jaxstate.load`.
     """
-    use_compilation_cache()
-    files = read_source(source)
+    started_s = time.monotonic()
+    kept = use_compilation_cache()
+    show.note(f"reading what {source} is")
+    files = read_source(source, ignore=ignore, template=template)
+    check_files(files, dtype)  # before anything that takes long
     kind = resolve_dtype(dtype)
     size = room_for(files.config, kind, steps, cells, needs.sessions)
     planned = plan_engine(
@@ -106,11 +120,18 @@ def open_model(
     )
     specs = list(usual_specs(planned, needs))
     specs += also(files.config, kind) if also is not None else ()
-    show.note(f"loading {source} and compiling {len(specs)} steps (compiled once, then kept)")
+    show.note(
+        f"loading {num_params(files.config):,} parameters in {kind.name}; compiling "
+        f"{len(specs)} steps beside it (once: they are kept in {kept})"
+    )
     with ThreadPoolExecutor(max_workers=1) as pool, show.bar("loading") as advance:
         compiling = pool.submit(compile_all, specs)
         model = load_files(files, dtype=dtype, steps=steps, progress=advance)
         compiling.result()
+    show.note(
+        f"ready after {time.monotonic() - started_s:.1f} s: room for {size.session_cells:,} cells "
+        f"(tokens) a session"
+    )
     return model
 
 
@@ -163,13 +184,18 @@ def room_for(
     if cells is not None:
         total = in_blocks(cells, steps) * sessions
         return PoolSize(cells=total, session_cells=cells, sessions=sessions)
-    params = abstract_params(config, dtype).values()
-    params_bytes = sum(math.prod(leaf.shape) * dtype.itemsize for leaf in params)
+    params_bytes = num_params(config) * dtype.itemsize
     limit_bytes = max(0, device_bytes(current_device()) - params_bytes) // 2
     most = in_blocks(config.max_context, steps) * sessions
     within = cells_within(config, dtype.itemsize, steps, limit_bytes, config.max_context, sessions)
     total = max(min(most, within), in_blocks(min(_LEAST_CELLS, config.max_context), steps))
     return PoolSize(cells=total, session_cells=min(total, config.max_context), sessions=sessions)
+
+
+def num_params(config: ModelConfig) -> int:
+    """How many numbers the parameters of a model hold."""
+    leaves = abstract_params(config, jax.numpy.dtype("float32")).values()
+    return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
 def in_blocks(cells: int, steps: StepConfig) -> int:
@@ -262,6 +288,56 @@ def model_name(given: str | None, saved: Sequence[Path]) -> str:
         if isinstance(noted, str) and noted:
             return noted
     raise InvalidInput(f"which model? Pass --model: a path, or a name ({', '.join(known_names())})")
+
+
+def saved_dtype(given: DTypeName | None, saved: Sequence[Path]) -> DTypeName | None:
+    """The dtype to load the model in: as given, or as sessions were saved in.
+
+    Raises:
+        InvalidInput: they were saved in another than is given.
+    """
+    for one in saved:
+        kept = inspect_snapshot(one).dtype
+        if given is not None and kept and kept != given:
+            raise InvalidInput(
+                f"--dtype {given}: the session at {one} was saved in {kept}; cells of one dtype "
+                f"cannot be gone on with in another. Leave --dtype out (or --dtype {kept}), or "
+                "stream the text again"
+            )
+        for name in get_args(DTypeName):
+            if kept == name:
+                return name
+    return given
+
+
+def check_lengths(steps: StepConfig, wanted: Sequence[tuple[str, int]]) -> None:
+    """Refuses answers that no step can hold, before anything is done for them.
+
+    Args:
+        steps: sizes.
+        wanted: options, and the tokens that they give answers.
+
+    Raises:
+        InvalidInput: which one is too large.
+    """
+    most = steps.tail_cells[-1]
+    for option, tokens in wanted:
+        if tokens >= most:
+            raise InvalidInput(
+                f"{option} {tokens}: a question and its answer have {most} tokens at most; give a "
+                "smaller number, or larger tail_cells with --steps (nothing was read)"
+            )
+
+
+def read_template(given: str | None) -> str | None:
+    """A template as the command line names it: "plain", or a file of Jinja; None for the model's.
+
+    Raises:
+        InvalidInput: the file cannot be read.
+    """
+    if given is None or given == PLAIN:
+        return given
+    return read_text_file(Path(given), "the template")
 
 
 def read_steps(path: Path | None) -> StepConfig:

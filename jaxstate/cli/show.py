@@ -13,6 +13,7 @@ import copy
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -22,8 +23,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from jaxstate.engine.metrics import JsonValue
 from jaxstate.engine.values import Answer
+from jaxstate.records import JsonValue
 
 # A screen that changes more often than this is hard to read and costs time.
 _REFRESH_HZ = 8
@@ -76,7 +77,8 @@ class Show:
     def event(self, name: str, **fields: JsonValue) -> None:
         """One JSON line; nothing for people."""
         if self.as_json and not self._muted.is_set():
-            line = json.dumps({"event": name, **self._session, **fields})
+            # When it was said, in seconds since 1970.
+            line = json.dumps({"event": name, "time": time.time(), **self._session, **fields})
             with self._printing:
                 print(line, flush=True)
 
@@ -89,7 +91,7 @@ class Show:
     def note(self, text: str) -> None:
         """A line about what is going on, for people, on standard error."""
         if not self.as_json and not self._muted.is_set():
-            self.err.print(f"[dim]{escape(self._label + visible(text))}[/dim]")
+            self.err.print(f"[dim]{escape(self._label + visible(text))}[/dim]", soft_wrap=True)
 
     def error(self, text: str) -> None:
         """What went wrong, on standard error (and as an event)."""
@@ -104,15 +106,9 @@ class Show:
         self.event(
             "answer",
             question=question,
-            text=answer.text,
-            version=answer.version,
-            source=answer.source,
-            confidence=answer.confidence,
-            logprob=answer.logprob,
             context_tokens=context_tokens,
             answer_tokens=answer_tokens,
-            latency_s=answer.latency_s,
-            finish_reason=answer.finish_reason,
+            **answer.as_dict(),
         )
         self.say(
             f"Q: {question}",
@@ -144,7 +140,7 @@ class Show:
     def bar(self, title: str) -> Iterator[Callable[[int, int], None]]:
         """A progress bar; yields what to call with (done, all)."""
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        quiet = self.as_json or not self.err.is_terminal
+        quiet = self.as_json or not self.err.is_terminal or self.err.is_dumb_terminal
         with Progress(*columns, console=self.err, transient=True, disable=quiet) as progress:
             task = progress.add_task(title, total=None)
 
@@ -154,22 +150,42 @@ class Show:
             yield advance
 
     @contextmanager
-    def live(self, draw: Callable[[], RenderableType]) -> Iterator[None]:
-        """Draws again and again, while the block runs, if there is a screen for it."""
-        if self.as_json or not self.err.is_terminal:
+    def live(self, draw: Callable[[int], RenderableType]) -> Iterator[None]:
+        """Draws again whenever something has changed, while the block runs, if there is a screen
+        for it that can be drawn on.
+
+        Args:
+            draw: makes it for a screen of that width.
+        """
+        if self.as_json or not self.err.is_terminal or self.err.is_dumb_terminal:
             yield
             return
-        with Live(
-            get_renderable=draw,
-            console=self.err,
-            refresh_per_second=_REFRESH_HZ,
-            transient=True,
-        ):
+        ended = threading.Event()
+        with Live(console=self.err, auto_refresh=False, transient=True) as live:
+            painter = threading.Thread(
+                target=_paint, args=(live, draw, ended), name="jaxstate-paint", daemon=True
+            )
             self._live.set()
+            painter.start()
             try:
                 yield
             finally:
+                ended.set()
+                painter.join()
                 self._live.clear()
+
+
+def _paint(live: Live, draw: Callable[[int], RenderableType], ended: threading.Event) -> None:
+    """Draws when something has changed, the width of the screen included."""
+    before = None
+    while True:
+        drawn = draw(live.console.width)
+        now = live.console.render_lines(drawn, pad=False)
+        if now != before:
+            before = now
+            live.update(drawn, refresh=True)
+        if ended.wait(1 / _REFRESH_HZ):
+            return
 
 
 def _how(answer: Answer) -> str:

@@ -59,6 +59,12 @@ class Interrupt:
         """Whether the program is to end."""
         return self.exit_code > 0
 
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more is to be begun: a service manager, or a terminal that is gone, waits
+        for the end. Who pressed Ctrl-C still wants the answers, and may press it again."""
+        return self.pressed and self.exit_code != 128 + signal.SIGINT
+
     def press(self, number: int, _frame: FrameType | None) -> None:
         """Notes the first Ctrl-C or other such signal; a second one stops at once."""
         if self.pressed:

@@ -12,21 +12,25 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from jaxstate.cli.inputs import Input, check_targets, inputs_of
+from jaxstate.cli.inputs import Input, check_targets, check_text, inputs_of
 from jaxstate.cli.runtime import (
     Needs,
     capacity,
+    check_lengths,
     engine_for,
     in_thread,
     model_name,
     open_model,
     read_steps,
+    read_template,
     results,
+    saved_dtype,
 )
 from jaxstate.cli.show import Show
 from jaxstate.cli.signals import interruptible
 from jaxstate.cli.streaming import Plan, Streaming
 from jaxstate.cli.view import answers_table, draw
+from jaxstate.config import StepConfig
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.engine import Engine
 from jaxstate.engine.policies import NamedPolicy
@@ -34,6 +38,7 @@ from jaxstate.engine.session import Session
 from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model
 from jaxstate.model.loading import DTypeName
+from jaxstate.persist.places import locked
 from jaxstate.records import Durability
 from jaxstate.textfiles import read_text_file
 
@@ -50,6 +55,8 @@ class StreamOptions:
     queue: int
     cells: int | None
     dtype: DTypeName | None
+    ignore: tuple[str, ...]
+    template: str | None
     steps: Path | None
     load: Path | None
     save: Path | None
@@ -63,12 +70,18 @@ def run_stream(show: Show, options: StreamOptions) -> int:
     if options.plan.every is not None and not options.plan.questions:
         raise InvalidInput("--every says when to ask, but not what: add --ask, or drop --every")
     inputs = inputs_of(options.source, options.sessions)
+    check_text(inputs, options.plan.invalid, follow=options.plan.follow)
     check_targets(inputs, options.save)
     _check_journal(options)
+    steps = read_steps(options.steps)
+    plan = options.plan
+    asked = [("--max-tokens", plan.max_tokens)] if plan.questions else []
+    flash = [("--flash-max-tokens", plan.flash_max_tokens)] if plan.flash else []
+    check_lengths(steps, asked + flash)
     prefix = _prefix(options)
     saved = [place for one in inputs if (place := one.place(options.load)) is not None]
     cells = capacity(options.cells, saved)
-    model = _load(show, options, inputs, model_name(options.model, saved), cells)
+    model = _load(show, options, inputs, saved, cells, steps)
     config = EngineConfig(queue_entries=options.queue, queue_policy=options.policy)
     with engine_for(
         model,
@@ -98,7 +111,12 @@ def run_stream(show: Show, options: StreamOptions) -> int:
 
 
 def _load(
-    show: Show, options: StreamOptions, inputs: Sequence[Input], name: str, cells: int | None
+    show: Show,
+    options: StreamOptions,
+    inputs: Sequence[Input],
+    saved: Sequence[Path],
+    cells: int | None,
+    steps: StepConfig,
 ) -> Model:
     needs = Needs(
         in_bulk=any(one.is_bulk for one in inputs),
@@ -109,11 +127,13 @@ def _load(
     )
     return open_model(
         show,
-        name,
+        model_name(options.model, saved),
         cells=cells,
-        dtype=options.dtype,
-        steps=read_steps(options.steps),
+        dtype=saved_dtype(options.dtype, saved),
+        steps=steps,
         needs=needs,
+        ignore=options.ignore,
+        template=read_template(options.template),
     )
 
 
@@ -142,6 +162,8 @@ def _check_journal(options: StreamOptions) -> None:
         )
     if options.journal is not None and options.load is not None:
         raise InvalidInput("--journal brings sessions back by itself: drop --load or --journal")
+    if options.journal is not None:
+        locked(options.journal.absolute()).release()  # or it says who has it, or what is wrong
 
 
 def _note_recovery(show: Show, engine: Engine) -> None:
@@ -164,7 +186,7 @@ def _note_recovery(show: Show, engine: Engine) -> None:
 def _run(show: Show, engine: Engine, streams: Sequence[Streaming]) -> int:
     """All of them at once, each on a thread; returns the exit code."""
     views = [one.view for one in streams]
-    with show.live(lambda: draw(engine, views)), interruptible() as interrupt:
+    with show.live(lambda width: draw(engine, views, width)), interruptible() as interrupt:
         try:
             running = [in_thread(partial(one.run, interrupt), "jaxstate-stream") for one in streams]
             codes = results(running)
@@ -172,6 +194,6 @@ def _run(show: Show, engine: Engine, streams: Sequence[Streaming]) -> int:
             show.mute()
             raise
     if show.out.is_terminal:
-        for table in answers_table(views):
+        for table in answers_table(views, show.out.width):
             show.table(table)
     return max(codes)

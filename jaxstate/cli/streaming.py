@@ -11,6 +11,9 @@ happens.
 from __future__ import annotations
 
 import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +33,8 @@ from jaxstate.errors import CapacityExceeded, InvalidInput, JaxstateError
 from jaxstate.model.bundle import Model
 
 DONE, FAILED = 0, 1
+# At most one line about what was dropped in so many seconds.
+_DROPPED_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +74,7 @@ class Streaming:
         client: under which its lines are numbered, if each is to be read once whatever happens.
 
     Raises:
-        InvalidInput, PromptTooLong: a flash question cannot be asked.
+        InvalidInput, PromptTooLong: a question cannot be asked.
     """
 
     def __init__(
@@ -86,7 +91,7 @@ class Streaming:
         self._client = client
         # Files of that name that the session has read, and that are gone.
         self._turns = 0
-        self._show = show.about(session.id, source.label)
+        self._show = show.about(source.title, source.label)
         self._plan = plan
         self._source = source
         self._save = save
@@ -96,7 +101,10 @@ class Streaming:
         self._queries = [
             session.flash(question, max_tokens=plan.flash_max_tokens) for question in plan.flash
         ]
+        for question in plan.questions:
+            session.check(question, max_tokens=plan.max_tokens)
         self.view = StreamView(source, engine, session, self._queries)
+        self._dropped = _Dropped(self._show)
         self._pushed = 0
         self._asked_version = -1
 
@@ -104,8 +112,9 @@ class Streaming:
         """Reads, answers, saves, whatever ends it; returns the exit code."""
         try:
             code = self._read_and_keep_answered(interrupt)
+            self._dropped.tell()
             self._show.note(self.view.summary())
-            if self._asked_version != self._session.version and not interrupt.pressed:
+            if self._asked_version != self._session.version and not interrupt.is_final:
                 code = max(code, self._ask_at_the_end(interrupt))
             self._show_flash_answers()
         except Exception:
@@ -132,6 +141,7 @@ class Streaming:
         every, before, unfinished = self._plan.every, self._read_before(), False
         turn, plan = 0, self._plan
         with LineReader(self._source, plan.invalid, follow=plan.follow) as lines:
+            self.view.behind_bytes = lines.behind_bytes
             for line in lines.until(lambda: _goes_on(interrupt, follower)):
                 if line.turn > turn:
                     turn, before = line.turn, 0
@@ -150,7 +160,7 @@ class Streaming:
                 self._pushed += 1
                 if every and receipt.last % every == 0:
                     self._session.wait(receipt.last)
-                    self._ask_all(interrupt)
+                    self._ask_all(lambda: not interrupt.pressed)
         self._note_backlog(interrupt)
         self._session.wait()
         if before and self._pushed <= 1 and not interrupt.pressed:
@@ -249,8 +259,7 @@ class Streaming:
             ) from error
         except JaxstateError as error:
             raise type(error)(f"line {line.number}: {error}") from error
-        for span in receipt.dropped:
-            self._show_dropped(span)
+        self._dropped.add(receipt.dropped)
         return receipt
 
     def _no_room(self, line: Line) -> str:
@@ -277,23 +286,20 @@ class Streaming:
             "and --cells)"
         )
 
-    def _show_dropped(self, span: Span) -> None:
-        self._show.event("dropped", first=span.first, last=span.last)
-        which = str(span.first) if span.first == span.last else f"{span.first} to {span.last}"
-        self._show.say(f"dropped, never to be read: {which}")
-
-    def _ask_all(self, interrupt: Interrupt) -> None:
+    def _ask_all(self, go_on: Callable[[], bool]) -> None:
         for question in self._plan.questions:
-            if interrupt.pressed:
+            if not go_on():
                 return
             answer = self._session.ask(question, max_tokens=self._plan.max_tokens)
             self._show.reply(question, answer)
         self._asked_version = self._session.version
 
     def _ask_at_the_end(self, interrupt: Interrupt) -> int:
-        """Asks; a refusal must not keep us from saving."""
+        """Asks, after the first Ctrl-C too; a refusal must not keep us from saving."""
+        if interrupt.pressed and self._plan.questions:
+            self._show.note("interrupted: asking what was to be asked (Ctrl-C again stops at once)")
         try:
-            self._ask_all(interrupt)
+            self._ask_all(lambda: not interrupt.is_final)
         except JaxstateError as error:
             self._show.error(str(error))
             return FAILED
@@ -337,6 +343,38 @@ class Streaming:
             info = self._session.info()
             self._show.say(f"saved version {info.version} ({info.tokens:,} cells) to {place}")
         return place
+
+
+class _Dropped:
+    """Entries that were displaced from the queue, told now and then.
+
+    Args:
+        show: where.
+    """
+
+    def __init__(self, show: Show) -> None:
+        self._show = show
+        self._spans: list[Span] = []
+        self._told_s = -math.inf
+
+    def add(self, spans: Sequence[Span]) -> None:
+        """Some more."""
+        self._spans += spans
+        if self._spans and time.monotonic() - self._told_s >= _DROPPED_EVERY_S:
+            self.tell()
+
+    def tell(self) -> None:
+        """All that was not told yet."""
+        if not self._spans:
+            return
+        count = sum(span.last - span.first + 1 for span in self._spans)
+        first, last = self._spans[0].first, self._spans[-1].last
+        spans = [one.as_dict() for one in self._spans]
+        self._show.event("dropped", lines=count, first=first, last=last, spans=spans)
+        which = f"line {first}" if count == 1 else f"{count} lines between {first} and {last}"
+        self._show.say(f"dropped, never to be read: {which}")
+        self._spans.clear()
+        self._told_s = time.monotonic()
 
 
 def _client_of(client: str, turns: int) -> str:

@@ -18,7 +18,11 @@ _LOOK_S = 0.2
 
 
 def follow_lines(
-    path: str, rest: Callable[[float], bool], *, invalid: InvalidBytes = "refuse"
+    path: str,
+    rest: Callable[[float], bool],
+    *,
+    invalid: InvalidBytes = "refuse",
+    opened: Callable[[BinaryIO], object] = lambda _: None,
 ) -> Iterator[Line]:
     """Complete lines, numbered within each file; `Line.turn` counts rotations.
 
@@ -28,12 +32,14 @@ def follow_lines(
         path: of the file.
         rest: waits so many seconds for nothing; True once nobody wants more.
         invalid: as for `read_lines`.
+        opened: is told each file that is read from now on.
 
     Raises:
         OSError: it cannot be opened, or read.
         InvalidInput: as `read_lines`.
     """
     turn, stream = 0, open(path, "rb")  # noqa: SIM115 - another takes its place
+    opened(stream)
     try:
         while True:
             number, begun = 0, b""
@@ -55,6 +61,7 @@ def follow_lines(
             else:
                 stream.close()
                 stream = open(path, "rb")  # noqa: SIM115
+                opened(stream)
     finally:
         stream.close()
 

@@ -7,7 +7,7 @@ it is read off the engine when it is looked at. Does not know: terminals, events
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 from rich.console import Group
@@ -18,13 +18,27 @@ from jaxstate.cli.inputs import Input
 from jaxstate.cli.show import visible
 from jaxstate.engine.engine import Engine
 from jaxstate.engine.hits import FlashQuery
-from jaxstate.engine.metrics import JsonValue
 from jaxstate.engine.session import Session
-from jaxstate.engine.values import Answer
+from jaxstate.engine.values import Answer, SessionInfo
+from jaxstate.records import JsonValue
 
 # Texts by the names of their columns; a column without any text is left out.
 Row: TypeAlias = dict[str, str]
 _LEFT = ("session", "question", "answer")
+# Columns by the width of screen from which on they are shown, where that is not any.
+_FROM_WIDTH = {
+    "confidence": 100,
+    "residency": 100,
+    "age": 80,
+    "room": 80,
+    "version": 60,
+    "cells in use": 60,
+}
+# Of the width, for a question beside its answer.
+_QUESTION_SHARE = 0.35
+_LEAST_QUESTION = 10
+# So many entries say how long an entry is.
+_ENOUGH_ENTRIES = 8
 
 
 class StreamView:
@@ -46,15 +60,21 @@ class StreamView:
         self._session = session
         # Of each query: the version of its newest answer, and when that was first seen.
         self._seen: dict[str, tuple[int, float]] = {}
+        self._read_before = max(0, session.version)
+        self._tokens_before = session.info().tokens
+        # What is behind in bytes, once something reads.
+        self.behind_bytes: Callable[[], int | None] = lambda: None
 
     def reading(self) -> Row:
         """How far it is."""
         info = self._session.info()
+        room = self.lines_left(info)
         return {
             "session": self._source.title,
             "version": str(info.version),
-            "lag": f"{info.pending} lines, {info.lag_s:.1f} s",
+            "lag": _lag(info, self.behind_bytes()),
             "cells in use": f"{info.tokens:,} of {info.cells:,}",
+            "room": "" if room is None else f"about {_rounded(room):,} lines",
             "residency": info.residency,
             "dropped": f"{info.dropped} lines" if info.dropped else "",
         }
@@ -62,12 +82,25 @@ class StreamView:
     def summary(self) -> str:
         """The same as one line."""
         info = self._session.info()
-        waiting = f", {info.pending} lines wait ({info.lag_s:.1f} s)" if info.pending else ""
+        behind = self.behind_bytes()
+        waiting = f", behind: {_lag(info, behind)}" if info.pending or behind else ""
         dropped = f", {info.dropped} lines dropped" if info.dropped else ""
         return (
             f"version {info.version}: {info.tokens:,} of {info.cells:,} cells, "
             f"{tokens_per_s(self._engine):,.0f} tokens/s{waiting}{dropped}"
         )
+
+    def cells_per_line(self, info: SessionInfo) -> float | None:
+        """Cells that a line has taken so far; None before enough were read to say."""
+        lines = info.version - self._read_before
+        if lines < _ENOUGH_ENTRIES:
+            return None
+        return max(1.0, (info.tokens - self._tokens_before) / lines)
+
+    def lines_left(self, info: SessionInfo) -> int | None:
+        """How many more lines like those so far fit; None before it can be said."""
+        each = self.cells_per_line(info)
+        return None if each is None else int((info.cells - info.tokens) / each)
 
     def answers(self, *, with_age: bool) -> Iterator[Row]:
         """The flash queries' newest answers."""
@@ -81,7 +114,7 @@ class StreamView:
                 "version": "" if answer is None else str(answer.version),
                 "state": standing(query, version),
                 "confidence": "" if answer is None else f"{answer.confidence:.1f}",
-                "age, s": self._age(query.id, answer) if with_age else "",
+                "age": self._age(query.id, answer) if with_age else "",
             }
 
     def last_lines(self) -> Iterator[str]:
@@ -102,30 +135,67 @@ class StreamView:
         if version != answer.version:
             since_s = now_s
             self._seen[query_id] = (answer.version, since_s)
-        return f"{now_s - since_s:.1f}"
+        return f"{now_s - since_s:.0f} s"
 
 
-def draw(engine: Engine, views: Sequence[StreamView]) -> Group:
-    """Where everything stands at this moment."""
+def draw(engine: Engine, views: Sequence[StreamView], width: int) -> Group:
+    """Where everything stands at this moment, for a screen of that width."""
     title = f"reading, {tokens_per_s(engine):,.0f} tokens/s"
-    parts = [_table(title, [view.reading() for view in views])]
-    return Group(*parts, *answers_table(views, with_age=True))
+    parts = [_table(title, [view.reading() for view in views], width)]
+    return Group(*parts, *answers_table(views, width, with_age=True))
 
 
-def answers_table(views: Sequence[StreamView], *, with_age: bool = False) -> list[Table]:
+def answers_table(
+    views: Sequence[StreamView], width: int, *, with_age: bool = False
+) -> list[Table]:
     """The flash queries' newest answers, if there are flash queries."""
     rows = [row for view in views for row in view.answers(with_age=with_age)]
-    return [_table("flash queries", rows)] if rows else []
+    return [_table("flash queries", rows, width)] if rows else []
 
 
-def _table(title: str, rows: Sequence[Row]) -> Table:
+def _table(title: str, rows: Sequence[Row], width: int) -> Table:
+    """The answer has the room, the question is cut, and what matters least makes way."""
     table = Table(title=title)
-    names = [name for name in rows[0] if any(row[name] for row in rows)]
+    names = [
+        name
+        for name in rows[0]
+        if any(row[name] for row in rows) and width >= _FROM_WIDTH.get(name, 0)
+    ]
     for name in names:
-        table.add_column(name, justify="left" if name in _LEFT else "right")
+        if name == "question":
+            most = max(_LEAST_QUESTION, int(width * _QUESTION_SHARE))
+            table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=most)
+        elif name == "answer":
+            table.add_column(name, overflow="fold", ratio=1)
+        else:
+            table.add_column(name, justify="left" if name in _LEFT else "right")
     for row in rows:
         table.add_row(*(escape(visible(row[name])) for name in names))
     return table
+
+
+def _lag(info: SessionInfo, behind_bytes: int | None) -> str:
+    """How far it is behind: lines that were taken and are not read, and what waits before them."""
+    parts = [f"{info.pending} lines, {info.lag_s:.1f} s"]
+    if behind_bytes:
+        parts.append(f"{_size(behind_bytes)} not taken yet")
+    return ", ".join(parts)
+
+
+def _size(count: int) -> str:
+    """Bytes with a fitting unit."""
+    size, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def _rounded(count: int) -> int:
+    """To two digits: it is an estimate, and one that does not change all the time."""
+    step = 10 ** max(0, len(str(count)) - 2)
+    return count // step * step
 
 
 def tokens_per_s(engine: Engine) -> float:
@@ -160,12 +230,8 @@ def flash_fields(query: FlashQuery, answer: Answer) -> dict[str, JsonValue]:
     return {
         "id": query.id,
         "question": query.question,
-        "text": answer.text,
-        "version": answer.version,
         "fresh": query.fresh and query.answer is answer,
-        "confidence": answer.confidence,
-        "logprob": answer.logprob,
-        "latency_s": answer.latency_s,
+        **answer.as_dict(),
     }
 
 

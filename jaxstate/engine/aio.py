@@ -4,7 +4,7 @@ Comes in: coroutines of one event loop. Goes out: what the engine gives them; wh
 not block that loop, and a cancelled task takes its question off the device. Does not know: how the
 engine works.
 
-`open` is not awaited, and may wait for a journal at "os" or "fsync".
+`open` is not awaited and does not wait for a journal: what is pushed is written behind it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION
+from pathlib import Path
 from types import TracebackType
 
 from jaxstate.engine.aio_session import AsyncSession
 from jaxstate.engine.aio_waiting import made_of, on_a_thread
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.engine import Engine
+from jaxstate.engine.host import checked_questions
 from jaxstate.engine.metrics import EngineMetrics
 from jaxstate.engine.policies import QueuePolicy
 from jaxstate.engine.recovery import Recovery
@@ -57,6 +59,7 @@ class AsyncEngine:
         journal: str | os.PathLike[str] | None = None,
         durability: Durability = "os",
     ) -> None:
+        place = None if journal is None else Path(journal).absolute()
         self._make = lambda: Engine(
             model,
             cells=cells,
@@ -66,7 +69,7 @@ class AsyncEngine:
             config=config,
             warm_up=warm_up,
             progress=progress,
-            journal=journal,
+            journal=place,
             durability=durability,
         )
         self._engine: Engine | None = None
@@ -91,19 +94,23 @@ class AsyncEngine:
         reserve: int | None = None,
         residency: Residency = "evictable",
         policy: QueuePolicy | None = None,
-        flash: tuple[str, ...] | list[str] = (),
+        flash: Sequence[str] = (),
     ) -> AsyncSession:
-        """As `Engine.open`."""
-        session = self.engine.open(
+        """As `Engine.open`, without waiting for the journal."""
+        questions = checked_questions(flash)
+        session, _ = self.engine.noting_open(
             id,
             prefix=prefix,
             tenant=tenant,
             reserve=reserve,
             residency=residency,
             policy=policy,
-            flash=flash,
         )
-        return AsyncSession(session)
+        opened = AsyncSession(session)
+        with session.or_closed(session.book):
+            for question in questions:
+                opened.flash(question)
+        return opened
 
     async def wait_warm_up(self, timeout: float | None = None) -> None:
         """As `Engine.wait_warm_up`."""
@@ -118,8 +125,8 @@ class AsyncEngine:
         policy: QueuePolicy | None = None,
     ) -> AsyncSession:
         """As `Engine.restore`; if the task is cancelled, what comes of it is closed."""
-        engine = self.engine
-        make = lambda: engine.restore(path, id, tenant=tenant, policy=policy)  # noqa: E731
+        engine, place = self.engine, Path(path).absolute()
+        make = lambda: engine.restore(place, id, tenant=tenant, policy=policy)  # noqa: E731
         return AsyncSession(await made_of(make, Session.close))
 
     @property
@@ -131,7 +138,8 @@ class AsyncEngine:
         self, path: str | os.PathLike[str], id: str | None = None
     ) -> AsyncSession:
         """As `Engine.import_session`."""
-        return AsyncSession(await on_a_thread(lambda: self.engine.import_session(path, id)))
+        place = Path(path).absolute()
+        return AsyncSession(await on_a_thread(lambda: self.engine.import_session(place, id)))
 
     async def erase(self, id: str) -> int:
         """As `Engine.erase`."""
@@ -151,7 +159,7 @@ class AsyncEngine:
         stop: Sequence[str] | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int = 0,
+        seed: int | None = None,
         timeout: float | None = None,
     ) -> list[Answer]:
         """As `Engine.ask_many`; cancelling the task ends all the questions."""
@@ -188,6 +196,9 @@ class AsyncEngine:
     def metrics(self) -> EngineMetrics:
         """As `Engine.metrics`."""
         return self.engine.metrics()
+
+    def __repr__(self) -> str:
+        return f"Async{self._engine!r}" if self._engine else "AsyncEngine(not entered)"
 
     async def close(self) -> None:
         """As `Engine.close`."""

@@ -3,8 +3,9 @@
 Comes in: coroutines of one event loop. Goes out: what the session gives them. Does not know: how
 the engine works.
 
-Calls that are not awaited may still wait for a journal at "os" or "fsync" (`flash`, `close`): a
-matter of microseconds to a few milliseconds.
+No call blocks the event loop. Those that are not awaited (`flash`, `unflash`, `warm`, `unwarm`,
+`close`) are noted, and do not wait for a journal: it is written in order, so what is awaited after
+them (`push`, `journaled`) is written behind them.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from types import TracebackType
 
 from jaxstate.engine.aio_waiting import events_of, on_a_thread, result_of
+from jaxstate.engine.asking import settings_of
 from jaxstate.engine.conditions import Condition
 from jaxstate.engine.hits import FlashQuery
 from jaxstate.engine.registering import OnFire
@@ -98,7 +101,7 @@ class AsyncSession:
         stop: Sequence[str] | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int = 0,
+        seed: int | None = None,
         timeout: float | None = None,
     ) -> Answer:
         """As `Session.ask`; cancelling the task ends the question."""
@@ -116,6 +119,17 @@ class AsyncSession:
         )
         return await result_of(future, timeout, "the question was not answered")
 
+    def check(
+        self,
+        question: str,
+        *,
+        max_tokens: int | None = None,
+        choices: Sequence[str] | None = None,
+        stop: Sequence[str] | None = None,
+    ) -> int:
+        """As `Session.check`."""
+        return self.session.check(question, max_tokens=max_tokens, choices=choices, stop=stop)
+
     def flash(
         self,
         question: str,
@@ -129,34 +143,45 @@ class AsyncSession:
         deadline_s: float | None = None,
         staleness_s: float | None = None,
     ) -> FlashQuery:
-        """As `Session.flash`; `on_fire` is called on the engine's thread for callbacks."""
-        return self.session.flash(
+        """As `Session.flash`, without waiting for the journal; `on_fire` is called on the engine's
+        thread for callbacks."""
+        query, _ = self.session.noting_flash(
             question,
-            max_tokens=max_tokens,
-            choices=choices,
-            stop=stop,
+            settings_of(max_tokens, choices, stop),
             when=when,
             on_fire=on_fire,
             min_interval_s=min_interval_s,
             deadline_s=deadline_s,
             staleness_s=staleness_s,
         )
+        return query
 
     def flashes(self) -> list[FlashQuery]:
         """As `Session.flashes`."""
         return self.session.flashes()
 
     def unflash(self, flash_id: str) -> None:
-        """As `Session.unflash`."""
-        self.session.unflash(flash_id)
+        """As `Session.unflash`, without waiting for the journal."""
+        self.session.noting_unflash(flash_id)
 
     def warm(self, question: str) -> None:
-        """As `Session.warm`."""
-        self.session.warm(question)
+        """As `Session.warm`, without waiting for the journal."""
+        self.session.noting_warm(question)
 
     def unwarm(self, question: str) -> None:
-        """As `Session.unwarm`."""
-        self.session.unwarm(question)
+        """As `Session.unwarm`, without waiting for the journal."""
+        self.session.noting_unwarm(question)
+
+    async def journaled(self) -> None:
+        """Waits until the journal has all that this session's calls have noted so far; at once
+        without one.
+
+        Raises:
+            JournalError: it could not be written; what was noted is taken back.
+        """
+        noted = self.session.noting_all()
+        if noted is not None:
+            await asyncio.wrap_future(noted.settled)
 
     def events(
         self, timeout: float | None = None, *, flash: FlashMode = "changed"
@@ -184,9 +209,10 @@ class AsyncSession:
         self, path: str | os.PathLike[str], notes: dict[str, str | int] | None = None
     ) -> None:
         """As `Session.save`."""
+        place = Path(path).absolute()
         captured = self.session.capturing(notes)
         write = await result_of(captured, None, "the session was not captured")
-        await on_a_thread(lambda: write(path))
+        await on_a_thread(lambda: write(place))
 
     async def suspend(self, timeout: float | None = None) -> None:
         """As `Session.suspend`."""
@@ -198,15 +224,21 @@ class AsyncSession:
 
     async def export(self, path: str | os.PathLike[str]) -> None:
         """As `Session.export`."""
-        await on_a_thread(lambda: self.session.export(path))
+        place = Path(path).absolute()
+        await on_a_thread(lambda: self.session.export(place))
 
     async def erase(self) -> None:
         """As `Session.close(erase=True)`."""
         await on_a_thread(lambda: self.session.close(erase=True))
 
     def close(self) -> None:
-        """As `Session.close`."""
-        self.session.close()
+        """As `Session.close`, without waiting for the journal: until it is written (`journaled`,
+        the end of an `async with`) its name is in use."""
+        if not self.session.book.has_ended:
+            self.session.noting_close()
+
+    def __repr__(self) -> str:
+        return f"AsyncSession({self.id!r}, version={self.version})"
 
     async def __aenter__(self) -> AsyncSession:
         return self
@@ -219,3 +251,4 @@ class AsyncSession:
     ) -> None:
         with contextlib.suppress(ClosedError):  # the engine was closed first
             self.close()
+            await self.journaled()

@@ -6,6 +6,7 @@ is allowed. Does not know: sessions, versions, devices.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,13 +15,16 @@ import numpy as np
 from jaxstate.engine.executor import Limits, Tokens
 from jaxstate.engine.runs import Asked
 from jaxstate.engine.values import Answer
-from jaxstate.errors import InvalidInput
+from jaxstate.errors import CapacityExceeded, InvalidInput, PromptTooLong
 from jaxstate.records import Sampling, checked_int
 from jaxstate.steps.checks import checked_stop
 from jaxstate.text import Place, Template, Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
 GREEDY = Sampling()
+# No vocabulary that we know has fewer tokens than that in a text of any use; what is longer is
+# refused before it costs the time of making tokens of it.
+_CHARACTERS_PER_CELL = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +54,9 @@ class Settings:
 
     def same_length(self, asked: Asked) -> bool:
         """Whether they let the answer be as long as `asked` does."""
-        return self.max_tokens in (None, asked.max_tokens) or asked.choices is not None
+        if self.max_tokens is None or asked.choices is None:
+            return self.max_tokens in (None, asked.max_tokens)
+        return max(map(len, asked.answer_tokens)) <= self.max_tokens
 
     def would_give(self, asked: Asked, answer: Answer, steps: int) -> bool:
         """Whether answering anew, at the same version, would give exactly that answer, for which
@@ -58,7 +64,8 @@ class Settings:
         if not self.fit(asked):
             return False
         ended_sooner = (
-            answer.finish_reason == "stop"
+            asked.choices is None
+            and answer.finish_reason == "stop"
             and self.max_tokens is not None
             and steps <= self.max_tokens
         )
@@ -117,16 +124,19 @@ def checked_rebuild(rebuild_tokens: int) -> int:
     return int(rebuild_tokens)
 
 
-def sampling_of(temperature: float, top_p: float, seed: int) -> Sampling:
-    """`Sampling`; the usual one is neither made nor checked anew.
+def sampling_of(temperature: float, top_p: float, seed: int | None) -> Sampling:
+    """`Sampling`, with a seed drawn where none is given; at temperature 0 the greedy one, whatever
+    the seed.
 
     Raises:
         InvalidInput: as `Sampling`.
     """
-    usual = (type(temperature), type(top_p), type(seed)) == (float, float, int)
-    if usual and temperature == 0.0 and top_p == 1.0 and seed == 0:
-        return GREEDY
-    return Sampling(temperature=temperature, top_p=top_p, seed=seed)
+    usual = (type(temperature), type(top_p)) == (float, float) and seed is None
+    if usual and temperature == 0.0 and top_p == 1.0:
+        return GREEDY  # neither made nor checked anew
+    drawn = secrets.randbits(32) if seed is None else seed
+    sampling = Sampling(temperature=temperature, top_p=top_p, seed=drawn)
+    return sampling if sampling.temperature > 0 else GREEDY
 
 
 def checked_settings(
@@ -155,17 +165,50 @@ def settings_of(
     max_tokens: int | None,
     choices: Sequence[str] | None,
     stop: Sequence[str] | None,
-    temperature: float,
-    top_p: float,
-    seed: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
 ) -> Settings:
-    """The same with a sampling as a caller gave it.
+    """Settings as the caller of `ask` or `flash` gave them.
 
     Raises:
-        InvalidInput: as `checked_settings` and `Sampling`.
+        InvalidInput: as `checked_settings` and `Sampling`, or something that has no effect on
+            choices was given with them.
     """
+    if choices is not None:
+        _refuse_beside_choices(stop=stop, temperature=temperature, top_p=top_p, seed=seed)
     sampling = sampling_of(temperature, top_p, seed)
     return checked_settings(max_tokens=max_tokens, choices=choices, stop=stop, sampling=sampling)
+
+
+def _refuse_beside_choices(**given: object) -> None:
+    usual = {"stop": None, "temperature": 0.0, "top_p": 1.0, "seed": None}
+    idle = ", ".join(f"{name}={given[name]!r}" for name in usual if given[name] != usual[name])
+    if idle:
+        raise InvalidInput(
+            f"{idle} with choices: choices are scored as whole answers and the best is given, so "
+            "nothing is drawn and nothing stops early; leave it out, or ask without choices"
+        )
+
+
+def shown(value: object) -> str:
+    """A value in an error, short."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _check_choice_lengths(asked: Asked, max_tokens: int | None) -> None:
+    """Refuses choices that are longer than the answer may be.
+
+    Raises:
+        InvalidInput: which one.
+    """
+    for choice, tokens in zip(asked.choices or (), asked.answer_tokens, strict=True):
+        if max_tokens is not None and len(tokens) > max_tokens:
+            raise InvalidInput(
+                f"max_tokens={max_tokens}: the choice {choice!r} has {len(tokens)} tokens; raise "
+                "max_tokens, or leave it out (choices bound the answer by themselves)"
+            )
 
 
 def _checked_choices(choices: Sequence[str]) -> tuple[str, ...]:
@@ -203,8 +246,14 @@ class Asker:
             InvalidInput: the question is no text or empty, or a choice cannot be scored.
             PromptTooLong: question and answer exceed the largest declared tail.
         """
-        if not isinstance(question, str) or not question:
-            raise InvalidInput(f"question={question!r} must be a text that is not empty")
+        self.check_text("question", question)
+        if not question:
+            raise InvalidInput("question='' is empty; ask something")
+        if len(question) > _CHARACTERS_PER_CELL * self.limits.tail_cells:
+            raise PromptTooLong(
+                f"question has {len(question):,} characters, and at most {self.limits.tail_cells} "
+                "tokens with its answer; push what is to be read, and ask about it"
+            )
         choices = settings.choices
         tokens = self._int32(self.template.question_tokens(self.tokenizer, question))
         if len(tokens) == 0:
@@ -213,7 +262,7 @@ class Asker:
         asked = Asked(
             question=question,
             tokens=tokens,
-            max_tokens=settings.max_tokens or DEFAULT_MAX_TOKENS,
+            max_tokens=(None if choices else settings.max_tokens) or DEFAULT_MAX_TOKENS,
             sampling=settings.sampling,
             stop=stop,
             choices=choices,
@@ -221,7 +270,43 @@ class Asker:
             answer_tokens=tuple(self._choice(question, one) for one in choices or ()),
         )
         asked.check(self.limits)
+        _check_choice_lengths(asked, settings.max_tokens)
         return asked
+
+    def check_text(self, name: str, text: object) -> None:
+        """Refuses what is no text, and a text that no session has the cells for, before tokens are
+        made of it.
+
+        Args:
+            name: what the caller calls it.
+            text: as given.
+
+        Raises:
+            InvalidInput: it is no text.
+            CapacityExceeded: it is far too long.
+        """
+        if isinstance(text, bytes | bytearray | memoryview):
+            raise InvalidInput(
+                f"{name} is {type(text).__name__}, and must be a str: decode it first, for "
+                f'example {name}.decode("utf-8")'
+            )
+        if not isinstance(text, str):
+            raise InvalidInput(f"{name}={shown(text)} is {type(text).__name__}, and must be a str")
+        self.check_characters(name, len(text))
+
+    def check_characters(self, name: str, characters: int) -> None:
+        """Refuses so many characters at once.
+
+        Raises:
+            CapacityExceeded: they are far more than a session has cells for.
+        """
+        most = _CHARACTERS_PER_CELL * self.limits.session_cells
+        if characters > most:
+            raise CapacityExceeded(
+                f"{name} has {characters:,} characters; a session of {self.limits.session_cells:,} "
+                f"cells takes at most {most:,} at once ({_CHARACTERS_PER_CELL} a cell), and no "
+                "tokens were made of it. Give less at once, or an engine with more session_cells"
+            )
 
     def warm(self, question: str) -> Asked:
         """A question whose answer's first token is all that is wanted.
@@ -242,9 +327,9 @@ class Asker:
 
         Raises:
             InvalidInput: the prefix is no text.
+            CapacityExceeded: no session has cells for it.
         """
-        if not isinstance(prefix, str):
-            raise InvalidInput(f"prefix={prefix!r} must be a text")
+        self.check_text("prefix", prefix)
         return self._int32(self.template.open_tokens(self.tokenizer, prefix))
 
     def first_place(self, prefix: str | None) -> Place:
@@ -254,13 +339,7 @@ class Asker:
         return self.template.first_entry_place(self.tokenizer, prefix)
 
     def entry(self, text: str, place: Place = "text") -> Tokens:
-        """One entry, and what it follows.
-
-        Raises:
-            InvalidInput: it is no text.
-        """
-        if not isinstance(text, str):
-            raise InvalidInput(f"entry={text!r} must be a text")
+        """One entry, which is a text, and what it follows."""
         return self._int32(self.template.entry_tokens(self.tokenizer, text, place))
 
     def _whole(self, question: str, choice: str, stop: tuple[str, ...]) -> Tokens:

@@ -175,6 +175,23 @@ class Book:
         return Border(self.version, self.seen_cells)
 
     @property
+    def pending(self) -> int:
+        """Entries that were pushed and are not committed: those that wait, and those under way."""
+        return self.queue.pending + sum(taken.entries for _, taken in self.landing)
+
+    @property
+    def pending_tokens(self) -> int:
+        """Tokens of those entries."""
+        under_way = self.residence.cells - self.seen_cells if self.version >= 0 else 0
+        return self.queue.pending_tokens + max(0, under_way)
+
+    @property
+    def oldest_s(self) -> float | None:
+        """When the oldest of those entries was pushed; None without one."""
+        pushed_s = next((taken.pushed_s for _, taken in self.landing if taken.pushed_s), ())
+        return pushed_s[0] if pushed_s else self.queue.oldest_s
+
+    @property
     def closed(self) -> bool:
         """Whether it was closed."""
         return self.closed_because is not None

@@ -300,7 +300,7 @@ class Desk:
         with self.changing():
             book.check_open()
             subscription.offer(
-                Connected(session=book.id, version=book.version, pending=book.queue.pending)
+                Connected(session=book.id, version=book.version, pending=book.pending)
             )
             book.subscriptions.append(subscription)
         return subscription
@@ -309,13 +309,13 @@ class Desk:
         """Facts about a session at this moment."""
         layout, residence = self.limits.layout, book.residence
         with self.lock:
-            oldest_s = book.queue.oldest_s
+            oldest_s = book.oldest_s
             kept = 0 if residence.place == "log" else residence.cells
             return SessionInfo(
                 id=book.id,
                 version=book.version,
-                pending=book.queue.pending,
-                pending_tokens=book.queue.pending_tokens,
+                pending=book.pending,
+                pending_tokens=book.pending_tokens,
                 cells=layout.cells,
                 tokens=book.seen_cells,
                 bytes=layout.bytes_of(kept, self.limits.itemsize),
@@ -370,11 +370,11 @@ class Desk:
         books = tuple(self.ledger.books.values())
         room, size = self.ledger.room, self.limits.layout.block_cells
         asks = [ask.run for book in books for ask in book.asks.values()]
-        oldest_s = [one for book in books if (one := book.queue.oldest_s) is not None]
+        oldest_s = [one for book in books if (one := book.oldest_s) is not None]
         return Gauges(
             sessions=sum(book.stands_for is None for book in books),
-            pending_entries=sum(book.queue.pending for book in books),
-            pending_tokens=sum(book.queue.pending_tokens for book in books),
+            pending_entries=sum(book.pending for book in books),
+            pending_tokens=sum(book.pending_tokens for book in books),
             asks_waiting=sum(not run.begun for run in asks),
             asks_running=sum(run.begun for run in asks),
             flash_queries=sum(len(book.flash) for book in books),

@@ -35,7 +35,7 @@ from jaxstate.engine.executor import (
 )
 from jaxstate.engine.sizes import RowSizes
 from jaxstate.model.bundle import Model
-from jaxstate.model.devices import Device, on_its_device
+from jaxstate.model.devices import Device, on_its_device, room_on_device
 from jaxstate.persist.files import Note, write_snapshot
 from jaxstate.persist.snapshot import (
     capture_arrays,
@@ -85,6 +85,7 @@ class DeviceExecutor:
     Raises:
         InvalidInput: `session_cells` is not within 1 .. `model.config.max_context`, does not fit
             into `cells`, or the model has too many end tokens.
+        DeviceError: the device has no memory for the pool.
     """
 
     def __init__(
@@ -107,8 +108,10 @@ class DeviceExecutor:
                 sessions=sessions,
             )
             self._stop_ids = jax.device_put(padded_stop_ids(model.stop_ids))
-            self._pool = self._steps.pool()
-            self._rows = self._steps.rows()
+            way_out = "give the engine fewer cells, or a smaller share of the memory"
+            with room_on_device(f"a pool of {cells:,} cells", way_out):
+                self._pool = self._steps.pool()
+                self._rows = self._steps.rows()
         self._poison = poison
         self._limits = _limits(model, self._steps, sessions)
         self.fingerprint = cells_fingerprint(model)

@@ -157,6 +157,11 @@ class Durable:
         """
         journal = self._journal("erase")
         with self._desk.changing() as ledger:
+            there = ledger.by_id.get(session_id)
+            is_ending = there is not None and there.ending
+            noted = self._desk.keeper.note(lambda _: None, at_once=False) if is_ending else None
+        self._desk.settled(noted)  # behind its end
+        with self._desk.changing() as ledger:
             if session_id in ledger.by_id:
                 raise InvalidInput(
                     f"session {session_id!r} is open: session.close(erase=True) erases it"

@@ -89,6 +89,7 @@ class Engine(SessionHost):
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         tokenizer, template = model.text, model.template
+        self._name = model.source
         with opened_keeper(journal, durability, tokenizer, template, model.source) as keeper:
             if executor is None:
                 size = pool_size(model, cells, memory, session_cells, sessions)
@@ -177,6 +178,15 @@ class Engine(SessionHost):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        if self._desk.ended is not None:
+            return f"Engine({self._name!r}, closed)"
+        gauges = self._desk.metrics().gauges
+        return (
+            f"Engine({self._name!r}, {gauges.sessions} sessions, {gauges.cells_held:,} of "
+            f"{gauges.cells:,} cells in use)"
+        )
 
     def _call_back(self, callback: Delivery) -> None:
         """Lets a callback run behind the others; none of them holds up the loop."""

@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from pathlib import Path
 
 from jaxstate.engine.asking import Asker
 from jaxstate.engine.books import Book
@@ -20,6 +21,7 @@ from jaxstate.engine.lifecycle import Lifecycle
 from jaxstate.engine.subscription import FlashMode, Subscription, checked_timeout
 from jaxstate.engine.values import Event, SessionInfo
 from jaxstate.errors import ClosedError
+from jaxstate.persist.journal import Ticket
 from jaxstate.records import checked_int
 
 
@@ -147,6 +149,7 @@ class Handle:
         Raises:
             SnapshotError, InvalidInput: as `jaxstate.save_state`.
         """
+        path = Path(path).absolute()
         captured = self.capturing(notes)
         write = self._desk.outcome(captured, None, "the session was not captured")
         write(path)
@@ -185,7 +188,17 @@ class Handle:
             self._lives.erase(self._book)
         elif not self._book.has_ended:
             self._desk.check_may_note()
-            self._desk.settled(close_session(self._desk, self._book, "it was closed by its user"))
+            self._desk.settled(self.noting_close())
+
+    def noting_close(self) -> Ticket | None:
+        """What `close` waits for."""
+        return close_session(self._desk, self._book, "it was closed by its user")
+
+    def noting_all(self) -> Ticket | None:
+        """What to wait for until the journal has all that this session's calls noted so far: it is
+        written in order."""
+        with self._desk.changing():
+            return self._desk.keeper.note(lambda _: None, at_once=False)
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(ClosedError):  # the engine was closed first

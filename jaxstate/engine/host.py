@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from jaxstate.engine.asking import Asker, Settings, checked_settings, sampling_of
+from jaxstate.engine.asking import Asker, Settings, settings_of
 from jaxstate.engine.books import Book
 from jaxstate.engine.desk import Desk
 from jaxstate.engine.durable import Durable
@@ -24,6 +24,7 @@ from jaxstate.engine.subscription import checked_timeout
 from jaxstate.engine.values import Answer
 from jaxstate.engine.waiting import AskFuture
 from jaxstate.errors import ClosedError, InvalidInput, SnapshotDamaged, UnknownSession
+from jaxstate.persist.journal import Ticket
 
 
 class SessionHost:
@@ -51,7 +52,7 @@ class SessionHost:
         reserve: int | None = None,
         residency: Residency = "evictable",
         policy: QueuePolicy | None = None,
-        flash: tuple[str, ...] | list[str] = (),
+        flash: Sequence[str] = (),
     ) -> Session:
         """A new session; returns at once, its prefix is read like an entry (version 0).
 
@@ -75,7 +76,33 @@ class SessionHost:
             JournalError: the journal could not be written.
             ClosedError: the engine is closed.
         """
+        questions = checked_questions(flash)
         self._desk.check_may_note()
+        session, noted = self.noting_open(
+            id,
+            prefix=prefix,
+            tenant=tenant,
+            reserve=reserve,
+            residency=residency,
+            policy=policy,
+        )
+        with session.or_closed(session.book):
+            self._desk.settled(noted)
+            for question in questions:
+                session.flash(question)
+        return session
+
+    def noting_open(
+        self,
+        id: str | None,
+        *,
+        prefix: str,
+        tenant: str,
+        reserve: int | None,
+        residency: Residency,
+        policy: QueuePolicy | None,
+    ) -> tuple[Session, Ticket | None]:
+        """What `open` makes, and waits for."""
         chosen = self._desk.config.queue_policy if policy is None else checked_policy(policy)
         book, noted = self._lives.open(
             id,
@@ -87,12 +114,7 @@ class SessionHost:
             reserve=reserve,
             pinned=checked_residency(residency),
         )
-        with self._desk.or_closed(book):
-            self._desk.settled(noted)
-            session = self._handle(book)
-            for question in flash:
-                session.flash(question)
-        return session
+        return self._handle(book), noted
 
     def restore(
         self,
@@ -174,7 +196,7 @@ class SessionHost:
         stop: Sequence[str] | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int = 0,
+        seed: int | None = None,
         timeout: float | None = None,
     ) -> list[Answer]:
         """One question to many sessions, answered together: their steps are shared.
@@ -216,13 +238,10 @@ class SessionHost:
         stop: Sequence[str] | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> list[AskFuture]:
         """Like `ask_many`, but returns a future for each session at once."""
-        sampling = sampling_of(temperature, top_p, seed)
-        settings = checked_settings(
-            max_tokens=max_tokens, choices=choices, stop=stop, sampling=sampling
-        )
+        settings = settings_of(max_tokens, choices, stop, temperature, top_p, seed)
         if sessions is not None:
             return self._submitted(sessions, question, settings)
         while True:
@@ -266,6 +285,17 @@ class SessionHost:
     def metrics(self) -> EngineMetrics:
         """What the engine did so far, and how things stand."""
         return self._desk.metrics()
+
+
+def checked_questions(flash: Sequence[str]) -> tuple[str, ...]:
+    """Questions to be registered, as a caller gave them.
+
+    Raises:
+        InvalidInput: they are no list.
+    """
+    if isinstance(flash, str) or not isinstance(flash, Sequence):
+        raise InvalidInput(f"flash={flash!r} must be a list of questions, such as [{flash!r}]")
+    return tuple(flash)
 
 
 def saved_entries(path: str | os.PathLike[str], notes: Mapping[str, object]) -> int:

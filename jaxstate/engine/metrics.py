@@ -14,15 +14,13 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, get_args
 
 from jaxstate.engine.values import Source
 from jaxstate.engine.views import Work
 from jaxstate.errors import InvalidInput
+from jaxstate.records import JsonValue
 
-JsonValue: TypeAlias = (
-    "str | int | float | bool | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
-)
 CountName = Literal[
     "tokens_ingested",
     "asks_cancelled",
@@ -280,6 +278,16 @@ class EngineMetrics:
         urgent = self.step_s["ask"].total + self.step_s["ingest"].total
         used = self.step_s["flash"].total + self.step_s["warm"].total
         return _share(used, self.elapsed_s - urgent)
+
+    def __repr__(self) -> str:
+        """The figures that people look for; `as_dict` has all of them."""
+        counts, gauges = self.counts, self.gauges
+        asks = {source: record.count for source, record in self.ask_latency_s.items()}
+        return (
+            f"EngineMetrics({self.elapsed_s:.1f} s, {self.idle_share:.0%} idle; {gauges.sessions} "
+            f"sessions, {gauges.pending_entries} entries wait; {counts.tokens_ingested:,} tokens "
+            f"read; asks answered: {asks}; {gauges.cells_held:,} of {gauges.cells:,} cells in use)"
+        )
 
     def as_dict(self) -> dict[str, JsonValue]:
         """All of it as plain JSON values, every number finite."""

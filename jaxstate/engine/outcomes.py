@@ -157,7 +157,7 @@ class Outcomes:
         self.recorder.entries_committed(taken.pushed_s, now_s)
         book.commit(taken.completes, border_cells, now_s)
         self.reached(book)
-        self.tell(book, DataUpdated(version=book.version, pending=book.queue.pending))
+        self.tell(book, DataUpdated(version=book.version, pending=book.pending))
 
     def reading_failed(self, book: Book, start_cells: int | None, cause: Exception) -> None:
         """The device failed while it read for a session: it reads that again, once.

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from jaxstate.cells.layout import plan_layout, share_pool
 from jaxstate.config import ModelConfig, StepConfig
-from jaxstate.errors import InvalidInput
+from jaxstate.errors import DeviceError, InvalidInput
 from jaxstate.model.bundle import Model
 from jaxstate.model.devices import Device
 from jaxstate.records import checked_int
@@ -40,6 +40,7 @@ def pool_size(
 
     Raises:
         InvalidInput: they contradict each other, or are out of range.
+        DeviceError: the device has no memory for it.
     """
     if cells is not None and memory is not None:
         raise InvalidInput(f"cells={cells} and memory={memory}: say one of the two")
@@ -65,7 +66,28 @@ def pool_size(
     # Whole blocks, so that what was asked for is there.
     total = -(-total // block) * block
     each = min(total, model.config.max_context) if wanted is None else wanted
+    if memory is None:
+        _check_fits(model, total, each, count)
     return PoolSize(cells=total, session_cells=each, sessions=count)
+
+
+def _check_fits(model: Model, cells: int, session_cells: int, sessions: int) -> None:
+    """Refuses a pool that is larger than all of the memory beside the parameters: where memory is
+    only promised, as on a CPU, taking it would end the process instead.
+
+    Raises:
+        DeviceError: with what would fit.
+    """
+    config, itemsize, steps = model.config, model.dtype.itemsize, model.steps
+    free_bytes = max(0, device_bytes(model.device) - model.num_params * itemsize)
+    wanted_bytes = _pool_bytes(config, itemsize, steps, cells, session_cells, sessions)
+    if wanted_bytes <= free_bytes:
+        return
+    most = cells_within(config, itemsize, steps, free_bytes, session_cells, sessions)
+    raise DeviceError(
+        f"cells={cells:,}: the pool would take {wanted_bytes / 1e9:,.2f} GB, and the device has "
+        f"{free_bytes / 1e9:,.2f} GB beside the parameters; at most {most:,} cells fit"
+    )
 
 
 def _checked_share(memory: object) -> float:
@@ -93,12 +115,7 @@ def cells_within(
     block = steps.block_cells
 
     def pool_bytes(cells: int) -> int:
-        each = min(cells, config.max_context, session_cells or cells)
-        layout = plan_layout(
-            config, cells=each, block_cells=block, slack_cells=steps.extend_tokens[-1]
-        )
-        shared = share_pool(layout, blocks=cells // block, sessions=sessions)
-        return shared.pool_bytes(itemsize)
+        return _pool_bytes(config, itemsize, steps, cells, session_cells, sessions)
 
     low, high = 0, limit_bytes
     while low < high:
@@ -106,6 +123,25 @@ def cells_within(
         within = pool_bytes(middle * block) <= limit_bytes
         low, high = (middle, high) if within else (low, middle - 1)
     return low * block
+
+
+def _pool_bytes(
+    config: ModelConfig,
+    itemsize: int,
+    steps: StepConfig,
+    cells: int,
+    session_cells: int | None,
+    sessions: int,
+) -> int:
+    """Bytes of a pool of so many cells, which are whole blocks."""
+    layout = plan_layout(
+        config,
+        cells=min(cells, config.max_context, session_cells or cells),
+        block_cells=steps.block_cells,
+        slack_cells=steps.extend_tokens[-1],
+    )
+    shared = share_pool(layout, blocks=cells // steps.block_cells, sessions=sessions)
+    return shared.pool_bytes(itemsize)
 
 
 def device_bytes(device: Device) -> int:

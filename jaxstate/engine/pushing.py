@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -61,10 +61,9 @@ def new_entries(
 
     Raises:
         InvalidInput: something is no text, or who pushes is not said whole.
+        CapacityExceeded: there is far more of it than the session has cells.
     """
-    texts = (entries,) if isinstance(entries, str) else entries
-    if not isinstance(texts, Sequence):
-        raise InvalidInput(f"entries={entries!r} must be a text or a list of texts")
+    texts = _texts(asker, entries)
     policy, place = book.queue.policy, book.first_place
     tokens = tuple((asker.entry(text), key_of(policy, text)) for text in texts)
     first = None
@@ -77,6 +76,22 @@ def new_entries(
         origin=origin_of(client, client_seq, strict, texts),
         level=level,
     )
+
+
+def _texts(asker: Asker, entries: str | Sequence[str]) -> Sequence[str]:
+    """Entries as given, one or several; nothing was made of them yet."""
+    if isinstance(entries, Sequence) and not isinstance(entries, str | bytes | bytearray):
+        for place, text in enumerate(entries):
+            asker.check_text(f"entries[{place}]", text)
+        asker.check_characters("the push", sum(map(len, entries)))
+        return entries
+    if isinstance(entries, Iterable) and not isinstance(entries, str | bytes | bytearray):
+        raise InvalidInput(
+            f"entries is {type(entries).__name__}, and must be a str or a list of them: "
+            "list(entries) makes one"
+        )
+    asker.check_text("entry", entries)
+    return (entries,)
 
 
 def push(desk: Desk, book: Book, new: NewEntries) -> Pushed | Future[None]:
@@ -143,7 +158,7 @@ def _taken(desk: Desk, book: Book, new: NewEntries, offer: Offer, *, hold: bool)
     receipt = Receipt(
         first=offer.first,
         last=offer.last,
-        pending=book.queue.pending,
+        pending=book.pending,
         durable=new.level,
         dropped=offer.dropped,
     )

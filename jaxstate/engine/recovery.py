@@ -48,6 +48,7 @@ from jaxstate.persist.logged import (
     session_of,
     snapshots_of,
 )
+from jaxstate.records import Record
 from jaxstate.text import Place
 
 _log = logging.getLogger("jaxstate")
@@ -55,7 +56,7 @@ _NO_TOKENS = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecoveredSession:
+class RecoveredSession(Record):
     """A session that a journal brought back.
 
     Attributes:
@@ -72,7 +73,7 @@ class RecoveredSession:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recovery:
+class Recovery(Record):
     """What an engine found in its journal.
 
     Attributes:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeAlias
 
-from jaxstate.engine.asking import GREEDY, Asker, checked_settings
+from jaxstate.engine.asking import GREEDY, Asker, Settings, checked_settings
 from jaxstate.engine.conditions import (
     Changed,
     Condition,
@@ -30,22 +30,19 @@ OnFire: TypeAlias = Callable[[Answer], None]
 def new_registered(
     asker: Asker,
     question: str,
+    settings: Settings,
     *,
-    max_tokens: int | None,
-    choices: Sequence[str] | None,
-    stop: Sequence[str] | None,
     when: Condition | None,
     on_fire: OnFire | None,
     min_interval_s: float,
     deadline_s: float | None,
     staleness_s: float | None = None,
 ) -> Registered:
-    """A question to be registered; arguments as for `Session.flash`.
+    """A question to be registered, with its settings; the other arguments as for `Session.flash`.
 
     Raises:
         InvalidInput, PromptTooLong: it cannot be asked, or its condition can never hold.
     """
-    settings = checked_settings(max_tokens=max_tokens, choices=choices, stop=stop, sampling=GREEDY)
     asked = asker.ask(question, settings)
     if isinstance(when, Equals) and asked.choices and when.choice not in asked.choices:
         raise InvalidInput(f"when={when!r} can never hold: the choices are {asked.choices}")
@@ -88,10 +85,20 @@ def registered_of(asker: Asker, kept: str) -> Registered:
     Raises:
         InvalidInput, PromptTooLong: it cannot be asked of this model.
     """
-    settings = json.loads(kept)
-    when = settings.pop("when")
+    given = json.loads(kept)
+    when, choices = given.pop("when"), given.pop("choices")
+    max_tokens, stop = given.pop("max_tokens"), given.pop("stop")
+    settings = checked_settings(
+        # Beside choices they are what goes without saying, and bind nothing.
+        max_tokens=max_tokens if choices is None else None,
+        choices=choices,
+        stop=stop if choices is None else None,
+        sampling=GREEDY,
+    )
     condition = None if when is None else _CONDITIONS[when[0]](**when[1])
-    return new_registered(asker, settings.pop("question"), when=condition, on_fire=None, **settings)
+    return new_registered(
+        asker, given.pop("question"), settings, when=condition, on_fire=None, **given
+    )
 
 
 def _checked_seconds(name: str, value: object) -> float:

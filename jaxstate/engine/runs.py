@@ -278,6 +278,7 @@ class Run:
                 question_tokens=len(self.asked.tokens),
                 answer_tokens=len(collected.tokens),
             ),
+            seed=self.asked.sampling.seed if self.asked.sampling.temperature > 0 else None,
         )
 
     @property

@@ -25,6 +25,7 @@ from jaxstate.engine.subscription import checked_timeout
 from jaxstate.engine.values import Answer, Receipt
 from jaxstate.engine.waiting import AskFuture, countdown
 from jaxstate.errors import JournalError
+from jaxstate.persist.journal import Ticket
 from jaxstate.records import Durability
 
 
@@ -114,7 +115,7 @@ class Session(Handle):
         stop: Sequence[str] | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int = 0,
+        seed: int | None = None,
         timeout: float | None = None,
     ) -> Answer:
         """Answers a question at the newest committed version, or an earlier one; waits for it.
@@ -127,13 +128,15 @@ class Session(Handle):
             question: its text.
             max_tokens: of the answer; None for 16.
             choices: score these, each as a whole answer with what ends it, and answer with the
-                best.
+                best. With them nothing is drawn and nothing stops early: `stop`, `temperature`,
+                `top_p` and `seed` are refused, and `max_tokens` bounds each choice.
             min_version: wait until the session has that version.
             as_of: a version that the session has: the opening and entries 1 .. `as_of`, nothing
                 else. None for the newest.
             rebuild_tokens: where the cells of `as_of` are gone, compute as many again at most.
             stop: strings that end the answer, instead of the template's own.
-            temperature, top_p, seed: as in `Sampling`.
+            temperature, top_p: as in `Sampling`.
+            seed: likewise; None draws one, which the answer names (`Answer.seed`).
             timeout: seconds at most; None for ever.
 
         Raises:
@@ -153,6 +156,28 @@ class Session(Handle):
             return outcome
         return self._desk.outcome(outcome, timeout, "the question was not answered")
 
+    def check(
+        self,
+        question: str,
+        *,
+        max_tokens: int | None = None,
+        choices: Sequence[str] | None = None,
+        stop: Sequence[str] | None = None,
+    ) -> int:
+        """Refuses what `ask` would refuse of the question itself, without asking it.
+
+        Args:
+            question, max_tokens, choices, stop: as for `ask`.
+
+        Returns:
+            Its tokens, the template's included.
+
+        Raises:
+            InvalidInput, PromptTooLong: it cannot be asked.
+        """
+        asked = self._asker.ask(question, settings_of(max_tokens, choices, stop))
+        return len(asked.tokens)
+
     def submit(
         self,
         question: str,
@@ -165,7 +190,7 @@ class Session(Handle):
         stop: Sequence[str] | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> AskFuture:
         """Like `ask`, but returns a future at once; cancelling it ends the question."""
         settings = settings_of(max_tokens, choices, stop, temperature, top_p, seed)
@@ -196,7 +221,7 @@ class Session(Handle):
         Args:
             question: its text; each text once.
             max_tokens: of the answer; None for 16.
-            choices: score these and answer with the best.
+            choices: score these and answer with the best; not together with `stop`.
             stop: strings that end the answer, instead of the template's own.
             when: which answers are news; None: those whose text differs from the one before.
             on_fire: called with each answer that is news, on a thread for callbacks; an exception
@@ -211,22 +236,43 @@ class Session(Handle):
             FlashLimit: the session has as many as it may.
             InvalidInput, PromptTooLong: the question cannot be asked, or is registered already.
         """
-        registered = new_registered(
-            self._asker,
+        self._desk.check_may_note()
+        query, noted = self.noting_flash(
             question,
-            max_tokens=max_tokens,
-            choices=choices,
-            stop=stop,
+            settings_of(max_tokens, choices, stop),
             when=when,
             on_fire=on_fire,
             min_interval_s=min_interval_s,
             deadline_s=deadline_s,
             staleness_s=staleness_s,
         )
-        self._desk.check_may_note()
-        there, noted = registry.register(self._desk, self._book, registered)
         self._desk.settled(noted)
-        return FlashQuery(self._desk, self._book, there)
+        return query
+
+    def noting_flash(
+        self,
+        question: str,
+        settings: Settings,
+        *,
+        when: Condition | None,
+        on_fire: OnFire | None,
+        min_interval_s: float,
+        deadline_s: float | None,
+        staleness_s: float | None,
+    ) -> tuple[FlashQuery, Ticket | None]:
+        """What `flash` registers, and waits for."""
+        registered = new_registered(
+            self._asker,
+            question,
+            settings,
+            when=when,
+            on_fire=on_fire,
+            min_interval_s=min_interval_s,
+            deadline_s=deadline_s,
+            staleness_s=staleness_s,
+        )
+        there, noted = registry.register(self._desk, self._book, registered)
+        return FlashQuery(self._desk, self._book, there), noted
 
     def flashes(self) -> list[FlashQuery]:
         """The registered questions, in the order of registration."""
@@ -241,7 +287,11 @@ class Session(Handle):
             InvalidInput: there is none of that name.
         """
         self._desk.check_may_note()
-        self._desk.settled(registry.unregister(self._desk, self._book, flash_id))
+        self._desk.settled(self.noting_unflash(flash_id))
+
+    def noting_unflash(self, flash_id: str) -> Ticket | None:
+        """What `unflash` waits for."""
+        return registry.unregister(self._desk, self._book, flash_id)
 
     def warm(self, question: str) -> None:
         """Keeps, in idle time, what the model would begin an answer with at every new version.
@@ -254,9 +304,12 @@ class Session(Handle):
             FlashLimit: the session has as many as it may.
             InvalidInput, PromptTooLong: the question cannot be asked.
         """
-        asked = self._asker.warm(question)
         self._desk.check_may_note()
-        self._desk.settled(registry.warm(self._desk, self._book, asked))
+        self._desk.settled(self.noting_warm(question))
+
+    def noting_warm(self, question: str) -> Ticket | None:
+        """What `warm` waits for."""
+        return registry.warm(self._desk, self._book, self._asker.warm(question))
 
     def unwarm(self, question: str) -> None:
         """Forgets a warm question.
@@ -265,7 +318,11 @@ class Session(Handle):
             InvalidInput: it is not one.
         """
         self._desk.check_may_note()
-        self._desk.settled(registry.unwarm(self._desk, self._book, question))
+        self._desk.settled(self.noting_unwarm(question))
+
+    def noting_unwarm(self, question: str) -> Ticket | None:
+        """What `unwarm` waits for."""
+        return registry.unwarm(self._desk, self._book, question)
 
     def fork(
         self, id: str | None = None, *, version: int | None = None, rebuild_tokens: int = 0

@@ -7,9 +7,9 @@ any of it came about; no jax, no threads.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
-from jaxstate.records import Durability, FinishReason
+from jaxstate.records import Durability, EventRecord, FinishReason, Record
 
 Source = Literal["computed", "flash", "ready"]
 # Where a session's cells are; "log": nowhere, they are computed again from its tokens.
@@ -17,7 +17,7 @@ Place: TypeAlias = Literal["device", "host", "disk", "log"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
+class Span(Record):
     """Entries first .. last, by sequence number."""
 
     first: int
@@ -25,12 +25,12 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
+class Receipt(Record):
     """What `push` returns at once.
 
     Attributes:
         first, last: sequence numbers of the entries pushed.
-        pending: entries of the session that wait, these included.
+        pending: entries of the session that are not committed yet, these included.
         durable: what they outlive: "memory" nothing but a suspended session, "os" the end of this
             process, however it ends, "fsync" also a machine that loses its power.
         dropped: entries that this push displaced from the queue (policies "drop_oldest" and
@@ -45,7 +45,7 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class Usage(Record):
     """What an answer cost, in tokens; all zero but the context for one that was there already.
 
     Attributes:
@@ -60,7 +60,7 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(Record):
     """An answer, and which version of the session it saw.
 
     Attributes:
@@ -78,6 +78,7 @@ class Answer:
         usage: tokens.
         probability: with choices, the best one's share: softmax over the total log-probabilities.
         choice_logprobs: with choices, their total log-probabilities, in the order given.
+        seed: that it was drawn with; None for a greedy answer.
     """
 
     text: str
@@ -91,16 +92,19 @@ class Answer:
     usage: Usage
     probability: float | None = None
     choice_logprobs: tuple[float, ...] | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SessionInfo:
+class SessionInfo(Record):
     """Facts about a session at one moment.
 
     Attributes:
         id: its name.
         version: entries in its cells.
-        pending: entries that wait.
+        pending: entries that were pushed and are not in the cells yet: those that wait and those
+            that are being read. `version + pending` is the last number that was given, as long as
+            none is dropped.
         pending_tokens: their tokens.
         cells: capacity.
         tokens: cells in use at that version.
@@ -112,7 +116,7 @@ class SessionInfo:
         tenant: whose it is.
         reserve: cells that are always there for it.
         pinned: whether it never leaves the device.
-        lag_s: how long the oldest entry that waits has waited; 0 if none does.
+        lag_s: how long the oldest of them has waited; 0 if none does.
         dropped: entries that were displaced from its queue so far.
         flashes: registered questions.
         stopped: why it reads nothing more, though it can be asked; None while it reads.
@@ -137,30 +141,32 @@ class SessionInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Connected:
+class Connected(EventRecord):
     """The first event of a subscription.
 
     Attributes:
         session: its id.
         version: where it stands.
-        pending: entries that wait.
+        pending: entries that are not committed yet.
     """
 
+    event: ClassVar[str] = "connected"
     session: str
     version: int
     pending: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DataUpdated:
-    """Entries were committed: the session's new version, and how many entries still wait."""
+class DataUpdated(EventRecord):
+    """Entries were committed: the session's new version, and how many are not committed yet."""
 
+    event: ClassVar[str] = "data_updated"
     version: int
     pending: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FlashReady:
+class FlashReady(EventRecord):
     """A registered question was answered.
 
     Attributes:
@@ -171,6 +177,7 @@ class FlashReady:
             whether the text differs from the answer before).
     """
 
+    event: ClassVar[str] = "flash_ready"
     id: str
     question: str
     answer: Answer
@@ -178,7 +185,7 @@ class FlashReady:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moved:
+class Moved(EventRecord):
     """A session's cells moved.
 
     Attributes:
@@ -187,15 +194,17 @@ class Moved:
         took_s: how long copying them took; what computing takes again shows as ingest.
     """
 
+    event: ClassVar[str] = "moved"
     to: Place
     cells: int
     took_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Closed:
+class Closed(EventRecord):
     """The last event of a subscription, and why it is the last."""
 
+    event: ClassVar[str] = "closed"
     reason: str
 
 

@@ -45,6 +45,14 @@ class Model:
     steps: StepConfig = field(default_factory=StepConfig)
     source: str = ""
 
+    def __repr__(self) -> str:
+        """What tells it from others; `config` has every number."""
+        config = self.config
+        return (
+            f"Model({self.source!r}, {config.family}, {self.num_params:,} parameters, "
+            f"{self.dtype.name}, {config.max_context:,} positions)"
+        )
+
     @property
     def dtype(self) -> jnp.dtype:
         """The dtype of matrices, activations and cells."""

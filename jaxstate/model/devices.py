@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import ParamSpec, Protocol, TypeVar
 
 import jax
 
-from jaxstate.errors import InvalidInput
+from jaxstate.errors import DeviceError, InvalidInput
 
 _PINNED = "pinned_host"
 P = ParamSpec("P")
@@ -37,11 +39,50 @@ class Device(Protocol):
 
 
 def current_device() -> Device:
-    """Where new arrays of this thread come to lie."""
+    """Where new arrays of this thread come to lie.
+
+    Raises:
+        DeviceError: JAX cannot use what it was told to.
+    """
     chosen: str | Device | None = getattr(jax.config, "jax_default_device")  # noqa: B009
-    if chosen is None:
-        return jax.devices()[0]
-    return jax.devices(chosen)[0] if isinstance(chosen, str) else chosen
+    if chosen is not None and not isinstance(chosen, str):
+        return chosen
+    try:
+        return jax.devices(chosen)[0]
+    except RuntimeError as error:
+        told = chosen or os.environ.get("JAX_PLATFORMS") or "its default"
+        raise DeviceError(
+            f"JAX cannot use the device that it is to use ({told}): {first_line(error)}. Install "
+            "jaxlib for it (pip install 'jaxstate[cuda]' or 'jaxstate[tpu]'), or let JAX choose "
+            "(unset JAX_PLATFORMS)"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, without what follows it."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+@contextmanager
+def room_on_device(what: str, way_out: str) -> Iterator[None]:
+    """Says what there was no memory for.
+
+    Args:
+        what: is made in the block.
+        way_out: what the caller can do.
+
+    Raises:
+        DeviceError: the device has no memory for it.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise DeviceError(
+                f"the device has no memory for {what} ({first_line(error)}); {way_out}"
+            ) from error
+        raise
 
 
 def device_of(params: object) -> Device:

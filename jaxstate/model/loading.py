@@ -8,19 +8,20 @@ the small files only, `load` the weights too. Does not know: sessions, steps.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import jax.numpy as jnp
 
-from jaxstate.config import ModelConfig, StepConfig
+from jaxstate.config import MAX_STOP_IDS, ModelConfig, StepConfig
 from jaxstate.errors import InvalidInput, UnsupportedModel
 from jaxstate.model.bundle import Model
 from jaxstate.model.compile_cache import use_compilation_cache
-from jaxstate.model.devices import current_device
+from jaxstate.model.devices import current_device, room_on_device
 from jaxstate.model.params import abstract_params
 from jaxstate.records import checked_int
 from jaxstate.text import (
@@ -34,17 +35,21 @@ from jaxstate.text import (
 )
 from jaxstate.weights import (
     TensorSource,
+    check_is_model,
     config_from_gguf,
     config_from_hf,
     known_model_path,
+    known_names,
     load_params,
     name_table,
     open_gguf,
     open_safetensors,
+    refuse_missing,
 )
 
 Source = str | os.PathLike[str]
 DTypeName = Literal["float32", "bfloat16", "float16"]
+PLAIN = "plain"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +79,8 @@ def load(
     steps: StepConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
     compilation_cache: bool = True,
+    ignore: Collection[str] = (),
+    template: Template | str | None = None,
 ) -> Model:
     """Loads a model.
 
@@ -87,29 +94,48 @@ def load(
         progress: called with (bytes loaded, bytes in all).
         compilation_cache: keep compiled steps for later processes, where
             `use_compilation_cache` says.
+        ignore: unknown fields of the model's config that have no influence, as you know, by the
+            names that the error without it gave.
+        template: instead of the model's own: a `Template`; "plain" for questions and answers in
+            plain text, as base models have them; or a chat template in Jinja.
 
     Raises:
         UnsupportedModel: it cannot be run exactly; lists every reason.
         WeightsMismatch: tensors are missing, left over or misshapen; lists all.
         InvalidInput: there is nothing at `source`, or an argument is out of range.
+        DeviceError: JAX has no such device, or it has no memory for the parameters.
     """
-    files = read_source(source, max_context)
+    files = read_source(source, max_context, ignore=ignore, template=template)
     if compilation_cache:
         use_compilation_cache()
     return load_files(files, dtype=dtype, steps=steps, progress=progress)
 
 
-def read_source(source: Source, max_context: int | None = None) -> ModelFiles:
+def read_source(
+    source: Source,
+    max_context: int | None = None,
+    *,
+    ignore: Collection[str] = (),
+    template: Template | str | None = None,
+) -> ModelFiles:
     """Reads what a source says of itself, without its weights.
 
     Raises:
         UnsupportedModel, InvalidInput: as `load`.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise InvalidInput(
+            f"source={source!r} is {type(source).__name__}, and must be a path or one of the names "
+            f"{', '.join(known_names())}"
+        )
+    fields = _checked_ignore(ignore)
     path = Path(source).expanduser()
     name = str(path.absolute())
     if not path.exists():
         name, path = os.fspath(source), _known_path(source)
-    files = _gguf_files(name, path) if path.is_file() else _hf_files(name, path)
+    check_is_model(path)
+    read = _gguf_files if path.is_file() else _hf_files
+    files = read(name, path, fields, _checked_template(template))
     if max_context is None:
         return files
     max_context = checked_int("max_context", max_context)
@@ -129,16 +155,15 @@ def load_files(
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Loads the weights and text files of a source that `read_source` has read; see `load`."""
-    kind = _checked_range(files.config, resolve_dtype(dtype))
-    tokenizer, template = files.read_text()
-    if tokenizer is not None:
-        _refuse_unknown_ids(tokenizer, template, files.config.vocab_size)
-    params = load_params(
-        files.tensors(),
-        name_table(files.config, files.format),
-        abstract_params(files.config, kind),
-        progress=progress,
-    )
+    kind, tokenizer, template = check_files(files, dtype)
+    way_out = "load it with a smaller dtype, or another model"
+    with room_on_device(f"the parameters of {files.source} in {kind.name}", way_out):
+        params = load_params(
+            files.tensors(),
+            name_table(files.config, files.format),
+            abstract_params(files.config, kind),
+            progress=progress,
+        )
     return Model(
         config=files.config,
         params=params,
@@ -147,6 +172,26 @@ def load_files(
         steps=steps or StepConfig(),
         source=files.source,
     )
+
+
+def check_files(
+    files: ModelFiles, dtype: DTypeName | jnp.dtype | None = None
+) -> tuple[jnp.dtype, Tokenizer | None, Template]:
+    """Refuses whatever can be refused before the weights are read.
+
+    Returns:
+        The dtype, the tokenizer (None without tokenizer files), and the template.
+
+    Raises:
+        UnsupportedModel, InvalidInput, DeviceError: as `load`.
+    """
+    current_device()  # whether there is one
+    kind = _checked_range(files.config, resolve_dtype(dtype))
+    tokenizer, template = files.read_text()
+    if tokenizer is not None:
+        _refuse_unknown_ids(tokenizer, template, files.config.vocab_size)
+    _check_ends(files.config, tokenizer, template)
+    return kind, tokenizer, template
 
 
 def _checked_range(config: ModelConfig, kind: jnp.dtype) -> jnp.dtype:
@@ -192,6 +237,45 @@ def _refuse_unknown_ids(tokenizer: Tokenizer, template: Template, vocab_size: in
         )
 
 
+def _check_ends(config: ModelConfig, tokenizer: Tokenizer | None, template: Template) -> None:
+    """Refuses end tokens that no answer can have, or more of them than a step looks for.
+
+    Raises:
+        UnsupportedModel: which they are.
+    """
+    beyond = [token for token in config.eos_ids if token >= config.vocab_size]
+    if beyond:
+        raise UnsupportedModel(
+            f"eos_token_id names {beyond}, and the vocabulary ends at {config.vocab_size - 1}: no "
+            "answer would ever end with them; correct eos_token_id in config.json or "
+            "generation_config.json"
+        )
+    own = () if tokenizer is None else template.stop_ids(tokenizer)
+    ends = tuple(dict.fromkeys((*config.eos_ids, *own)))
+    if len(ends) > MAX_STOP_IDS:
+        raise UnsupportedModel(
+            f"{len(ends)} tokens end an answer ({', '.join(map(str, ends))}); at most "
+            f"{MAX_STOP_IDS} may. Shorten eos_token_id in generation_config.json"
+        )
+
+
+def _checked_ignore(ignore: Collection[str]) -> tuple[str, ...]:
+    if isinstance(ignore, str) or not all(isinstance(name, str) for name in ignore):
+        raise InvalidInput(f"ignore={ignore!r} must be a list of names of fields")
+    return tuple(ignore)
+
+
+def _checked_template(template: Template | str | None) -> Template | str | None:
+    if template is None or isinstance(template, Template) or template == PLAIN:
+        return template
+    if isinstance(template, str) and "{" in template:
+        return template
+    raise InvalidInput(
+        f'template={template!r} must be a Template, "{PLAIN}", or a chat template in Jinja (its '
+        "text, not its path)"
+    )
+
+
 def resolve_dtype(dtype: DTypeName | jnp.dtype | None) -> jnp.dtype:
     """The dtype that `load` will use.
 
@@ -211,45 +295,73 @@ def resolve_dtype(dtype: DTypeName | jnp.dtype | None) -> jnp.dtype:
 
 def _known_path(source: Source) -> Path:
     name = os.fspath(source)
-    if os.sep in name or name.endswith(".gguf"):
-        raise InvalidInput(f"there is no model at {name}: no such file or directory")
+    if "/" in name or os.sep in name or name.endswith((".gguf", ".safetensors")):
+        raise refuse_missing(name, known_names)
     return known_model_path(name)
 
 
-def _hf_files(name: str, path: Path) -> ModelFiles:
-    if not (path / "config.json").is_file():
-        raise InvalidInput(
-            f"{path} is no model: a directory needs a config.json, a file must be a .gguf"
-        )
-
+def _hf_files(
+    name: str, path: Path, ignore: Collection[str], template: Template | str | None
+) -> ModelFiles:
+    @functools.cache
     def read_text() -> tuple[Tokenizer | None, Template]:
         tokenizer = find_tokenizer(path)
-        if tokenizer is None:
-            return None, plain_template(None)
-        return tokenizer, find_template(path) or plain_template(tokenizer.bos)
+        return tokenizer, _template_of(
+            tokenizer, template, lambda source: find_template(path, source)
+        )
 
     return ModelFiles(
         source=name,
-        config=config_from_hf(path),
+        config=config_from_hf(path, ignore),
         read_text=read_text,
         tensors=lambda: open_safetensors(path),
         format="hf",
     )
 
 
-def _gguf_files(name: str, path: Path) -> ModelFiles:
+def _gguf_files(
+    name: str, path: Path, ignore: Collection[str], template: Template | str | None
+) -> ModelFiles:
     file = open_gguf(path)
 
+    @functools.cache
     def read_text() -> tuple[Tokenizer | None, Template]:
-        if "tokenizer.ggml.model" not in file.metadata:
-            return None, plain_template(None)
-        tokenizer = tokenizer_from_gguf(file.metadata)
-        return tokenizer, template_from_gguf(file.metadata) or plain_template(tokenizer.bos)
+        has_one = "tokenizer.ggml.model" in file.metadata
+        tokenizer = tokenizer_from_gguf(file.metadata) if has_one else None
+        return tokenizer, _template_of(
+            tokenizer, template, lambda source: template_from_gguf(file.metadata, source)
+        )
 
     return ModelFiles(
         source=name,
-        config=config_from_gguf(file.metadata, file.tensors),
+        config=config_from_gguf(file.metadata, file.tensors, ignore),
         read_text=read_text,
         tensors=lambda: file.tensors,
         format="gguf",
     )
+
+
+def _template_of(
+    tokenizer: Tokenizer | None,
+    given: Template | str | None,
+    find: Callable[[str | None], Template | None],
+) -> Template:
+    """The template that was given, or the source's own, or that of base models.
+
+    Args:
+        tokenizer: of the source.
+        given: by the caller of `load`.
+        find: cuts that Jinja source, or the source's own.
+    """
+    if isinstance(given, Template):
+        return given
+    plain = plain_template(None if tokenizer is None else tokenizer.bos)
+    if tokenizer is None or given == PLAIN:
+        return plain
+    try:
+        return find(given) or plain
+    except UnsupportedModel as error:
+        raise UnsupportedModel(
+            f'{error}. With template="{PLAIN}" the model is asked in plain text, without its chat '
+            "template; a chat template of your own can be given as well"
+        ) from error

@@ -17,12 +17,14 @@ import dataclasses
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -70,6 +72,7 @@ class SnapshotInfo:
         fingerprints: SHA-256 of the model, the tokenizer ("none" without one) and the cell layout.
         checksums: SHA-256 of the bytes of every array.
         notes: what the caller of `save_state` added.
+        dtype: of parameters and cells; "" in files that are older than this field.
     """
 
     length: int
@@ -78,6 +81,7 @@ class SnapshotInfo:
     fingerprints: Mapping[str, str]
     checksums: Mapping[str, str]
     notes: Mapping[str, Note]
+    dtype: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -143,25 +147,60 @@ def write_snapshot(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
 
 def _write(target: Path, info: SnapshotInfo, arrays: Arrays) -> None:
     """Writes the cells, makes them current, then removes what is not; or leaves all as it was."""
+    _check_room(target, sum(array.nbytes for array in arrays.values()))
     is_new = not target.exists()
     cells, record = target / info.cells_name, target / f"{RECORD_NAME}.{info.cells_name}"
     target.mkdir(parents=True, exist_ok=True)
-    try:
-        _write_cells(cells, arrays)
-        sync_tree(cells)
-        _write_record(record, info)
-        record.replace(target / RECORD_NAME)
-    except BaseException as error:
-        _clear(target, info.cells_name, is_new=is_new)
-        if not isinstance(error, Exception):
-            raise  # Ctrl-C is no failure to save
-        raise SnapshotError(
-            f"the session could not be saved to {target}: {error}; what was there is unchanged"
-        ) from error
+    with _told_once():
+        try:
+            _write_cells(cells, arrays)
+            sync_tree(cells)
+            _write_record(record, info)
+            record.replace(target / RECORD_NAME)
+        except BaseException as error:
+            _clear(target, info.cells_name, is_new=is_new)
+            if not isinstance(error, Exception):
+                raise  # Ctrl-C is no failure to save
+            raise SnapshotError(
+                f"the session could not be saved to {target}: {error}; what was there is unchanged"
+            ) from error
     _sync_current(target)
     for other in target.iterdir():
         if other.name not in (RECORD_NAME, info.cells_name):
             _remove(other)
+
+
+def _check_room(target: Path, size_bytes: int) -> None:
+    """Refuses to begin what the disk has no room for.
+
+    Raises:
+        SnapshotError: how much there is.
+    """
+    there = target
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    free_bytes = shutil.disk_usage(there).free
+    if size_bytes > free_bytes:
+        raise SnapshotError(
+            f"the session could not be saved to {target}: it takes {size_bytes / 1e9:.2f} GB, and "
+            f"the disk has {free_bytes / 1e9:.2f} GB left; what was there is unchanged"
+        )
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """A save that fails raises one error; Orbax would log that of each of its parts as well, with
+    its traceback."""
+    absl = logging.getLogger("absl")
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+    absl.addFilter(is_news)
+    try:
+        yield
+    finally:
+        absl.removeFilter(is_news)
 
 
 def _sync_current(target: Path) -> None:

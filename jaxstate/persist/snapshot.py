@@ -115,6 +115,7 @@ def make_snapshot(
         fingerprints=_fingerprints(model),
         checksums={name: checksum(array) for name, array in arrays.items()},
         notes=_check_notes(notes),
+        dtype=model.dtype.name,
     )
     return Snapshot(info=info, arrays=arrays)
 
@@ -158,7 +159,7 @@ def read_snapshot(path: str | os.PathLike[str], model: Model, cells: int) -> Sna
             f"the snapshot at {path} holds {info.length} cells; restore it with "
             f"cells={info.length} or more"
         )
-    _check_fingerprints(path, info, _fingerprints(model))
+    _check_fingerprints(path, info, model)
     cell_shape = (model.config.num_kv_heads, model.config.head_dim)
     return Snapshot(info=info, arrays=read_arrays(path, info, cell_shape))
 
@@ -233,13 +234,18 @@ def _fingerprints(model: Model) -> dict[str, str]:
     }
 
 
-def _check_fingerprints(
-    path: str | os.PathLike[str], info: SnapshotInfo, own: Mapping[str, str]
-) -> None:
+def _check_fingerprints(path: str | os.PathLike[str], info: SnapshotInfo, model: Model) -> None:
+    if info.dtype and info.dtype != model.dtype.name:
+        raise FingerprintMismatch(
+            f"the session at {path} was saved in {info.dtype}, and the model is loaded in "
+            f"{model.dtype.name}: cells of one dtype cannot be gone on with in another. Load it "
+            f'with dtype="{info.dtype}", or read the text again'
+        )
+    own = _fingerprints(model)
     wrong = [name for name, value in own.items() if info.fingerprints.get(name) != value]
     if wrong:
         raise FingerprintMismatch(
-            f"the snapshot at {path} was saved with another {' and another '.join(wrong)}; its "
+            f"the session at {path} was saved with another {' and another '.join(wrong)}; its "
             "cells would be wrong here. Load the model that saved it, with the same dtype, or read "
             "the text again"
         )

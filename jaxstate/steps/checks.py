@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array
 from numpy.typing import NDArray
 
+from jaxstate.config import MAX_STOP_IDS
 from jaxstate.errors import InvalidInput
-from jaxstate.steps.spec import MAX_STOP_IDS
 
 Tokens = Sequence[int] | NDArray[np.integer] | Array
 

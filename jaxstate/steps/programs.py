@@ -17,13 +17,14 @@ from jaxtyping import Array
 
 from jaxstate.cells.pool import read_blocks, write_blocks
 from jaxstate.cells.session import SessionState, as_context, new_session
+from jaxstate.config import MAX_STOP_IDS
 from jaxstate.model.decoder import Tail, logits_of
 from jaxstate.model.params import abstract_params
 from jaxstate.records import Sampling
 from jaxstate.steps.extend import extend_step
 from jaxstate.steps.query import Chosen, ask_step, draw_step, empty_tail, query_step
 from jaxstate.steps.sampling import sampling_rows
-from jaxstate.steps.spec import MAX_STOP_IDS, MOVED_BLOCKS, Program, StepKind, StepSpec
+from jaxstate.steps.spec import MOVED_BLOCKS, Program, StepKind, StepSpec
 from jaxstate.weights import Params
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Int
 from jaxstate.cells.layout import PoolLayout
 from jaxstate.cells.pool import Context, KVPool
 from jaxstate.cells.session import SharedPool, new_shared_pool
+from jaxstate.config import MAX_STOP_IDS
 from jaxstate.steps.extend import all_finite, extend_step
 from jaxstate.steps.packing import (
     RowArguments,
@@ -42,7 +43,7 @@ from jaxstate.steps.rows import (
     start_step,
     tables_of_rows,
 )
-from jaxstate.steps.spec import COPY_BLOCKS, MAX_STOP_IDS, EngineKind, Program, StepSpec
+from jaxstate.steps.spec import COPY_BLOCKS, EngineKind, Program, StepSpec
 from jaxstate.weights import Params
 
 

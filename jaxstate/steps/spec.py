@@ -35,8 +35,6 @@ EngineKind = Literal[
 ]
 StepKind = SessionKind | EngineKind
 
-# Stop tokens of one question, padded with -1; families have one to three.
-MAX_STOP_IDS = 8
 # Blocks that one call copies within the pool.
 COPY_BLOCKS = 16
 # Blocks of a group that one call moves between the pool and the host.

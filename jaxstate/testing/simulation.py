@@ -196,7 +196,8 @@ class Simulation:
         life = self._some_life()
         question, choices = self._some_question(life)
         registered = next((one for one in life.flashes.values() if one.question == question), None)
-        max_tokens = self._random.choice((1, 2, 5, 5 if registered is None else None))
+        most = self._random.choice((1, 2, 5, 5 if registered is None else None))
+        max_tokens = most if choices is None else None
         ahead = self._random.choice((None, None, None, -1, 0, 1))
         min_version = None if ahead is None else max(0, life.session.version + ahead)
         version = life.session.version
@@ -226,9 +227,11 @@ class Simulation:
 
     def _adopted(self, asked: Asked, max_tokens: int | None) -> Settings:
         """What an ask without choices means where that question is registered."""
-        if asked.choices is not None or max_tokens is None:
-            return Settings(max_tokens=asked.max_tokens, choices=asked.choices)
-        return Settings(max_tokens=max_tokens)
+        if asked.choices is None:
+            return Settings(max_tokens=max_tokens or asked.max_tokens)
+        if max_tokens is not None and max(map(len, asked.answer_tokens)) > max_tokens:
+            return Settings(max_tokens=max_tokens)
+        return Settings(choices=asked.choices)
 
     def _flash(self) -> None:
         life = self._some_life()
@@ -236,7 +239,8 @@ class Simulation:
         if any(one.question == question for one in life.flashes.values()):
             return
         choices = self._random.choice(CHOICES)
-        max_tokens = self._random.choice((1, 3, 5))
+        most = self._random.choice((1, 3, 5))
+        max_tokens = most if choices is None else None
         query = life.session.flash(
             question,
             choices=choices,
@@ -286,10 +290,11 @@ class Simulation:
         if version is None or question in known:
             return
         choices, rebuild = self._random.choice(CHOICES), self._random.choice((0, 0, 1000))
+        max_tokens = 3 if choices is None else None
         future = life.session.submit(
-            question, choices=choices, max_tokens=3, as_of=version, rebuild_tokens=rebuild
+            question, choices=choices, max_tokens=max_tokens, as_of=version, rebuild_tokens=rebuild
         )
-        asked = self._asker.ask(question, Settings(max_tokens=3, choices=choices))
+        asked = self._asker.ask(question, Settings(max_tokens=max_tokens, choices=choices))
         self._waiting.append(Waiting(life, future, asked, version, version))
 
     def _fork_past(self) -> None:
@@ -321,9 +326,10 @@ class Simulation:
             return
         choices = self._random.choice(CHOICES)
         lives = list(self._lives)
-        settings = Settings(max_tokens=3, choices=choices)
+        max_tokens = 3 if choices is None else None
+        settings = Settings(max_tokens=max_tokens, choices=choices)
         futures = self._engine.submit_many(
-            question, [life.session for life in lives], max_tokens=3, choices=choices
+            question, [life.session for life in lives], max_tokens=max_tokens, choices=choices
         )
         for life, future in zip(lives, futures, strict=True):
             asked = self._asker.ask(question, settings)

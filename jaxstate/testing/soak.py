@@ -278,9 +278,11 @@ class _Client:
         """A question that may be registered or warm: that makes no difference to the answer."""
         question, choices = self._random.choice(QUESTIONS), self._random.choice(_CHOICES)
         version = life.session.version
-        answer = life.session.ask(question, choices=choices, max_tokens=3, timeout=_STUCK_S)
+        settings = Settings(max_tokens=3 if choices is None else None, choices=choices)
+        answer = life.session.ask(
+            question, choices=choices, max_tokens=settings.max_tokens, timeout=_STUCK_S
+        )
         self.witness.did(f"answer, {answer.source}")
-        settings = Settings(max_tokens=3, choices=choices)
         self.witness.check(life, answer, question, settings, version)
 
     def _ask_many(self) -> None:

@@ -79,8 +79,12 @@ def chat_template(
     )
 
 
-def find_template(directory: Path) -> Template | None:
+def find_template(directory: Path, jinja_source: str | None = None) -> Template | None:
     """The chat template of a Hugging Face directory, or None if it has none.
+
+    Args:
+        directory: of the model.
+        jinja_source: another one, instead of the directory's.
 
     chat_template.jinja comes before `chat_template` in tokenizer_config.json, which may be a list
     of named ones, of which "default" is taken.
@@ -90,7 +94,9 @@ def find_template(directory: Path) -> Template | None:
     """
     file = directory / "chat_template.jinja"
     config = read_object(directory / "tokenizer_config.json")
-    source = read_utf8(file) if file.is_file() else _source(config.get("chat_template"))
+    source = jinja_source
+    if source is None:
+        source = read_utf8(file) if file.is_file() else _source(config.get("chat_template"))
     if source is None:
         return None
     return chat_template(
@@ -102,13 +108,15 @@ def find_template(directory: Path) -> Template | None:
     )
 
 
-def template_from_gguf(metadata: Mapping[str, object]) -> Template | None:
-    """The chat template inside a GGUF file, or None if it has none.
+def template_from_gguf(
+    metadata: Mapping[str, object], jinja_source: str | None = None
+) -> Template | None:
+    """The chat template inside a GGUF file, or `jinja_source` instead; None if there is none.
 
     Raises:
         UnsupportedModel: the key/values are inconsistent, or the template cannot be used.
     """
-    source = _source(metadata.get("tokenizer.chat_template"))
+    source = jinja_source or _source(metadata.get("tokenizer.chat_template"))
     if source is None:
         return None
     return chat_template(

@@ -16,6 +16,7 @@ Does not know: text, cells, the decoder (its shapes are an argument).
 from jaxstate.weights.config_gguf import config_from_gguf
 from jaxstate.weights.config_hf import config_from_hf
 from jaxstate.weights.export import save_weights
+from jaxstate.weights.foreign import check_is_model, refuse_missing
 from jaxstate.weights.known import EMBEDDED, known_model_path, known_names
 from jaxstate.weights.load import Params, Progress, load_params
 from jaxstate.weights.names import NameTable, Rule, name_table
@@ -32,6 +33,7 @@ __all__ = [
     "Rule",
     "SafetensorsFiles",
     "TensorSource",
+    "check_is_model",
     "config_from_gguf",
     "config_from_hf",
     "known_model_path",
@@ -40,5 +42,6 @@ __all__ = [
     "name_table",
     "open_gguf",
     "open_safetensors",
+    "refuse_missing",
     "save_weights",
 ]

@@ -10,7 +10,7 @@ Does not know: how the file is laid out, tokenizers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxstate.config import Family, LayerAttention, ModelConfig, Rope
 from jaxstate.errors import InvalidInput
-from jaxstate.weights.fields import Fields, raise_problems
+from jaxstate.weights.fields import Fields, check_ignored, raise_problems
 from jaxstate.weights.source import TensorSource
 
 _FAMILIES: Mapping[str, Family] = MappingProxyType(
@@ -47,8 +47,12 @@ class _Sizes:
     max_context: int
 
 
-def config_from_gguf(metadata: Mapping[str, object], tensors: TensorSource) -> ModelConfig:
-    """Reads the config of a GGUF file; `open_gguf` gives both arguments.
+def config_from_gguf(
+    metadata: Mapping[str, object], tensors: TensorSource, ignore: Collection[str] = ()
+) -> ModelConfig:
+    """Reads the config of a GGUF file; `open_gguf` gives the first two arguments.
+
+    `ignore` are unknown keys ("llama.new_key") that have no influence, as the caller knows.
 
     Mistral models say that they are `llama` here, and do not carry Mistral 7B v0.1's sliding
     window.
@@ -64,17 +68,25 @@ def config_from_gguf(metadata: Mapping[str, object], tensors: TensorSource) -> M
         problems.append(
             f"general.architecture {architecture!r} is unknown (supported: {supported})"
         )
-    config = None if family is None else _checked_config(family, metadata, tensors, problems)
+    ignored = set(ignore)
+    config = (
+        None if family is None else _checked_config(family, metadata, tensors, problems, ignored)
+    )
+    check_ignored(ignored, problems)
     raise_problems("this GGUF file", problems)
     assert config is not None  # without a config there is a problem
     return config
 
 
 def _checked_config(
-    family: Family, metadata: Mapping[str, object], tensors: TensorSource, problems: list[str]
+    family: Family,
+    metadata: Mapping[str, object],
+    tensors: TensorSource,
+    problems: list[str],
+    ignored: set[str],
 ) -> ModelConfig | None:
-    fields = _with_prefix(metadata, f"{family}.", problems)
-    vocabulary = _with_prefix(metadata, "tokenizer.ggml.", problems)
+    fields = _with_prefix(metadata, f"{family}.", problems, ignored)
+    vocabulary = _with_prefix(metadata, "tokenizer.ggml.", problems, ignored)
     try:
         return _read_config(family, fields, vocabulary, tensors)
     except InvalidInput as error:  # sizes that fit no decoder
@@ -82,9 +94,11 @@ def _checked_config(
         return None
 
 
-def _with_prefix(metadata: Mapping[str, object], prefix: str, problems: list[str]) -> Fields:
+def _with_prefix(
+    metadata: Mapping[str, object], prefix: str, problems: list[str], ignored: set[str]
+) -> Fields:
     values = {key.removeprefix(prefix): v for key, v in metadata.items() if key.startswith(prefix)}
-    return Fields(values, problems, prefix)
+    return Fields(values, problems, prefix, ignored)
 
 
 def _read_config(

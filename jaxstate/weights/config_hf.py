@@ -10,7 +10,7 @@ Does not know: tensors, tokenizers.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +18,7 @@ from types import MappingProxyType
 from jaxstate.config import Activation, Family, ModelConfig
 from jaxstate.errors import InvalidInput, UnsupportedModel
 from jaxstate.textfiles import read_text_file
-from jaxstate.weights.fields import Fields, raise_problems
+from jaxstate.weights.fields import Fields, check_ignored, raise_problems
 from jaxstate.weights.fields_hf import DEFAULTS, IGNORED, IGNORED_MULTIMODAL, OFF, Defaults
 from jaxstate.weights.rope_hf import read_layers
 
@@ -48,8 +48,13 @@ _ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
 )
 
 
-def config_from_hf(directory: Path) -> ModelConfig:
+def config_from_hf(directory: Path, ignore: Collection[str] = ()) -> ModelConfig:
     """Reads config.json and generation_config.json.
+
+    Args:
+        directory: of the model.
+        ignore: unknown fields that have no influence, as the caller knows; nested ones with their
+            path ("rope_parameters.new_field").
 
     `eos_ids` are generation_config.json's when it names any, as in `generate`, otherwise
     config.json's. `bos_id` is None for Qwen, whose configs name a token that their tokenizers never
@@ -63,16 +68,22 @@ def config_from_hf(directory: Path) -> ModelConfig:
     problems: list[str] = []
     raw = _read_json(path)
     family = _family(raw, problems)
-    config = None if family is None else _checked_config(directory, raw, family, problems)
+    ignored = set(ignore)
+    config = None if family is None else _checked_config(directory, raw, family, problems, ignored)
+    check_ignored(ignored, problems)
     raise_problems(str(path), problems)
     assert config is not None  # without a config there is a problem
     return config
 
 
 def _checked_config(
-    directory: Path, raw: Mapping[str, object], family: Family, problems: list[str]
+    directory: Path,
+    raw: Mapping[str, object],
+    family: Family,
+    problems: list[str],
+    ignored: set[str],
 ) -> ModelConfig | None:
-    top = Fields(raw, problems)
+    top = Fields(raw, problems, ignored=ignored)
     text = top if raw.get("model_type") != "gemma3" else _text_fields(top, problems)
     eos_ids = _eos_ids(directory, top, text, DEFAULTS[family].eos_ids, problems)
     try:

@@ -10,12 +10,13 @@ Does not know: what a key means.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeGuard
 
 from jaxstate.errors import UnsupportedModel
 
 _SHOWN_CHARACTERS = 80
+_UNKNOWN = "unknown field "
 
 
 class Fields:
@@ -25,10 +26,19 @@ class Fields:
         values: the keys and values.
         problems: where to report; shared by all mappings of one model.
         where: prefix of keys in reports, such as "text_config.".
+        ignored: unknown keys, with their prefix, that the caller says are without influence; those
+            that are found leave the set.
     """
 
-    def __init__(self, values: Mapping[str, object], problems: list[str], where: str = "") -> None:
+    def __init__(
+        self,
+        values: Mapping[str, object],
+        problems: list[str],
+        where: str = "",
+        ignored: set[str] | None = None,
+    ) -> None:
         self._values = values
+        self._ignored = set() if ignored is None else ignored
         self._read: set[str] = set()
         self.problems = problems
         self.where = where
@@ -126,7 +136,7 @@ class Fields:
         if value is None or value == {}:
             return None
         if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-            return Fields(value, self.problems, f"{self.where}{name}.")
+            return Fields(value, self.problems, f"{self.where}{name}.", self._ignored)
         self._wrong(name, value, "a mapping")
         return None
 
@@ -151,10 +161,13 @@ class Fields:
         return [name for name in self._values if name not in self._read]
 
     def finish(self) -> None:
-        """Reports all keys that nobody asked for."""
+        """Reports all keys that nobody asked for, but those to be ignored."""
         for name in self.unread():
-            shown = _shown(self._values[name])
-            self.problem(f"unknown field {self.where}{name} = {shown}")
+            key = f"{self.where}{name}"
+            if key in self._ignored:
+                self._ignored.remove(key)
+            else:
+                self.problem(f"{_UNKNOWN}{key} = {_shown(self._values[name])}")
 
     def _wrong(self, name: str, value: object, wanted: str) -> None:
         key = f"{self.where}{name}"
@@ -164,15 +177,34 @@ class Fields:
             self.problem(f"{key} is missing; it must be {wanted}")
 
 
+def check_ignored(left: Collection[str], problems: list[str]) -> None:
+    """Reports names that were to be ignored, and that no unknown field has."""
+    problems += [f"ignore: {name} is no unknown field here" for name in sorted(left)]
+
+
 def raise_problems(source: str, problems: Sequence[str]) -> None:
     """One error with everything that is wrong, or nothing.
 
     Raises:
         UnsupportedModel: there are problems.
     """
-    if problems:
-        lines = "".join(f"\n  - {problem}" for problem in problems)
-        raise UnsupportedModel(f"{source} describes a model that cannot be run exactly:{lines}")
+    if not problems:
+        return
+    lines = "".join(f"\n  - {problem}" for problem in problems)
+    unknown = [
+        problem.removeprefix(_UNKNOWN).split(" = ", 1)[0]
+        for problem in problems
+        if problem.startswith(_UNKNOWN)
+    ]
+    way_out = ""
+    if len(unknown) == len(problems):
+        way_out = (
+            "\nIf you know that this changes nothing of what is computed, load it all the same "
+            f"with ignore={unknown}"
+        )
+    raise UnsupportedModel(
+        f"{source} describes a model that cannot be run exactly:{lines}{way_out}"
+    )
 
 
 def _is_integer(value: object) -> TypeGuard[int]:

@@ -31,6 +31,10 @@ _PLAIN: Mapping[GGMLQuantizationType, np.dtype] = MappingProxyType(
 )
 
 
+# Of a file that was cut short, nearly all tensors are concerned.
+_SHOWN_PROBLEMS = 3
+
+
 @dataclass(frozen=True)
 class _Stored:
     """Where one tensor lies, and how a row of it is coded."""
@@ -109,7 +113,7 @@ def open_gguf(path: Path) -> GgufFile:
 
     Raises:
         UnsupportedModel: not a GGUF file, damaged, truncated, one part of a split model, or with
-            tensors of a type that cannot be dequantised; lists all of those.
+            tensors of a type that cannot be dequantised; lists the first of those.
     """
     header = read_gguf_header(path)
     if header.metadata.get("split.count", 0) not in (0, 1):
@@ -125,7 +129,10 @@ def open_gguf(path: Path) -> GgufFile:
         if (stored := _check(name, entry, file_size, problems))
     }
     if problems:
-        raise UnsupportedModel(f"{path} cannot be used: " + "; ".join(problems))
+        shown = "; ".join(problems[:_SHOWN_PROBLEMS])
+        more = len(problems) - _SHOWN_PROBLEMS
+        rest = f"; and {more} more tensors of {len(header.tensors)}" if more > 0 else ""
+        raise UnsupportedModel(f"{path} cannot be used: {shown}{rest}")
     return GgufFile(header.metadata, GgufTensors(path, MappingProxyType(tensors)))
 
 

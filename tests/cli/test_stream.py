@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import jaxstate
+from jaxstate.cli import inputs
 from jaxstate.cli.signals import Interrupt
 from jaxstate.persist.files import inspect_snapshot
 from tests.cli.conftest import Run, feed
@@ -142,9 +144,20 @@ class TestRefusals:
         outcome = run("stream", source, "-m", tiny, "--cells", 256, "--save", saved, "--json")
         assert outcome.code == 1
         assert "line 2 is not UTF-8" in str(outcome.named("error")[0]["message"])
-        assert inspect_snapshot(saved).notes["entries"] == 1
+        assert not saved.exists(), "found before anything was loaded"
         replaced = run("stream", source, "-m", tiny, "--cells", 256, "--replace-invalid", "--json")
         assert (replaced.code, replaced.named("done")[0]["version"]) == (0, 3)
+
+    def test_bytes_in_a_pipe_that_are_not_utf8(
+        self, run: Run, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nobody could know; what came before them is kept."""
+        saved = tmp_path / "session"
+        monkeypatch.setattr(inputs, "standard_input", lambda: io.BytesIO(b"good\nb\xffd\nno\n"))
+        outcome = run("stream", "-", "-m", tiny, "--cells", 256, "--save", saved, "--json")
+        assert outcome.code == 1
+        assert "line 2 is not UTF-8" in str(outcome.named("error")[0]["message"])
+        assert inspect_snapshot(saved).notes["entries"] == 1
 
     def test_a_line_longer_than_the_session(self, run: Run, tiny: str, tmp_path: Path) -> None:
         source, saved = tmp_path / "long", tmp_path / "session"
@@ -193,7 +206,7 @@ class TestRefusals:
         )  # fmt: skip
         assert outcome.code == 1
         assert "the largest declared tail holds 1024" in str(outcome.named("error")[0]["message"])
-        assert inspect_snapshot(saved).notes["entries"] == 3
+        assert not outcome.named("read") and not saved.exists(), "refused before anything was read"
 
     def test_a_prefix_with_a_saved_session(
         self, run: Run, tiny: str, document: Path, tmp_path: Path

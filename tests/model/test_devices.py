@@ -25,7 +25,7 @@ with jax.default_device(third):
         with jaxstate.Engine(one, warm_up=False, cells=256, sessions=2) as engine:
             session = engine.open(prefix="hi")
             session.push("x")
-            told.append((answer, session.ask("q", max_tokens=3, temperature=1.0).token_ids))
+            told.append((answer, session.ask("q", max_tokens=3, temperature=1.0, seed=3).token_ids))
             session.suspend()
             session.ask("q", max_tokens=2)
 assert told[0] == told[1], told

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxstate
+from jaxstate.config import MAX_STOP_IDS
 from jaxstate.errors import InvalidInput, PromptTooLong, TextUnavailable
 from jaxstate.model.bundle import Model
 from jaxstate.records import QueryResult
-from jaxstate.steps.spec import MAX_STOP_IDS
 from jaxstate.testing import ByteTokenizer
 from tests.reference import bits, log_softmax
 from tests.steps.scripted import BOS, EOS, VOCAB, scripted, session, table_model
