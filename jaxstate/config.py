@@ -215,8 +215,13 @@ class StepConfig:
             size = getattr(self, field.name)
             if field.name == "attention":
                 continue
-            if field.name in _SINGLE_SIZES and size < 1:
-                raise InvalidInput(f"{field.name}={size} must be positive")
+            single = field.name in _SINGLE_SIZES
+            if single and not (_is_whole(size) and size >= 1):
+                raise InvalidInput(f"{field.name}={size!r} must be a positive whole number")
+            if not single and not (isinstance(size, tuple) and all(map(_is_whole, size))):
+                raise InvalidInput(
+                    f"{field.name}={size!r} must be a tuple of whole numbers, such as (64, 256)"
+                )
             if field.name not in _SINGLE_SIZES and not _is_ascending(size):
                 raise InvalidInput(f"{field.name}={size} must be positive, ascending and not empty")
         if self.attention not in ATTENTION_CHOICES:
@@ -240,6 +245,10 @@ class StepConfig:
 
 
 _SINGLE_SIZES = ("block_cells", "session_rows", "step_tokens", "tail_block_cells", "tail_blocks")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_ascending(sizes: tuple[int, ...]) -> bool:

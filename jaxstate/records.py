@@ -6,14 +6,18 @@ Plain frozen dataclasses over numbers, strings and numpy arrays; no jax.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal, TypeAlias, get_args
+from pathlib import Path
+from typing import ClassVar, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxstate.errors import InvalidInput
+
+T = TypeVar("T")
 
 JsonValue: TypeAlias = (
     "str | int | float | bool | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
@@ -45,6 +49,44 @@ def checked_int(name: str, value: object) -> int:
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return int(value)
     raise InvalidInput(f"{name}={value!r} must be an integer, not {type(value).__name__}")
+
+
+def checked_type(name: str, value: object, kind: type[T], wanted: str) -> T:
+    """A value of that type.
+
+    Args:
+        name: what the caller calls it.
+        value: as given.
+        kind: that it must be of.
+        wanted: the same in words.
+
+    Raises:
+        InvalidInput: it is of another.
+    """
+    if isinstance(value, kind):
+        return value
+    raise InvalidInput(f"{name}={shown(value)} is {type(value).__name__}, and must be {wanted}")
+
+
+def checked_path(name: str, value: object) -> Path:
+    """A path as given, absolute from now on: where the process goes later does not change it.
+
+    Raises:
+        InvalidInput: it is no path, or empty.
+    """
+    if isinstance(value, str | os.PathLike) and os.fspath(value):
+        return Path(value).absolute()
+    raise InvalidInput(
+        f"{name}={shown(value)} is {type(value).__name__}, and must be a path"
+        if value != ""
+        else f"{name} is empty, and must be a path"
+    )
+
+
+def shown(value: object) -> str:
+    """A value in an error, short."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 class Record:

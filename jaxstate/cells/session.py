@@ -47,6 +47,11 @@ class SessionState:
     ready: Float[Array, " D"]
     layout: PoolLayout = struct.field(pytree_node=False)
 
+    def __repr__(self) -> str:
+        """How much it holds, as far as that can be said without its arrays (they may be traced, or
+        taken over)."""
+        return f"SessionState(length={self.length!r}, {self.layout.cells:,} cells of capacity)"
+
 
 @struct.dataclass
 class SharedPool:

@@ -259,12 +259,14 @@ class LineReader:
         self._found: queue.SimpleQueue[Line | Exception | None] = queue.SimpleQueue()
         self._ended = threading.Event()
         self._stream: BinaryIO | None = None
+        self._is_read = threading.Event()
 
     def behind_bytes(self) -> int | None:
         """What is there and was not read yet: the rest of a file, or what waits in a pipe beyond
         what was taken out of it; None while nobody knows."""
-        stream = self._stream
-        return None if stream is None or stream.closed else _behind_bytes(stream)
+        if self._is_read.is_set():
+            return 0
+        return None if self._stream is None else _behind_bytes(self._stream)
 
     def __enter__(self) -> LineReader:
         in_thread(self._run, "jaxstate-lines")
@@ -321,7 +323,10 @@ class LineReader:
 
     def _pass_on(self, lines: Iterator[Line]) -> None:
         while self._is_wanted():
-            self._found.put(next(lines, None))
+            line = next(lines, None)
+            if line is None:
+                self._is_read.set()
+            self._found.put(line)
 
     def _is_wanted(self) -> bool:
         self._wanted.acquire()

@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from jaxstate.cli.words import in_options
 from jaxstate.engine.values import Answer
 from jaxstate.records import JsonValue
 
@@ -94,7 +95,8 @@ class Show:
             self.err.print(f"[dim]{escape(self._label + visible(text))}[/dim]", soft_wrap=True)
 
     def error(self, text: str) -> None:
-        """What went wrong, on standard error (and as an event)."""
+        """What went wrong, on standard error (and as an event), in the command line's words."""
+        text = in_options(text)
         if not self._muted.is_set():
             self.event("error", message=text)
             said = escape(self._label + visible(text))
@@ -177,15 +179,16 @@ class Show:
 
 def _paint(live: Live, draw: Callable[[int], RenderableType], ended: threading.Event) -> None:
     """Draws when something has changed, the width of the screen included."""
-    before = None
+    before, last = None, False
     while True:
         drawn = draw(live.console.width)
         now = live.console.render_lines(drawn, pad=False)
         if now != before:
             before = now
             live.update(drawn, refresh=True)
-        if ended.wait(1 / _REFRESH_HZ):
+        if last:
             return
+        last = ended.wait(1 / _REFRESH_HZ)
 
 
 def _how(answer: Answer) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
+from rich import box
+from rich.cells import cell_len
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
@@ -25,18 +27,17 @@ from jaxstate.records import JsonValue
 # Texts by the names of their columns; a column without any text is left out.
 Row: TypeAlias = dict[str, str]
 _LEFT = ("session", "question", "answer")
-# Columns by the width of screen from which on they are shown, where that is not any.
-_FROM_WIDTH = {
-    "confidence": 100,
-    "residency": 100,
-    "age": 80,
-    "room": 80,
-    "version": 60,
-    "cells in use": 60,
-}
-# Of the width, for a question beside its answer.
-_QUESTION_SHARE = 0.35
-_LEAST_QUESTION = 10
+# What matters most comes first; what does not fit on the screen is left out.
+_BY_IMPORTANCE = (
+    *("question", "answer", "session", "lag", "state", "cells in use", "version"),
+    *("dropped", "room", "not taken", "age", "confidence", "residency"),
+)
+# Columns that may be narrower than their texts: shares of the width that they have at least, the
+# first to grow first.
+_CUT = {"answer": 0.4, "question": 0.2, "session": 0.2}
+_LEAST_CUT = 8
+_GAP = 3
+FRESH = "fresh"
 # So many entries say how long an entry is.
 _ENOUGH_ENTRIES = 8
 
@@ -68,11 +69,12 @@ class StreamView:
     def reading(self) -> Row:
         """How far it is."""
         info = self._session.info()
-        room = self.lines_left(info)
+        room, behind = self.lines_left(info), self.behind_bytes()
         return {
             "session": self._source.title,
             "version": str(info.version),
-            "lag": _lag(info, self.behind_bytes()),
+            "lag": _lag(info),
+            "not taken": _size(behind) if behind else "",
             "cells in use": f"{info.tokens:,} of {info.cells:,}",
             "room": "" if room is None else f"about {_rounded(room):,} lines",
             "residency": info.residency,
@@ -83,7 +85,8 @@ class StreamView:
         """The same as one line."""
         info = self._session.info()
         behind = self.behind_bytes()
-        waiting = f", behind: {_lag(info, behind)}" if info.pending or behind else ""
+        waiting = f", {_lag(info)} behind" if info.pending else ""
+        waiting += f", {_size(behind)} not taken yet" if behind else ""
         dropped = f", {info.dropped} lines dropped" if info.dropped else ""
         return (
             f"version {info.version}: {info.tokens:,} of {info.cells:,} cells, "
@@ -110,9 +113,9 @@ class StreamView:
             yield {
                 "session": self._source.name or "",
                 "question": query.question,
-                "answer": "" if answer is None else _text(answer),
+                "answer": _newest(query),
                 "version": "" if answer is None else str(answer.version),
-                "state": standing(query, version),
+                "state": standing(query, version) if query.error is None else "failed",
                 "confidence": "" if answer is None else f"{answer.confidence:.1f}",
                 "age": self._age(query.id, answer) if with_age else "",
             }
@@ -155,31 +158,46 @@ def answers_table(
 
 def _table(title: str, rows: Sequence[Row], width: int) -> Table:
     """The answer has the room, the question is cut, and what matters least makes way."""
-    table = Table(title=title)
-    names = [
-        name
-        for name in rows[0]
-        if any(row[name] for row in rows) and width >= _FROM_WIDTH.get(name, 0)
-    ]
-    for name in names:
-        if name == "question":
-            most = max(_LEAST_QUESTION, int(width * _QUESTION_SHARE))
-            table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=most)
-        elif name == "answer":
-            table.add_column(name, overflow="fold", ratio=1)
-        else:
-            table.add_column(name, justify="left" if name in _LEFT else "right")
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False)
+    widths = _widths(rows, width)
+    for name, size in widths.items():
+        overflow: Literal["fold", "ellipsis"] = "fold" if name == "answer" else "ellipsis"
+        side = "left" if name in _LEFT else "right"
+        table.add_column(
+            name, justify=side, width=size, no_wrap=overflow == "ellipsis", overflow=overflow
+        )
     for row in rows:
-        table.add_row(*(escape(visible(row[name])) for name in names))
+        if row.get("state", FRESH) != FRESH and "state" not in widths:
+            row = {**row, "answer": f"({row['state']}) {row['answer']}"}  # it must not look fresh
+        table.add_row(*(escape(visible(row[name])) for name in widths))
     return table
 
 
-def _lag(info: SessionInfo, behind_bytes: int | None) -> str:
-    """How far it is behind: lines that were taken and are not read, and what waits before them."""
-    parts = [f"{info.pending} lines, {info.lag_s:.1f} s"]
-    if behind_bytes:
-        parts.append(f"{_size(behind_bytes)} not taken yet")
-    return ", ".join(parts)
+def _widths(rows: Sequence[Row], width: int) -> dict[str, int]:
+    """The columns that a screen has room for, in order, and how wide they are."""
+    natural = {
+        name: max(len(name), *(cell_len(visible(row[name])) for row in rows))
+        for name in rows[0]
+        if name in ("answer", "state") or any(row[name] for row in rows)
+    }
+    left, chosen = width + _GAP - 2, dict[str, int]()
+    for name in sorted(natural, key=_BY_IMPORTANCE.index):
+        least = max(_LEAST_CUT, int(width * _CUT[name])) if name in _CUT else natural[name]
+        size = min(natural[name], least)
+        if size + _GAP <= left:
+            chosen[name] = size
+            left -= size + _GAP
+    for name in _CUT:
+        if name in chosen:
+            more = min(left, natural[name] - chosen[name])
+            chosen[name] += more
+            left -= more
+    return {name: chosen[name] for name in natural if name in chosen}
+
+
+def _lag(info: SessionInfo) -> str:
+    """How far it is behind what was taken."""
+    return f"{info.pending} lines, {info.lag_s:.1f} s"
 
 
 def _size(count: int) -> str:
@@ -205,7 +223,7 @@ def tokens_per_s(engine: Engine) -> float:
 
 
 def standing(query: FlashQuery, version: int) -> str:
-    """Fresh, how many versions behind, or why there is no answer."""
+    """Fresh, how many versions it is behind, or why there is no answer."""
     answer, error = query.answer, query.error
     if error is not None:
         return f"failed: {error}"
@@ -213,8 +231,8 @@ def standing(query: FlashQuery, version: int) -> str:
         return "no answer yet"
     behind = max(0, version - answer.version)
     if behind == 0:
-        return "fresh"
-    return f"{behind} version{'s' if behind > 1 else ''} behind"
+        return FRESH
+    return f"{behind} behind"
 
 
 def flash_line(question: str, answer: Answer) -> str:
@@ -233,6 +251,13 @@ def flash_fields(query: FlashQuery, answer: Answer) -> dict[str, JsonValue]:
         "fresh": query.fresh and query.answer is answer,
         **answer.as_dict(),
     }
+
+
+def _newest(query: FlashQuery) -> str:
+    """The newest answer; why there is none, if there is a reason."""
+    if query.error is not None:
+        return query.error
+    return "" if query.answer is None else _text(query.answer)
 
 
 def _text(answer: Answer) -> str:

@@ -13,7 +13,6 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION
-from pathlib import Path
 from types import TracebackType
 
 from jaxstate.engine.aio_session import AsyncSession
@@ -31,7 +30,7 @@ from jaxstate.engine.values import Answer
 from jaxstate.engine.waiting import results_of
 from jaxstate.errors import ClosedError
 from jaxstate.model.bundle import Model
-from jaxstate.records import Durability
+from jaxstate.records import Durability, checked_path
 
 
 class AsyncEngine:
@@ -59,7 +58,7 @@ class AsyncEngine:
         journal: str | os.PathLike[str] | None = None,
         durability: Durability = "os",
     ) -> None:
-        place = None if journal is None else Path(journal).absolute()
+        place = None if journal is None else checked_path("journal", journal)
         self._make = lambda: Engine(
             model,
             cells=cells,
@@ -125,7 +124,7 @@ class AsyncEngine:
         policy: QueuePolicy | None = None,
     ) -> AsyncSession:
         """As `Engine.restore`; if the task is cancelled, what comes of it is closed."""
-        engine, place = self.engine, Path(path).absolute()
+        engine, place = self.engine, checked_path("path", path)
         make = lambda: engine.restore(place, id, tenant=tenant, policy=policy)  # noqa: E731
         return AsyncSession(await made_of(make, Session.close))
 
@@ -138,7 +137,7 @@ class AsyncEngine:
         self, path: str | os.PathLike[str], id: str | None = None
     ) -> AsyncSession:
         """As `Engine.import_session`."""
-        place = Path(path).absolute()
+        place = checked_path("path", path)
         return AsyncSession(await on_a_thread(lambda: self.engine.import_session(place, id)))
 
     async def erase(self, id: str) -> int:

@@ -15,7 +15,6 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from types import TracebackType
 
 from jaxstate.engine.aio_waiting import events_of, on_a_thread, result_of
@@ -28,7 +27,7 @@ from jaxstate.engine.subscription import FlashMode, checked_timeout
 from jaxstate.engine.values import Answer, Event, Receipt, SessionInfo
 from jaxstate.engine.waiting import countdown
 from jaxstate.errors import ClosedError
-from jaxstate.records import Durability
+from jaxstate.records import Durability, checked_path
 
 
 class AsyncSession:
@@ -209,7 +208,7 @@ class AsyncSession:
         self, path: str | os.PathLike[str], notes: dict[str, str | int] | None = None
     ) -> None:
         """As `Session.save`."""
-        place = Path(path).absolute()
+        place = checked_path("path", path)
         captured = self.session.capturing(notes)
         write = await result_of(captured, None, "the session was not captured")
         await on_a_thread(lambda: write(place))
@@ -224,7 +223,7 @@ class AsyncSession:
 
     async def export(self, path: str | os.PathLike[str]) -> None:
         """As `Session.export`."""
-        place = Path(path).absolute()
+        place = checked_path("path", path)
         await on_a_thread(lambda: self.session.export(place))
 
     async def erase(self) -> None:

@@ -16,7 +16,7 @@ from jaxstate.engine.executor import Limits, Tokens
 from jaxstate.engine.runs import Asked
 from jaxstate.engine.values import Answer
 from jaxstate.errors import CapacityExceeded, InvalidInput, PromptTooLong
-from jaxstate.records import Sampling, checked_int
+from jaxstate.records import Sampling, checked_int, shown
 from jaxstate.steps.checks import checked_stop
 from jaxstate.text import Place, Template, Tokenizer
 
@@ -191,10 +191,20 @@ def _refuse_beside_choices(**given: object) -> None:
         )
 
 
-def shown(value: object) -> str:
-    """A value in an error, short."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def checked_text(name: str, text: object) -> str:
+    """A text as a caller gave it.
+
+    Raises:
+        InvalidInput: it is something else.
+    """
+    if isinstance(text, bytes | bytearray | memoryview):
+        raise InvalidInput(
+            f"{name} is {type(text).__name__}, and must be a str: decode it first, for example "
+            f'{name}.decode("utf-8")'
+        )
+    if not isinstance(text, str):
+        raise InvalidInput(f"{name}={shown(text)} is {type(text).__name__}, and must be a str")
+    return text
 
 
 def _check_choice_lengths(asked: Asked, max_tokens: int | None) -> None:
@@ -246,7 +256,7 @@ class Asker:
             InvalidInput: the question is no text or empty, or a choice cannot be scored.
             PromptTooLong: question and answer exceed the largest declared tail.
         """
-        self.check_text("question", question)
+        checked_text("question", question)
         if not question:
             raise InvalidInput("question='' is empty; ask something")
         if len(question) > _CHARACTERS_PER_CELL * self.limits.tail_cells:
@@ -285,14 +295,7 @@ class Asker:
             InvalidInput: it is no text.
             CapacityExceeded: it is far too long.
         """
-        if isinstance(text, bytes | bytearray | memoryview):
-            raise InvalidInput(
-                f"{name} is {type(text).__name__}, and must be a str: decode it first, for "
-                f'example {name}.decode("utf-8")'
-            )
-        if not isinstance(text, str):
-            raise InvalidInput(f"{name}={shown(text)} is {type(text).__name__}, and must be a str")
-        self.check_characters(name, len(text))
+        self.check_characters(name, len(checked_text(name, text)))
 
     def check_characters(self, name: str, characters: int) -> None:
         """Refuses so many characters at once.

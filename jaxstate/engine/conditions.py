@@ -124,7 +124,7 @@ def checked_condition(value: object) -> Condition | None:
     if value is None or isinstance(value, Condition):
         return value
     allowed = "None, Changed(), Equals(choice), ConfidenceAbove(threshold), Crosses(threshold)"
-    raise InvalidInput(f"condition={value!r} must be one of {allowed}")
+    raise InvalidInput(f"when={value!r} must be one of {allowed}")
 
 
 def first_number(text: str) -> float | None:

@@ -27,9 +27,9 @@ from jaxstate.engine.lifecycle import Lifecycle
 from jaxstate.engine.loop import Loop
 from jaxstate.engine.outcomes import Delivery
 from jaxstate.engine.pool_size import pool_size
-from jaxstate.errors import ClosedError, JaxstateError
+from jaxstate.errors import ClosedError, InvalidInput, JaxstateError
 from jaxstate.model.bundle import Model
-from jaxstate.records import Durability
+from jaxstate.records import Durability, checked_path, checked_type, shown
 
 _log = logging.getLogger("jaxstate")
 
@@ -88,9 +88,15 @@ class Engine(SessionHost):
         executor: Executor | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        checked_type("model", model, Model, "what jaxstate.load gives")
+        if config is not None:
+            checked_type("config", config, EngineConfig, "a jaxstate.EngineConfig")
+        if progress is not None and not callable(progress):
+            raise InvalidInput(f"progress={shown(progress)} must be a function, or None")
+        place = None if journal is None else checked_path("journal", journal)
         tokenizer, template = model.text, model.template
         self._name = model.source
-        with opened_keeper(journal, durability, tokenizer, template, model.source) as keeper:
+        with opened_keeper(place, durability, tokenizer, template, model.source) as keeper:
             if executor is None:
                 size = pool_size(model, cells, memory, session_cells, sessions)
                 executor = DeviceExecutor(

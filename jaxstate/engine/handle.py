@@ -10,7 +10,6 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from pathlib import Path
 
 from jaxstate.engine.asking import Asker
 from jaxstate.engine.books import Book
@@ -22,7 +21,7 @@ from jaxstate.engine.subscription import FlashMode, Subscription, checked_timeou
 from jaxstate.engine.values import Event, SessionInfo
 from jaxstate.errors import ClosedError
 from jaxstate.persist.journal import Ticket
-from jaxstate.records import checked_int
+from jaxstate.records import checked_int, checked_path, checked_type
 
 
 class Handle:
@@ -149,7 +148,7 @@ class Handle:
         Raises:
             SnapshotError, InvalidInput: as `jaxstate.save_state`.
         """
-        path = Path(path).absolute()
+        path = checked_path("path", path)
         captured = self.capturing(notes)
         write = self._desk.outcome(captured, None, "the session was not captured")
         write(path)
@@ -166,8 +165,9 @@ class Handle:
             JournalError: it could not be written.
             ClosedError: the session or the engine is closed.
         """
+        place = checked_path("path", path)
         self._desk.check_may_wait()
-        self._export(self._book, path)
+        self._export(self._book, place)
 
     def close(self, *, erase: bool = False) -> None:
         """Ends the session: asks, waits and subscriptions end with `ClosedError` or `Closed`.
@@ -211,7 +211,8 @@ class Handle:
         self, notes: dict[str, str | int] | None
     ) -> Future[Callable[[str | os.PathLike[str]], None]]:
         """What `save` waits for: it writes the session."""
-        return self._lives.capture(self._book, dict(notes or {}))
+        kept = checked_type("notes", notes or {}, dict, "a dict of names and values")
+        return self._lives.capture(self._book, dict(kept))
 
     def suspending(self) -> Future[None]:
         """What `suspend` waits for."""

@@ -25,6 +25,7 @@ from jaxstate.engine.values import Answer
 from jaxstate.engine.waiting import AskFuture
 from jaxstate.errors import ClosedError, InvalidInput, SnapshotDamaged, UnknownSession
 from jaxstate.persist.journal import Ticket
+from jaxstate.records import checked_path, checked_type, shown
 
 
 class SessionHost:
@@ -133,9 +134,10 @@ class SessionHost:
             BudgetExceeded, InvalidInput, JournalError: as `open`.
         """
         chosen = self._desk.config.queue_policy if policy is None else checked_policy(policy)
+        place = checked_path("path", path)
         self._desk.check_may_wait()
-        saved = self._lives.load(path)
-        version = saved_entries(path, saved.notes)
+        saved = self._lives.load(place)
+        version = saved_entries(place, saved.notes)
         book, noted = self._lives.restore(id, saved, version, chosen, tenant=tenant)
         with self._desk.or_closed(book):
             self._desk.settled(noted)
@@ -158,8 +160,9 @@ class SessionHost:
             JournalError: the file is damaged, or the journal could not be written.
             BudgetExceeded, CapacityExceeded: there are no cells for it.
         """
+        place = checked_path("path", path)
         self._desk.check_may_wait()
-        return self._handle(self._durable.import_session(path, id))
+        return self._handle(self._durable.import_session(place, id))
 
     def erase(self, id: str) -> int:
         """Removes from the journal what it holds of sessions of that name that are not open: those
@@ -254,7 +257,13 @@ class SessionHost:
     def _submitted(
         self, sessions: Sequence[Session], question: str, settings: Settings
     ) -> list[AskFuture]:
-        books = [one.book for one in sessions]
+        if isinstance(sessions, Session) or not isinstance(sessions, Sequence):
+            raise InvalidInput(f"sessions={shown(sessions)} must be a list of sessions")
+        wanted = "a session of this engine"
+        books = [
+            checked_type(f"sessions[{place}]", one, Session, wanted).book
+            for place, one in enumerate(sessions)
+        ]
         with self._desk.lock:
             for book in books:
                 if not book.closed and self._desk.ledger.books.get(book.key) is not book:

@@ -23,6 +23,7 @@ from jaxstate.engine.conditions import (
 from jaxstate.engine.flash import Registered
 from jaxstate.engine.values import Answer
 from jaxstate.errors import InvalidInput
+from jaxstate.records import shown
 
 OnFire: TypeAlias = Callable[[Answer], None]
 
@@ -43,12 +44,15 @@ def new_registered(
     Raises:
         InvalidInput, PromptTooLong: it cannot be asked, or its condition can never hold.
     """
+    watch = Watch(when)
+    if on_fire is not None and not callable(on_fire):
+        raise InvalidInput(f"on_fire={shown(on_fire)} must be a function of an answer, or None")
     asked = asker.ask(question, settings)
     if isinstance(when, Equals) and asked.choices and when.choice not in asked.choices:
         raise InvalidInput(f"when={when!r} can never hold: the choices are {asked.choices}")
     return Registered(
         asked=asked,
-        watch=Watch(when),
+        watch=watch,
         on_fire=on_fire,
         min_interval_s=_checked_seconds("min_interval_s", min_interval_s),
         deadline_s=None if deadline_s is None else _checked_seconds("deadline_s", deadline_s),

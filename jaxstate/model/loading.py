@@ -23,7 +23,7 @@ from jaxstate.model.bundle import Model
 from jaxstate.model.compile_cache import use_compilation_cache
 from jaxstate.model.devices import current_device, room_on_device
 from jaxstate.model.params import abstract_params
-from jaxstate.records import checked_int
+from jaxstate.records import checked_int, checked_type
 from jaxstate.text import (
     Template,
     Tokenizer,
@@ -128,6 +128,10 @@ def read_source(
             f"source={source!r} is {type(source).__name__}, and must be a path or one of the names "
             f"{', '.join(known_names())}"
         )
+    if not os.fspath(source):
+        raise InvalidInput(
+            f"source is empty, and must be a path or one of the names {', '.join(known_names())}"
+        )
     fields = _checked_ignore(ignore)
     path = Path(source).expanduser()
     name = str(path.absolute())
@@ -155,6 +159,8 @@ def load_files(
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Loads the weights and text files of a source that `read_source` has read; see `load`."""
+    if steps is not None:
+        checked_type("steps", steps, StepConfig, "a jaxstate.StepConfig")
     kind, tokenizer, template = check_files(files, dtype)
     way_out = "load it with a smaller dtype, or another model"
     with room_on_device(f"the parameters of {files.source} in {kind.name}", way_out):

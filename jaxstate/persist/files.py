@@ -105,6 +105,10 @@ def inspect_snapshot(path: str | os.PathLike[str]) -> SnapshotInfo:
         SnapshotDamaged: there is none, or its record cannot be read.
     """
     record = Path(path) / RECORD_NAME
+    if not record.exists():
+        raise SnapshotDamaged(
+            f"there is no saved session at {path}: give the directory that a session was saved to"
+        )
     try:
         outer = json.loads(record.read_text(encoding="utf-8"))
         found, fields = outer["format"], outer["session"]

@@ -37,6 +37,7 @@ from jaxstate.persist.files import (
     write_snapshot,
 )
 from jaxstate.persist.host_cells import kept_cells, read_groups, write_groups
+from jaxstate.records import checked_int, checked_path, checked_type
 from jaxstate.steps.compiled import SessionSteps
 from jaxstate.steps.functional import init_state, steps_of
 
@@ -65,8 +66,9 @@ def save_state(
         StaleState: `state` was taken over by `extend`.
         SnapshotError: the disk is full or fails; an earlier snapshot there is unchanged.
     """
-    check_snapshot_target(path)
-    write_snapshot(path, capture_state(model, state, notes=notes))
+    place = checked_path("path", path)
+    check_snapshot_target(place)
+    write_snapshot(place, capture_state(model, state, notes=notes))
 
 
 def capture_state(
@@ -135,8 +137,11 @@ def restore_state(
         SnapshotDamaged: files are missing, truncated or changed.
         CapacityExceeded: it holds more than `cells`.
     """
-    capacity = inspect_snapshot(path).cells if cells is None else cells
-    snapshot = read_snapshot(path, model, capacity)
+    checked_type("model", model, Model, "what jaxstate.load gives")
+    place = checked_path("path", path)
+    kept = inspect_snapshot(place).cells
+    capacity = kept if cells is None else checked_int("cells", cells)
+    snapshot = read_snapshot(place, model, capacity)
     state = init_state(model, capacity)
     with jax.default_device(model.device):
         return put_arrays(steps_of(model, state), state, snapshot.info.length, snapshot.arrays)
@@ -252,7 +257,7 @@ def _check_fingerprints(path: str | os.PathLike[str], info: SnapshotInfo, model:
 
 
 def _check_notes(notes: Mapping[str, Note] | None) -> dict[str, Note]:
-    kept = dict(notes or {})
+    kept = dict(checked_type("notes", notes or {}, Mapping, "a mapping of names and values"))
     wrong = [name for name, value in kept.items() if not _is_note(name, value)]
     if wrong:
         raise InvalidInput(

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from jaxstate.cells.session import SessionState, check_alive
 from jaxstate.errors import CapacityExceeded, InvalidInput, NotFinite
 from jaxstate.model.bundle import Model
-from jaxstate.model.devices import on_its_device
-from jaxstate.records import QueryResult, Sampling, checked_int
+from jaxstate.model.devices import on_its_device, room_on_device
+from jaxstate.records import QueryResult, Sampling, checked_int, checked_type
 from jaxstate.steps.answering import Answering
 from jaxstate.steps.buckets import chunks
 from jaxstate.steps.checks import Tokens, checked_stop, checked_tokens
@@ -34,8 +34,11 @@ def init_state(model: Model, cells: int = 4096) -> SessionState:
 
     Raises:
         InvalidInput: `cells` is not within 1 .. `model.config.max_context`.
+        DeviceError: the device has no memory for them.
     """
-    return session_steps(model, cells).open()
+    steps = session_steps(model, cells)
+    with room_on_device(f"a session of {cells:,} cells", "give it fewer cells"):
+        return steps.open()
 
 
 @on_its_device
@@ -55,8 +58,8 @@ def extend(model: Model, state: SessionState, tokens: Tokens) -> SessionState:
         InvalidInput: tokens of a wrong dtype, shape or range, or none.
         StaleState: `state` was taken over by an earlier call.
     """
-    ids = checked_tokens(model.config.vocab_size, tokens)
     steps = steps_of(model, state)
+    ids = checked_tokens(model.config.vocab_size, tokens)
     length = int(state.length)
     if length + len(ids) > state.layout.cells:
         raise CapacityExceeded(
@@ -104,8 +107,8 @@ def query(
         NotFinite: the model comes to NaN or infinity.
         StaleState: `state` was taken over by `extend`.
     """
-    ids = checked_tokens(model.config.vocab_size, tokens)
     steps = steps_of(model, state)
+    ids = checked_tokens(model.config.vocab_size, tokens)
     max_tokens = checked_int("max_tokens", max_tokens)
     if max_tokens < 1:
         raise InvalidInput(f"max_tokens={max_tokens} must be at least 1")
@@ -156,6 +159,7 @@ def warm_up(
 @on_its_device
 def session_steps(model: Model, cells: int, slack_cells: int = 0) -> SessionSteps:
     """The compiled steps of sessions of that capacity and slack."""
+    checked_type("model", model, Model, "what jaxstate.load gives")
     return plan_steps(model.config, model.dtype, model.steps, cells, slack_cells)
 
 
@@ -167,6 +171,8 @@ def steps_of(model: Model, state: SessionState) -> SessionSteps:
         StaleState: `state` was taken over by `extend`.
         InvalidInput: its cells have another shape or dtype than the model's.
     """
+    checked_type("state", state, SessionState, "what init_state, extend or restore_state gives")
+    checked_type("model", model, Model, "what jaxstate.load gives")
     check_alive(state)
     steps = session_steps(model, state.layout.cells, state.layout.slack_cells)
     own = (steps.layout, (model.config.model_dim,), model.dtype)
