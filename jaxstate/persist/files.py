@@ -107,7 +107,8 @@ def inspect_snapshot(path: str | os.PathLike[str]) -> SnapshotInfo:
     record = Path(path) / RECORD_NAME
     if not record.exists():
         raise SnapshotDamaged(
-            f"there is no saved session at {path}: give the directory that a session was saved to"
+            f"{path} is not a readable snapshot: there is no {RECORD_NAME} in it (what a session was "
+            "saved to is a directory that has one)"
         )
     try:
         outer = json.loads(record.read_text(encoding="utf-8"))
