@@ -105,7 +105,7 @@ def open_model(
     """
     started_s = time.monotonic()
     kept = use_compilation_cache()
-    show.note(f"reading what {source} is")
+    show.note(f"opening {source}")
     files = read_source(source, ignore=ignore, template=template)
     check_files(files, dtype)  # before anything that takes long
     kind = resolve_dtype(dtype)
