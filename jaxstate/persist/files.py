@@ -107,8 +107,8 @@ def inspect_snapshot(path: str | os.PathLike[str]) -> SnapshotInfo:
     record = Path(path) / RECORD_NAME
     if not record.exists():
         raise SnapshotDamaged(
-            f"{path} is not a readable snapshot: there is no {RECORD_NAME} in it (what a session was "
-            "saved to is a directory that has one)"
+            f"{path} is not a readable snapshot: there is no {RECORD_NAME} in it, as there is "
+            "where a session was saved"
         )
     try:
         outer = json.loads(record.read_text(encoding="utf-8"))

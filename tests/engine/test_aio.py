@@ -22,6 +22,7 @@ from jaxstate.engine.executor import Chunk, Pending
 from jaxstate.engine.tenants import Tenant
 from jaxstate.errors import BudgetExceeded, ClosedError, SequenceGap, TimedOut
 from jaxstate.model.bundle import Model
+from jaxstate.persist.journal import Journal, Ticket
 from jaxstate.testing import FakeClock, FakeExecutor, tiny_model
 from jaxstate.testing.simulation import TEMPLATE
 
@@ -306,6 +307,43 @@ def test_a_journal_in_asyncio(tmp_path: Path) -> None:
 
     run(first())
     run(second())
+
+
+def test_what_is_not_awaited_does_not_wait_for_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the disk hangs, all of it comes straight back; what is awaited waits for the disk."""
+    released, commit = threading.Event(), Journal._commit
+
+    def hanging(journal: Journal, batch: Sequence[Ticket]) -> None:
+        assert released.wait(60)
+        commit(journal, batch)
+
+    async def life() -> None:
+        async with journaled(tmp_path) as engine:
+            monkeypatch.setattr(Journal, "_commit", hanging)
+            session, other = engine.open("feed", flash=["a?"]), engine.open("other")
+            query = session.flash("b?")
+            session.warm("c?")
+            session.unwarm("c?")
+            session.unflash(query.id)
+            other.close()
+            waiting = [
+                asyncio.create_task(one)
+                for one in (session.journaled(), session.push("x"), engine.erase("other"))
+            ]
+            await asyncio.wait(waiting, timeout=0.3)
+            assert not any(one.done() for one in waiting)
+            released.set()
+            assert (await asyncio.gather(*waiting))[2] == 1
+            assert [one.question for one in session.flashes()] == ["a?"]
+        monkeypatch.setattr(Journal, "_commit", commit)
+        async with journaled(tmp_path) as engine:
+            assert [one.id for one in engine.sessions()] == ["feed"]
+            assert await engine.session("feed").wait() == 1
+            assert [one.question for one in engine.session("feed").flashes()] == ["a?"]
+
+    run(life())
 
 
 def test_what_waits_does_not_need_the_pool_of_the_application(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""The first ten minutes, as printed: every command of docs/quickstart.md runs, and what the page says
-comes out."""
+"""The first ten minutes, as printed: every command of docs/quickstart.md runs, and what the page
+says comes out."""
 
 from __future__ import annotations
 

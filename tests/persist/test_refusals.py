@@ -44,7 +44,7 @@ def test_records_that_are_older_than_the_dtype_are_read(tmp_path: Path) -> None:
 
 def test_nothing_there_is_called_that(tmp_path: Path) -> None:
     with pytest.raises(
-        SnapshotDamaged, match="is not a readable snapshot: there is no session.json in it"
+        SnapshotDamaged, match=r"is not a readable snapshot: there is no session\.json in it"
     ):
         jaxstate.restore_state(tmp_path / "none", tiny_model())
 
