@@ -16,6 +16,7 @@ from jaxstate.cli.runtime import (
     Needs,
     capacity,
     check_lengths,
+    check_questions,
     engine_for,
     model_name,
     open_model,
@@ -71,6 +72,7 @@ class _Source:
 def run_ask(show: Show, options: AskOptions) -> int:
     """Answers questions about what was saved."""
     steps = read_steps(options.steps)
+    check_questions("QUESTION", options.questions)
     check_lengths(steps, [("--max-tokens", options.max_tokens)])
     source = _source(options)
     cells = capacity(options.cells, source.saved)

@@ -21,7 +21,7 @@ from jaxstate.cli.show import Show
 from jaxstate.config import ModelConfig, StepConfig, step_config_from_toml
 from jaxstate.engine.config import EngineConfig
 from jaxstate.engine.engine import Engine
-from jaxstate.engine.pool_size import PoolSize, cells_within, device_bytes
+from jaxstate.engine.pool_size import PoolSize, cells_within, check_fits, device_bytes
 from jaxstate.engine.session import Session
 from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model
@@ -180,12 +180,18 @@ def room_for(
 ) -> PoolSize:
     """The pool of a command's sessions: so many cells for each of them; or, where nobody says, a
     pool that each may take as much of as the model was made for, as large as half of the memory
-    beside the parameters."""
+    beside the parameters.
+
+    Raises:
+        DeviceError: the device has no memory for them.
+    """
+    free_bytes = device_bytes(current_device()) - num_params(config) * dtype.itemsize
     if cells is not None:
         total = in_blocks(cells, steps) * sessions
-        return PoolSize(cells=total, session_cells=cells, sessions=sessions)
-    params_bytes = num_params(config) * dtype.itemsize
-    limit_bytes = max(0, device_bytes(current_device()) - params_bytes) // 2
+        size = PoolSize(cells=total, session_cells=cells, sessions=sessions)
+        check_fits(config, dtype.itemsize, steps, size, free_bytes)
+        return size
+    limit_bytes = max(0, free_bytes) // 2
     most = in_blocks(config.max_context, steps) * sessions
     within = cells_within(config, dtype.itemsize, steps, limit_bytes, config.max_context, sessions)
     total = max(min(most, within), in_blocks(min(_LEAST_CELLS, config.max_context), steps))
@@ -308,6 +314,17 @@ def saved_dtype(given: DTypeName | None, saved: Sequence[Path]) -> DTypeName | N
             if kept == name:
                 return name
     return given
+
+
+def check_questions(option: str, questions: Sequence[str]) -> None:
+    """Refuses questions without text, before anything is done for them.
+
+    Raises:
+        InvalidInput: one of them is blank.
+    """
+    for question in questions:
+        if not question.strip():
+            raise InvalidInput(f"{option} {question!r} is empty: ask something (nothing was read)")
 
 
 def check_lengths(steps: StepConfig, wanted: Sequence[tuple[str, int]]) -> None:

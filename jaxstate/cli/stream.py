@@ -17,6 +17,7 @@ from jaxstate.cli.runtime import (
     Needs,
     capacity,
     check_lengths,
+    check_questions,
     engine_for,
     in_thread,
     model_name,
@@ -78,6 +79,8 @@ def run_stream(show: Show, options: StreamOptions) -> int:
     asked = [("--max-tokens", plan.max_tokens)] if plan.questions else []
     flash = [("--flash-max-tokens", plan.flash_max_tokens)] if plan.flash else []
     check_lengths(steps, asked + flash)
+    check_questions("--ask", plan.questions)
+    check_questions("--flash", plan.flash)
     prefix = _prefix(options)
     saved = [place for one in inputs if (place := one.place(options.load)) is not None]
     cells = capacity(options.cells, saved)

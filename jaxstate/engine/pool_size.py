@@ -66,27 +66,35 @@ def pool_size(
     # Whole blocks, so that what was asked for is there.
     total = -(-total // block) * block
     each = min(total, model.config.max_context) if wanted is None else wanted
+    size = PoolSize(cells=total, session_cells=each, sessions=count)
     if memory is None:
-        _check_fits(model, total, each, count)
-    return PoolSize(cells=total, session_cells=each, sessions=count)
+        free_bytes = device_bytes(model.device) - model.num_params * model.dtype.itemsize
+        check_fits(model.config, model.dtype.itemsize, model.steps, size, free_bytes)
+    return size
 
 
-def _check_fits(model: Model, cells: int, session_cells: int, sessions: int) -> None:
+def check_fits(
+    config: ModelConfig, itemsize: int, steps: StepConfig, size: PoolSize, free_bytes: int
+) -> None:
     """Refuses a pool that is larger than all of the memory beside the parameters: where memory is
     only promised, as on a CPU, taking it would end the process instead.
+
+    Args:
+        config, itemsize, steps: of the model; bytes of a number.
+        size: of the pool.
+        free_bytes: of the device, beside the parameters.
 
     Raises:
         DeviceError: with what would fit.
     """
-    config, itemsize, steps = model.config, model.dtype.itemsize, model.steps
-    free_bytes = max(0, device_bytes(model.device) - model.num_params * itemsize)
-    wanted_bytes = _pool_bytes(config, itemsize, steps, cells, session_cells, sessions)
+    each, count = size.session_cells, size.sessions
+    wanted_bytes = _pool_bytes(config, itemsize, steps, size.cells, each, count)
     if wanted_bytes <= free_bytes:
         return
-    most = cells_within(config, itemsize, steps, free_bytes, session_cells, sessions)
+    most = cells_within(config, itemsize, steps, max(0, free_bytes), each, count)
     raise DeviceError(
-        f"cells={cells:,}: the pool would take {wanted_bytes / 1e9:,.2f} GB, and the device has "
-        f"{free_bytes / 1e9:,.2f} GB beside the parameters; at most {most:,} cells fit"
+        f"cells={size.cells:,}: the pool would take {wanted_bytes / 1e9:,.2f} GB, and the device "
+        f"has {max(0, free_bytes) / 1e9:,.2f} GB beside the parameters; at most {most:,} cells fit"
     )
 
 

@@ -231,7 +231,7 @@ class TestRefusals:
     def test_an_empty_flash_question(self, run: Run, tiny: str, document: Path) -> None:
         outcome = run("stream", document, "-m", tiny, "--cells", 256, "--flash", "")
         assert outcome.code == 1
-        assert "a question is empty: ask something" in outcome.err
+        assert "--flash '' is empty: ask something" in outcome.err
 
     def test_every_without_ask(self, run: Run, tiny: str, document: Path) -> None:
         outcome = run("stream", document, "-m", tiny, "--every", 2, "--flash", QUESTION)

@@ -209,14 +209,15 @@ class TestDevices:
         with pytest.raises(DeviceError, match=r"no memory for a pool of 64 cells.*fewer cells"):
             jaxstate.Engine(tiny_model(), cells=64, warm_up=False)
 
-    def test_a_device_that_jax_does_not_have(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("platform", ["tpu", "cuda"])
+    def test_a_device_that_jax_does_not_have(self, tmp_path: Path, platform: str) -> None:
         write_directory(tmp_path / "m")
         ended = subprocess.run(
             [sys.executable, "-c", LOADING, str(tmp_path / "m")],
-            env={**os.environ, "JAX_PLATFORMS": "tpu"},
+            env={**os.environ, "JAX_PLATFORMS": platform},
             capture_output=True,
             text=True,
             timeout=120,
         )
-        assert "JAX cannot use the device that it is to use (tpu)" in ended.stdout, ended.stderr
+        assert f"the device that it is to use ({platform})" in ended.stdout, ended.stderr
         assert "unset JAX_PLATFORMS" in ended.stdout
