@@ -33,7 +33,6 @@ from jaxstate.model.loading import (
     check_files,
     load_files,
     read_source,
-    resolve_dtype,
 )
 from jaxstate.model.params import abstract_params
 from jaxstate.persist.files import inspect_snapshot
@@ -107,18 +106,9 @@ def open_model(
     kept = use_compilation_cache()
     show.note(f"opening {source}")
     files = read_source(source, ignore=ignore, template=template)
-    check_files(files, dtype)  # before anything that takes long
-    kind = resolve_dtype(dtype)
+    kind, _, _ = check_files(files, dtype)  # before anything that takes long
     size = room_for(files.config, kind, steps, cells, needs.sessions)
-    planned = plan_engine(
-        files.config,
-        kind,
-        steps,
-        session_cells=size.session_cells,
-        cells=size.cells,
-        sessions=size.sessions,
-    )
-    specs = list(usual_specs(planned, needs))
+    specs = [*_specs_for(files.config, kind, steps, size, needs)]
     specs += also(files.config, kind) if also is not None else ()
     show.note(
         f"loading {num_params(files.config):,} parameters in {kind.name}; compiling "
@@ -133,6 +123,20 @@ def open_model(
         f"(tokens) a session"
     )
     return model
+
+
+def _specs_for(
+    config: ModelConfig, kind: jax.numpy.dtype, steps: StepConfig, size: PoolSize, needs: Needs
+) -> Iterator[StepSpec]:
+    planned = plan_engine(
+        config,
+        kind,
+        steps,
+        session_cells=size.session_cells,
+        cells=size.cells,
+        sessions=size.sessions,
+    )
+    return usual_specs(planned, needs)
 
 
 def usual_specs(planned: EngineSteps, needs: Needs) -> Iterator[StepSpec]:
