@@ -36,7 +36,7 @@ _BULK_BYTES = 512
 _FIRST_BYTES = 1 << 16
 _COMPRESSED = (
     (b"\x1f\x8b", "gzip", "zcat"),
-    (b"BZh", "bzip2", "bzcat"),
+    (b"BZh91AY&SY", "bzip2", "bzcat"),
     (b"\xfd7zXZ", "xz", "xzcat"),
     (b"\x28\xb5\x2f\xfd", "zstd", "zstdcat"),
     (b"PK\x03\x04", "zip", "unzip -p"),

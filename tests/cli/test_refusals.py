@@ -32,7 +32,7 @@ class TestBefore:
         [
             (b"", r"is empty: nothing was read"),
             (b"\x1f\x8b\x08\x00", r"is compressed \(gzip\): zcat .* \| jaxstate stream -"),
-            (b"BZh91AY", r"compressed \(bzip2\)"),
+            (b"BZh91AY&SY", r"compressed \(bzip2\)"),
             (b"PK\x03\x04", r"compressed \(zip\)"),
             (b"%PDF-1.7", r"is a PDF: pdftotext"),
             (b"abc\x00def\n", r"is no text: byte 4 of it is zero"),
