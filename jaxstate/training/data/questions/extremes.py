@@ -1,0 +1,136 @@
+"""Questions for the highest and the lowest: of the last k records, or of all."""
+
+from __future__ import annotations
+
+from jaxstate.training.data.questions.view import (
+    MARK,
+    WHAT,
+    View,
+    count_word,
+    number_of,
+    shown_value,
+)
+from jaxstate.training.data.records import Question
+
+HIGH = "[highest|maximum|largest|max|top|highest|greatest]"
+
+
+LOW = "[lowest|minimum|smallest|min|bottom|lowest]"
+
+
+def _extreme_field(view: View, high: bool) -> tuple[str, str] | None:
+    """For bars, "the highest price" is the highest high."""
+    if view.source.kind == "bars" and view.rng.random() < 0.4:
+        field = "high" if high else "low"
+        return field, view.rng.choice(("price", "price", field, "traded price"))
+    found = view.number_field()
+    if found is None:
+        return None
+    field, called = found
+    if view.source.kind == "bars" and called in view.source.words.plain_words:
+        return field, view.rng.choice(("close", "closing price"))
+    return found
+
+
+def extreme_of_last(view: View) -> Question | None:
+    """Over the entity's last k records, the last one included."""
+    high = view.rng.random() < 0.5
+    found = _extreme_field(view, high)
+    entity = view.entity()
+    records = view.source.history.of[entity]
+    k = view.how_many_back(len(records))
+    if found is None or k is None:
+        return None
+    field, called = found
+    values = [(number_of(one, field), shown_value(one, field)) for one in records[-k:]]
+    answer = (max if high else min)(values, key=lambda one: one[0])[1]
+    superlative = HIGH if high else LOW
+    text = view.say(
+        (
+            WHAT + " the " + superlative + " {f}{of} [over|in|of|within|during|among] the last {k}"
+            " {rs}" + MARK,
+            WHAT + " {the_by}" + superlative + " {f} [over|in|of|within|during] the [last|past|"
+            "most recent|latest] {k} {rs}" + MARK,
+            "[Over|In|Of|Within] the [last|past|latest] {k} {rs}, what [was|is] the " + superlative
+            + " {f}{of}?",
+            "[Looking at|Considering|Given] the last {k} {rs}[ only|], [what is|give|find] the "
+            + superlative + " {f}{of}" + MARK,
+            "[How high did|What level did] {nf} [get|reach] [over|in|within] the last {k} {rs}?"
+            if high
+            else "[How low did|To what level did] {nf} [get|fall|go] [over|in|within] the last {k}"
+            " {rs}?",
+            "[Max|Maximum|Highest] {f}{of}[,|] last {k} {rs}?"
+            if high
+            else "[Min|Minimum|Lowest] {f}{of}[,|] last {k} {rs}?",
+            "[What is|Give] the " + ("[peak|high point|top value]" if high else "[trough|low point|"
+            "bottom value]") + " of {nf} [over|among|in|within] the [{k} last|{k} latest|last {k}|"
+            "{k} most recent] {rs}" + MARK,
+            "[Of|Among] the [{k} last|{k} latest|last {k}|{k} most recent] {rs}[ of {who}|], which "
+            "{f} is the " + superlative + "?",
+        ),
+        f=called,
+        who=entity if view.source.named else "the stream",
+        k=count_word(view, k),
+        of=view.of(entity),
+        the_by=view.by(entity) or "the ",
+        nf=view.named(entity, called),
+        rs=view.records_word(),
+    )  # fmt: skip
+    return Question("highest or lowest of the last k", text, answer)
+
+
+def extreme_of_all(view: View) -> Question | None:
+    """Over all records of the entity."""
+    high = view.rng.random() < 0.5
+    found = _extreme_field(view, high)
+    if found is None:
+        return None
+    field, called = found
+    entity = view.entity()
+    records = view.source.history.of[entity]
+    if len(records) < 2:
+        return None
+    values = [(number_of(one, field), shown_value(one, field)) for one in records]
+    best = (max if high else min)(values, key=lambda one: one[0])
+    words = {
+        "f": called,
+        "of": view.of(entity),
+        "the_by": view.by(entity) or "the ",
+        "nf": view.named(entity, called),
+        "rs": view.records_word(),
+        "r": view.record_word(),
+        "far": view.say(
+            ("", " so far", " of all", " in the whole [stream|series|history]", " overall", " ever",
+             " up to now", " over all {rs}", " in all {rs}[ so far|]", " among all {rs}",
+             " since the [start|beginning]"), rs=view.records_word()),
+    }  # fmt: skip
+    superlative = HIGH if high else LOW
+    if view.source.timed and view.rng.random() < 0.2:
+        when = [one.time for one in records if number_of(one, field) == best[0]]
+        if len(when) > 1:
+            return None
+        text = view.say(
+            (
+                "[When|At what time|At which time] was {nf} " + superlative + "?",
+                "[When|On which {r}|At which {r}] did {nf} [reach its "
+                + ("maximum|peak|hit its high]?" if high else "minimum|hit its low|bottom]?"),
+                "[When was|What is the time of] the " + superlative + " {f}{of}?",
+            ),
+            **words,
+        )
+        return Question("when highest or lowest", text, when[0].strip("[]"))
+    text = view.say(
+        (
+            WHAT + " the " + superlative + " {f}{of}{far}" + MARK,
+            WHAT + " {the_by}" + superlative + " {f}{far}" + MARK,
+            ("[How high did|What was the peak that] " if high else "How [low|far down] did ")
+            + "{nf} [go|get|reach]{far}?",
+            ("[Max|Maximum|Highest]" if high else "[Min|Minimum|Lowest]") + " {f}{of}{far}?",
+            "[What is|Give] the " + ("[peak|record high|all-time high|top value]" if high else
+            "[trough|record low|all-time low|bottom value]") + " of {nf}{far}" + MARK,
+            "[Of|Among] all {rs}[ here| in this data| we have|], [what is|which is] the "
+            + superlative + " {f}{of}?",
+        ),
+        **words,
+    )  # fmt: skip
+    return Question("highest or lowest of all", text, best[1])

@@ -1,0 +1,114 @@
+"""Questions for an entity: the one that is highest, came last, said something."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jaxstate.training.data.questions.extremes import HIGH, LOW
+from jaxstate.training.data.questions.view import LAST, MARK, NOW, View, number_of, shown_value
+from jaxstate.training.data.records import Question
+
+
+def which(view: View) -> Question | None:
+    """The entity with the highest or lowest last value, the one that spoke last, or the only one
+    that said something."""
+    source, rng = view.source, view.rng
+    if not source.named or len(source.history.of) < 2:
+        return None
+    words = {"n": view.entity_word(), "r": view.record_word()}
+    if rng.random() < 0.35:
+        text = view.say(
+            (
+                "Which {n} [was updated|reported|came|appeared|was mentioned|spoke] last?",
+                "[Which|What] {n} is the [last|latest|most recent] {r} [about|from|of]?",
+                "[Which|What] {n}'s {r} [came in|arrived|was read|was written] last?",
+                "[From|About] [which|what] {n} is the " + LAST + " {r}?",
+                "[Name|Give|What is] the {n} [in|of] the [last|latest] {r}" + MARK,
+                "[Who|Which {n}] [was|is] [last|the last one]?",
+            ),
+            **words,
+        )
+        return Question("which one", text, source.history.records[-1].entity)
+    if "code" in source.words.labels or "message" in source.words.labels:
+        field = rng.choice([one for one in source.words.labels if one != "level"])
+        value = shown_value(rng.choice(source.history.records), field)
+        who = {one.entity for one in source.history.records if shown_value(one, field) == value}
+        if len(who) > 1:
+            return None
+        text = view.say(
+            (
+                'Which {n} [logged|wrote|reported|said|had] ["{v}"|{v}]?',
+                '[Who|Which {n}] [did|does] ["{v}"|{v}] [come from|belong to]?',
+            ),
+            **words,
+            v=value,
+        )
+        return Question("which one", text, who.pop())
+    found = view.number_field()
+    if found is None:
+        return _which_key(view, words)
+    field, called = found
+    high = rng.random() < 0.5
+    lasts = sorted((number_of(of[-1], field), name) for name, of in source.history.of.items())
+    scales = {source.decimals(name, field) for name in source.history.of}
+    if len(scales) > 1:
+        return None
+    if rng.random() < 0.3:
+        return _which_of_two(view, field, called, high)
+    best, second = (lasts[-1], lasts[-2]) if high else (lasts[0], lasts[1])
+    if best[0] == second[0]:
+        return None
+    text = view.say(
+        (
+            "Which {n} [has|had] the " + (HIGH if high else LOW) + " [last|latest|current|] {f}"
+            + NOW + "?",
+            "[Which|What] {n} is [highest|most expensive|at the top] by [last|latest] {f}?"
+            if high
+            else "[Which|What] {n} is [lowest|cheapest|at the bottom] by [last|latest] {f}?",
+            "[By last {f}|Now|At the end], which {n} is the " + ("highest?" if high else "lowest?"),
+        ),
+        **words,
+        f=called,
+    )  # fmt: skip
+    return Question("which one", text, best[1])
+
+
+def _which_of_two(view: View, field: str, called: str, high: bool) -> Question | None:
+    """Of two entities, by their last values."""
+    pair = view.rng.sample(list(view.source.history.of), 2)
+    first, second = (number_of(view.source.history.of[one][-1], field) for one in pair)
+    if first == second:
+        return None
+    how = "[higher|greater]" if high else "[lower|smaller]"
+    text = view.say(
+        (
+            "Which [has|had] the " + how + " [last |latest |]{f}, {a} or {b}?",
+            "{a} or {b}: which [has|had] the " + how + " [last |latest |]{f}?",
+            "Whose {f} is " + how + ", {a} or {b}?",
+        ),
+        f=called,
+        a=pair[0],
+        b=pair[1],
+    )
+    answer = pair[0] if (first > second) == high else pair[1]
+    return Question("which one", text, answer, (pair[0], pair[1]))
+
+
+def _which_key(view: View, words: Mapping[str, str]) -> Question | None:
+    """The key that has a value which no other one has."""
+    source = view.source
+    field = next(iter(source.words.labels))
+    lasts = {name: shown_value(of[-1], field) for name, of in source.history.of.items()}
+    name = view.rng.choice(list(lasts))
+    if list(lasts.values()).count(lasts[name]) > 1:
+        return None
+    text = view.say(
+        (
+            "Which {n} [has|is at|is] [the {f} |]{v}[ now|]?",
+            "[What|Which {n}] is {v} [now|the {f} of]?",
+        ),
+        **words,
+        f=view.rng.choice(source.words.labels[field]),
+        v=lasts[name],
+    )  # fmt: skip
+    return Question("which one", text, name)
