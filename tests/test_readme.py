@@ -33,5 +33,5 @@ def test_the_examples_run_as_printed(tmp_path: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "On Friday at ten. flash 2\nFriday\n On Friday at ten. stop\n"
+    assert done.stdout == "On Friday at ten. flash 2\nFriday\n' On Friday at ten.' stop\n"
     assert (tmp_path / "session" / "session.json").is_file()

@@ -7,16 +7,18 @@ command runs, so that `--help` is quick.
 from __future__ import annotations
 
 import io
+import os
 import sys
+import threading
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
 from jaxstate import __version__
 from jaxstate.cli.show import Show
 from jaxstate.cli.signals import Ended, ended_by_signals
-from jaxstate.errors import JaxstateError
+from jaxstate.errors import InvalidInput, JaxstateError
 from jaxstate.weights.known import EMBEDDED
 
 DTypeOption = Literal["float32", "bfloat16", "float16"]
@@ -105,7 +107,7 @@ def options(
 @app.command()
 def stream(
     source: Annotated[
-        str | None, typer.Argument(metavar="FILE|-", help="A text file, or - for a pipe.")
+        list[str] | None, typer.Argument(metavar="FILE|-", help="A text file, or - for a pipe.")
     ] = None,
     session: Annotated[
         list[str] | None,
@@ -226,8 +228,11 @@ def stream(
         invalid="replace" if replace_invalid else "refuse",
         follow=follow,
     )
+    if source and len(source) > 1:
+        named = " ".join(f"--session {Path(one).stem}={one}" for one in source)
+        raise InvalidInput(f"several files, each into a session of its own: {named}")
     options = StreamOptions(
-        source=source,
+        source=source[0] if source else None,
         sessions=tuple(session or ()),
         model=model,
         prefix=prefix,
@@ -251,9 +256,14 @@ def stream(
 def ask(
     source: Annotated[
         Path,
-        typer.Argument(help="What `jaxstate stream --save` wrote, or the directory of --journal."),
+        typer.Argument(
+            metavar="SAVED",
+            help="What `jaxstate stream --save` wrote, or the directory of --journal.",
+        ),
     ],
-    questions: Annotated[list[str], typer.Argument(help="One or several questions.")],
+    questions: Annotated[
+        list[str], typer.Argument(metavar="QUESTION...", help="One or several questions.")
+    ],
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", help="Where the model lies now.", show_default="as saved"),
@@ -421,7 +431,25 @@ def main() -> None:
     except JaxstateError as error:
         Show(as_json="--json" in sys.argv).error(str(error))
         sys.exit(1)
-    except Ended as ended:
-        sys.exit(ended.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as ended:
+        interrupt = _interrupt_in(ended)
+        if interrupt is None:
+            raise
+        Show(as_json="--json" in sys.argv).note("interrupted: nothing more was done")
+        _leave(interrupt.exit_code if isinstance(interrupt, Ended) else 130)
+
+
+def _interrupt_in(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interruption that ended a command; typer makes an exit of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _leave(exit_code: int) -> NoReturn:
+    """Ends at once: what is being compiled would not hear of it for a while."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if any(thread.name == "jaxstate-compile" for thread in threading.enumerate()):
+        os._exit(exit_code)
+    sys.exit(exit_code)

@@ -19,6 +19,7 @@ from jaxstate.cli.runtime import (
     check_questions,
     engine_for,
     model_name,
+    noted_model,
     open_model,
     read_steps,
     read_template,
@@ -135,8 +136,10 @@ def _journal(options: AskOptions) -> _Source:
             f"--session {unknown[0]}: the journal {options.source} has no open session of that "
             f"name; it has {', '.join(names)}"
         )
-    return _Source(model=options.model or noted or model_name(None, []), journal=place,
-                   count=len(names))  # fmt: skip
+    model = options.model
+    if noted is not None:
+        model = noted_model(model, noted, f"the journal {options.source}")
+    return _Source(model=model_name(model, []), journal=place, count=len(names))
 
 
 def _sessions(engine: Engine, source: _Source, names: Sequence[str]) -> Iterator[Session]:

@@ -19,6 +19,7 @@ from jaxstate.model.loading import read_source, resolve_dtype
 from jaxstate.model.params import abstract_params
 from jaxstate.persist.files import RECORD_NAME, inspect_snapshot
 from jaxstate.records import JsonValue
+from jaxstate.weights import known_names
 
 
 def run_inspect(show: Show, source: str, audit: Audit | None = None) -> int:
@@ -27,6 +28,11 @@ def run_inspect(show: Show, source: str, audit: Audit | None = None) -> int:
         return run_inspect_journal(show, source, audit)
     if audit is not None:
         raise InvalidInput(f"{source} is no journal: only a journal can be verified")
+    if not Path(source).exists() and "/" not in source and source not in known_names():
+        raise InvalidInput(
+            f"{source} is no path here: give a model (a path, or {', '.join(known_names())}), a "
+            "saved session, a journal or an exported session"
+        )
     is_session = (Path(source) / RECORD_NAME).exists()
     facts = _session_facts(source) if is_session else _model_facts(source)
     show.event("session" if is_session else "model", source=source, **facts)

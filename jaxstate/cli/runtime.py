@@ -10,8 +10,9 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -52,6 +53,8 @@ _USUAL_TOKENS = 64
 _LEAST_CELLS = 4096
 # How long Ctrl-C may go unnoticed.
 LOOK_S = 0.05
+# Where no bar moves, how far it is is said that often.
+_TOLD_EVERY_S = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,18 +114,43 @@ def open_model(
     specs = [*_specs_for(files.config, kind, steps, size, needs)]
     specs += also(files.config, kind) if also is not None else ()
     show.note(
-        f"loading {num_params(files.config):,} parameters in {kind.name}; compiling "
-        f"{len(specs)} steps beside it (once: they are kept in {kept})"
+        f"loading {num_params(files.config):,} parameters in {kind.name}; of {len(specs)} steps "
+        f"those are compiled that {kept} does not have yet"
     )
-    with ThreadPoolExecutor(max_workers=1) as pool, show.bar("loading") as advance:
-        compiling = pool.submit(compile_all, specs)
-        model = load_files(files, dtype=dtype, steps=steps, progress=advance)
-        compiling.result()
+    done = [0]
+    # Nobody waits for it who is interrupted.
+    compiling = in_thread(partial(compile_all, specs, progress=_counting(done)), "jaxstate-compile")
+    try:
+        with show.bar("loading") as advance:
+            model = load_files(files, dtype=dtype, steps=steps, progress=advance)
+    except Exception:
+        wait([compiling])  # a program does not end well in the middle of it
+        raise
+    _wait_compiled(show, compiling, done, len(specs))
     show.note(
         f"ready after {time.monotonic() - started_s:.1f} s: room for {size.session_cells:,} cells "
         f"(tokens) a session"
     )
     return model
+
+
+def _counting(done: list[int]) -> Callable[[int, int], None]:
+    def count(so_far: int, _: int) -> None:
+        done[0] = so_far
+
+    return count
+
+
+def _wait_compiled(show: Show, compiling: Future[None], done: Sequence[int], total: int) -> None:
+    """Waits for what is still being compiled, and says how far it is."""
+    told_s = time.monotonic()
+    with show.bar("compiling") as advance:
+        while not wait([compiling], LOOK_S).done:
+            advance(done[0], total)
+            if not show.err.is_terminal and time.monotonic() - told_s >= _TOLD_EVERY_S:
+                told_s = time.monotonic()
+                show.note(f"compiling: {done[0]} of {total} steps")
+    compiling.result()
 
 
 def _specs_for(
@@ -289,15 +317,35 @@ def model_name(given: str | None, saved: Sequence[Path]) -> str:
     """The model to load: as given, or as noted in saved sessions.
 
     Raises:
-        InvalidInput: neither says.
+        InvalidInput: neither says, or they contradict each other.
     """
-    if given is not None:
-        return given
     for one in saved:
         noted = inspect_snapshot(one).notes.get("model")
         if isinstance(noted, str) and noted:
-            return noted
+            return noted_model(given, noted, f"the session at {one}")
+    if given is not None:
+        return given
     raise InvalidInput(f"which model? Pass --model: a path, or a name ({', '.join(known_names())})")
+
+
+def noted_model(given: str | None, noted: str, what: str) -> str:
+    """The model to load for what another run kept.
+
+    Args:
+        given: as `--model` says; None for the one that is noted.
+        noted: with what it was kept.
+        what: was kept.
+
+    Raises:
+        InvalidInput: a name is given or noted, and it is not the same. (A path may be another for
+            the same model; whether it is, its fingerprint says once it is loaded.)
+    """
+    if given is not None and given != noted and {given, noted} & set(known_names()):
+        raise InvalidInput(
+            f"--model {given}: {what} was made with {noted}, and its cells mean nothing to another "
+            f"model. Leave --model out, or (if it lies elsewhere now) give the path of {noted}"
+        )
+    return given or noted
 
 
 def saved_dtype(given: DTypeName | None, saved: Sequence[Path]) -> DTypeName | None:

@@ -59,6 +59,7 @@ class Show:
         self._printing = threading.Lock()
         self._session: Mapping[str, JsonValue] = {}
         self._label = ""
+        self._noted = ""
 
     def about(self, session: str, label: str) -> Show:
         """The same places, for what concerns one session.
@@ -91,7 +92,8 @@ class Show:
 
     def note(self, text: str) -> None:
         """A line about what is going on, for people, on standard error."""
-        if not self.as_json and not self._muted.is_set():
+        if not self.as_json and not self._muted.is_set() and text != self._noted:
+            self._noted = text  # once is enough
             self.err.print(f"[dim]{escape(self._label + visible(text))}[/dim]", soft_wrap=True)
 
     def error(self, text: str) -> None:

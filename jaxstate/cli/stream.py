@@ -7,6 +7,7 @@ saved), 130 after Ctrl-C. Does not know: the command line's syntax, how one sess
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from jaxstate.cli.runtime import (
     engine_for,
     in_thread,
     model_name,
+    noted_model,
     open_model,
     read_steps,
     read_template,
@@ -39,7 +41,8 @@ from jaxstate.engine.session import Session
 from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model
 from jaxstate.model.loading import DTypeName
-from jaxstate.persist.places import locked
+from jaxstate.persist import logged
+from jaxstate.persist.places import DATABASE, locked, read_only
 from jaxstate.records import Durability
 from jaxstate.textfiles import read_text_file
 
@@ -130,7 +133,7 @@ def _load(
     )
     return open_model(
         show,
-        model_name(options.model, saved),
+        model_name(_journal_model(options) or options.model, saved),
         cells=cells,
         dtype=saved_dtype(options.dtype, saved),
         steps=steps,
@@ -138,6 +141,16 @@ def _load(
         ignore=options.ignore,
         template=read_template(options.template),
     )
+
+
+def _journal_model(options: StreamOptions) -> str | None:
+    """The model that the sessions of the journal were read with; None for a new journal."""
+    place = options.journal
+    if place is None or not (place / DATABASE).is_file():
+        return None
+    with contextlib.closing(read_only(place)) as found:
+        noted = logged.model_of(found) if logged.keys_of(found) else None
+    return None if noted is None else noted_model(options.model, noted, f"the journal {place}")
 
 
 def _prefix(options: StreamOptions) -> str:

@@ -31,6 +31,7 @@ from jaxstate.engine.session import Session
 from jaxstate.engine.values import Receipt, Span
 from jaxstate.errors import CapacityExceeded, InvalidInput, JaxstateError
 from jaxstate.model.bundle import Model
+from jaxstate.persist.files import RECORD_NAME
 
 DONE, FAILED = 0, 1
 # At most one line about what was dropped in so many seconds.
@@ -114,7 +115,8 @@ class Streaming:
             code = self._read_and_keep_answered(interrupt)
             self._dropped.tell()
             self._show.note(self.view.summary())
-            if self._asked_version != self._session.version and not interrupt.is_final:
+            has_read = self._session.version > 0  # else there is nothing to ask about
+            if has_read and self._asked_version != self._session.version and not interrupt.is_final:
                 code = max(code, self._ask_at_the_end(interrupt))
             self._show_flash_answers()
         except Exception:
@@ -338,10 +340,12 @@ class Streaming:
         if self._save is None:
             return None
         notes: dict[str, str | int] = {"model": self._model.source}
+        replaced = (self._save / RECORD_NAME).exists()
         place = save_somewhere(self._show, lambda to: self._session.save(to, notes), self._save)
         if place is not None:
             info = self._session.info()
-            self._show.say(f"saved version {info.version} ({info.tokens:,} cells) to {place}")
+            also = ", in place of the session there" if replaced and place == self._save else ""
+            self._show.say(f"saved version {info.version} ({info.tokens:,} cells) to {place}{also}")
         return place
 
 

@@ -72,7 +72,7 @@ class StreamView:
         room, behind = self.lines_left(info), self.behind_bytes()
         return {
             "session": self._source.title,
-            "version": str(info.version),
+            "version": "–" if info.version < 0 else str(info.version),  # its prefix is read first
             "lag": _lag(info),
             "not taken": _size(behind) if behind else "",
             "cells in use": f"{info.tokens:,} of {info.cells:,}",

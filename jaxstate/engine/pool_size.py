@@ -93,8 +93,8 @@ def check_fits(
         return
     most = cells_within(config, itemsize, steps, max(0, free_bytes), each, count)
     raise DeviceError(
-        f"cells={size.cells:,}: the pool would take {wanted_bytes / 1e9:,.2f} GB, and the device "
-        f"has {max(0, free_bytes) / 1e9:,.2f} GB beside the parameters; at most {most:,} cells fit"
+        f"cells={size.cells:,}: the pool would take {wanted_bytes / 1e9:,.4g} GB, and the device "
+        f"has {max(0, free_bytes) / 1e9:,.4g} GB beside the parameters; at most {most:,} cells fit"
     )
 
 

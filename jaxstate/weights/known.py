@@ -6,6 +6,7 @@ Does not know: what is in the file.
 
 from __future__ import annotations
 
+import difflib
 import os
 import tempfile
 from collections.abc import Mapping
@@ -81,7 +82,11 @@ def known_model_path(name: str) -> Path:
         return _embedded()
     package = _KNOWN.get(name)
     if package is None:
-        raise InvalidInput(f"no model is called {name!r}; known are: {', '.join(known_names())}")
+        close = difflib.get_close_matches(name, known_names(), n=1)
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        raise InvalidInput(
+            f"no model is called {name!r}{meant}; known are: {', '.join(known_names())}"
+        )
     try:
         if package.file is not None:
             return _carried(package.module, package.file)

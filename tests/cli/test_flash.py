@@ -151,16 +151,25 @@ def test_a_restored_session_keeps_flash_questions_answered(
     assert [event["version"] for event in outcome.named("read")] == [4]
 
 
+class Gate(threading.Event):
+    """What a device waits for, and whether it does so already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached = threading.Event()
+
+
 class TestPolicy:
     """What happens when lines come faster than they are read."""
 
     @pytest.fixture
-    def slow(self, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    def slow(self, monkeypatch: pytest.MonkeyPatch) -> Gate:
         """Nothing is read until this is set."""
-        go = threading.Event()
+        go = Gate()
         extend = DeviceExecutor.extend
 
         def waiting(self: DeviceExecutor, chunks: Sequence[Chunk]) -> object:
+            go.reached.set()
             go.wait(60)
             return extend(self, chunks)
 
@@ -173,9 +182,11 @@ class TestPolicy:
         )  # fmt: skip
 
     def test_drop_oldest_says_what_was_dropped(
-        self, run: Run, tiny: str, monkeypatch: pytest.MonkeyPatch, slow: threading.Event
+        self, run: Run, tiny: str, monkeypatch: pytest.MonkeyPatch, slow: Gate
     ) -> None:
-        feed(monkeypatch, "1\n2\n3\n4\n5\n", {6: slow.set})
+        # The opening is under way before the first line comes, so that no chunk has lines in it.
+        before = {1: lambda: slow.reached.wait(60), 6: slow.set}
+        feed(monkeypatch, "1\n2\n3\n4\n5\n", before)
         outcome = run(*self.arguments(tiny, "drop_oldest"))
         assert outcome.code == 0
         told = outcome.named("dropped")
@@ -187,7 +198,7 @@ class TestPolicy:
         assert (done["version"], done["cells"], done["dropped"]) == (5, 1 + len("4\n5\n"), 3)
 
     def test_reject_stops_and_names_the_line(
-        self, run: Run, tiny: str, monkeypatch: pytest.MonkeyPatch, slow: threading.Event
+        self, run: Run, tiny: str, monkeypatch: pytest.MonkeyPatch, slow: Gate
     ) -> None:
         threading.Timer(1.0, slow.set).start()
         feed(monkeypatch, "1\n2\n3\n4\n", {})
@@ -197,7 +208,7 @@ class TestPolicy:
         assert outcome.named("done")[0]["version"] == 2
 
     def test_block_reads_everything(
-        self, run: Run, tiny: str, monkeypatch: pytest.MonkeyPatch, slow: threading.Event
+        self, run: Run, tiny: str, monkeypatch: pytest.MonkeyPatch, slow: Gate
     ) -> None:
         threading.Timer(0.3, slow.set).start()
         feed(monkeypatch, "1\n2\n3\n4\n5\n", {})

@@ -106,8 +106,41 @@ class TestBefore:
         ended = run("stream", "-m", tiny, "--cells", 512, *both, "--json")
         assert ended.code == 1
         assert {one["session"]: one["version"] for one in ended.named("done")} == {"a": 0, "b": 12}
+        asked = run("stream", "-m", tiny, "--cells", 512, *both, "--ask", "q", "--json")
+        assert {one["session"] for one in asked.named("answer")} == {"b"}  # a has read nothing
         alone = run("stream", "-m", tiny, *both[:2])
         assert "is empty" in alone.err and "loading" not in alone.err
+
+
+class TestSameModel:
+    """What was kept with one model is not gone on with by another."""
+
+    def test_a_journal_keeps_its_model(
+        self, run: Run, tiny: str, log: Path, tmp_path: Path
+    ) -> None:
+        kept = tmp_path / "kept"
+        session = ["--session", f"a={log}"]
+        assert run("stream", "-m", tiny, "--cells", 512, "--journal", kept, *session).code == 0
+        for command in (["stream", "--journal", kept, *session], ["ask", kept, "q"]):
+            ended = run(*command, "-m", "smollm2-135m")
+            assert ended.code == 1
+            assert f"the journal {kept} was made with {tiny}" in ended.err
+            assert "opening" not in ended.err
+        again = run("stream", "--cells", 512, "--journal", kept, *session)  # it names its model
+        assert again.code == 0 and f"opening {tiny}" in again.err
+
+    def test_so_does_a_saved_session(self, run: Run, tiny: str, log: Path, tmp_path: Path) -> None:
+        saved = tmp_path / "saved"
+        first = run("stream", log, "-m", tiny, "--cells", 512, "--save", saved)
+        assert first.code == 0 and "in place of" not in first.out
+        again = run("stream", log, "-m", tiny, "--cells", 512, "--save", saved)
+        assert "in place of the session there" in again.out
+        for command in (["stream", log, "--load", saved], ["ask", saved, "q"]):
+            ended = run(*command, "-m", "smollm2-135m")
+            assert ended.code == 1
+            assert (
+                "--model smollm2-135m: the session at" in ended.err and "opening" not in ended.err
+            )
 
 
 class TestWords:
@@ -133,6 +166,15 @@ class TestWords:
         assert "--template plain" in run(*common, "--ignore", "new_field").err
         ended = run(*common, "--ignore", "new_field", "--template", "plain")
         assert ended.code == 0, ended.err
+
+    def test_several_files(self, run: Run, tiny: str, log: Path) -> None:
+        ended = run("stream", log, "other/db.log", "-m", tiny)
+        assert ended.code == 1
+        assert f"--session app={log} --session db=other/db.log" in ended.err
+
+    def test_names_that_are_nearly_right(self, run: Run, log: Path) -> None:
+        assert "did you mean smollm2-135m?" in run("stream", log, "-m", "smolm2-135m").err
+        assert "nowhere is no path here" in run("inspect", "nowhere").err
 
     def test_version(self, run: Run) -> None:
         ended = run("--version")

@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -185,7 +186,7 @@ class TestFilesAndPipes:
             ended = redirected(*arguments(model, log), capture_output=False, stdout=out, stderr=err)
         assert ended.returncode == 0
         told = (tmp_path / "err").read_text().splitlines()
-        assert any(line.startswith("loading") and line.endswith(")") for line in told)
+        assert any(line.startswith("loading") and line.endswith("yet") for line in told)
         assert any(re.fullmatch(r"version 12: .* cells, .* tokens/s", line) for line in told)
         assert not re.search("─|\x1b", (tmp_path / "out").read_text())
 
@@ -237,3 +238,29 @@ class TestInputs:
         assert ended.returncode == 0, ended.stderr
         done = json.loads(ended.stdout.splitlines()[-1])
         assert (done["event"], done["version"]) == ("done", 12)
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_a_model_is_loaded_ends_at_once(
+    log: Path, tmp_path: Path, number: int, exit_code: int
+) -> None:
+    """Not when all is compiled: a program that hangs in it stands for that."""
+    code = (
+        "import time, jaxstate.cli.runtime as r\n"
+        "r.compile_all = lambda specs, progress=None: time.sleep(100)\n"
+        "from jaxstate.cli import main\nmain()"
+    )
+    model = write_directory(tmp_path / "m")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "stream", str(log), "-m", str(model), "--cells", "512"],
+        stderr=subprocess.PIPE, env=environment(), text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    told = ""
+    while "loading" not in told:
+        told += process.stderr.readline()
+    time.sleep(1.0)
+    process.send_signal(number)
+    assert process.wait(timeout=50) == exit_code
+    assert "interrupted: nothing more was done" in process.stderr.read()
+    process.stderr.close()
