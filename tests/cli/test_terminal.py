@@ -76,7 +76,8 @@ def on_screen(
     os.close(slave)
     if typed is not None:
         os.write(master, typed.encode() + b"\x04")
-    return Seen(_code(process, seen := list(_read(master, process))), b"".join(seen).decode())
+    text = b"".join(_read(master, process)).decode()
+    return Seen(process.wait(timeout=60), text)
 
 
 def _read(master: int, process: subprocess.Popen[bytes]) -> Iterator[bytes]:
@@ -92,10 +93,6 @@ def _read(master: int, process: subprocess.Popen[bytes]) -> Iterator[bytes]:
             yield piece
         elif process.poll() is not None:
             return
-
-
-def _code(process: subprocess.Popen[bytes], _: object) -> int:
-    return process.wait(timeout=60)
 
 
 def redirected(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
@@ -173,8 +170,7 @@ class TestScreens:
             if select.select([master], [], [], left_s)[0]:
                 piece = os.read(master, 65536)
                 quiet = piece if time.monotonic() < end_s - 2.0 else quiet + piece
-        closer = threading.Timer(0, process.stdin.close)
-        closer.start()
+        process.stdin.close()
         list(_read(master, process))
         assert process.wait(timeout=60) == 0
         assert quiet.count(b"reading") <= 2
