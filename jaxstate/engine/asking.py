@@ -241,6 +241,7 @@ class Asker:
         limits: what one step can take.
         stop_ids: of the model: tokens that end an answer.
         vocab_size: of the model, if tokens are to be checked against it.
+        choice_temperature: the model's, at which the shares of choices are calibrated.
     """
 
     tokenizer: Tokenizer
@@ -248,6 +249,7 @@ class Asker:
     limits: Limits
     stop_ids: tuple[int, ...] = ()
     vocab_size: int | None = None
+    choice_temperature: float = 1.0
 
     def ask(self, question: str, settings: Settings) -> Asked:
         """A question with its settings, in tokens.
@@ -278,6 +280,7 @@ class Asker:
             choices=choices,
             choice_tokens=tuple(self._whole(question, one, stop) for one in choices or ()),
             answer_tokens=tuple(self._choice(question, one) for one in choices or ()),
+            choice_temperature=self.choice_temperature,
         )
         asked.check(self.limits)
         _check_choice_lengths(asked, settings.max_tokens)

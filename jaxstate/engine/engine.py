@@ -112,6 +112,7 @@ class Engine(SessionHost):
                 limits=executor.limits,
                 stop_ids=model.stop_ids,
                 vocab_size=model.config.vocab_size,
+                choice_temperature=model.choice_temperature,
             )
             lives = Lifecycle(desk, executor)
             super().__init__(desk, lives, asker, Durable(desk, lives, asker, executor))

@@ -36,6 +36,7 @@ class Asked:
         choice_tokens: int32 [n] of each as a whole answer: with what ends it, so that one that
             begins another is no likelier for that.
         answer_tokens: int32 [n] of each, without what ends it.
+        choice_temperature: divides their log-probabilities in the best one's share.
     """
 
     question: str
@@ -46,6 +47,7 @@ class Asked:
     choices: tuple[str, ...] | None = None
     choice_tokens: tuple[Tokens, ...] = ()
     answer_tokens: tuple[Tokens, ...] = ()
+    choice_temperature: float = 1.0
 
     @property
     def tail_cells(self) -> int:
@@ -295,7 +297,7 @@ def chosen_answer(
     order = sorted(range(len(totals)), key=lambda index: -totals[index])
     best = order[0]
     margin = totals[best] - totals[order[1]] if len(order) > 1 else math.inf
-    shares = np.exp(np.asarray(totals) - totals[best])
+    shares = np.exp((np.asarray(totals) - totals[best]) / asked.choice_temperature)
     return Answer(
         text=choices[best],
         token_ids=tuple(int(token) for token in asked.answer_tokens[best]),

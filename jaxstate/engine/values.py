@@ -76,7 +76,8 @@ class Answer(Record):
         latency_s: from the call to the answer; for an answer inside a `FlashQuery` or an event,
             from the commit of its version, or from the registration if that came later.
         usage: tokens.
-        probability: with choices, the best one's share: softmax over the total log-probabilities.
+        probability: with choices, the best one's share: softmax over the total log-probabilities,
+            at the model's `choice_temperature`.
         choice_logprobs: with choices, their total log-probabilities, in the order given.
         seed: that it was drawn with; None for a greedy answer.
     """

@@ -36,6 +36,8 @@ class Model:
         template: how sessions open and questions close.
         steps: the shapes that get compiled.
         source: where it was loaded from, for messages and `inspect`.
+        choice_temperature: at which the shares of choices (`Answer.probability`) are calibrated:
+            the log-probabilities of whole answers are divided by it. 1 where nobody measured it.
     """
 
     config: ModelConfig
@@ -44,6 +46,7 @@ class Model:
     template: Template
     steps: StepConfig = field(default_factory=StepConfig)
     source: str = ""
+    choice_temperature: float = 1.0
 
     def __repr__(self) -> str:
         """What tells it from others; `config` has every number."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import math
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ from jaxstate.text import (
     template_from_gguf,
     tokenizer_from_gguf,
 )
+from jaxstate.textfiles import read_text_file
 from jaxstate.weights import (
     TensorSource,
     check_is_model,
@@ -50,6 +53,8 @@ from jaxstate.weights import (
 Source = str | os.PathLike[str]
 DTypeName = Literal["float32", "bfloat16", "float16"]
 PLAIN = "plain"
+# Beside a model's config: what `scripts/calibrate.py` measured of it.
+CALIBRATION = "calibration.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +67,7 @@ class ModelFiles:
         read_text: makes the tokenizer (None without tokenizer files) and the template.
         tensors: opens the weights.
         format: which naming of tensors applies.
+        choice_temperature: as for `Model`.
     """
 
     source: str
@@ -69,6 +75,7 @@ class ModelFiles:
     read_text: Callable[[], tuple[Tokenizer | None, Template]]
     tensors: Callable[[], TensorSource]
     format: Literal["hf", "gguf"]
+    choice_temperature: float = 1.0
 
 
 def load(
@@ -177,6 +184,7 @@ def load_files(
         template=template,
         steps=steps or StepConfig(),
         source=files.source,
+        choice_temperature=files.choice_temperature,
     )
 
 
@@ -322,7 +330,26 @@ def _hf_files(
         read_text=read_text,
         tensors=lambda: open_safetensors(path),
         format="hf",
+        choice_temperature=_choice_temperature(path / CALIBRATION),
     )
+
+
+def _choice_temperature(file: Path) -> float:
+    """What a model's directory says of its calibration; 1 if it says nothing.
+
+    Raises:
+        UnsupportedModel: the file is damaged.
+    """
+    if not file.is_file():
+        return 1.0
+    try:
+        found = json.loads(read_text_file(file, "the calibration"))["choice_temperature"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnsupportedModel(f"{file} is no calibration: {error!r}") from error
+    is_number = isinstance(found, int | float) and not isinstance(found, bool)
+    if not is_number or not 0 < found < math.inf:
+        raise UnsupportedModel(f"{file}: choice_temperature={found!r} must be a number above 0")
+    return float(found)
 
 
 def _gguf_files(

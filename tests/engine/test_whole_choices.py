@@ -56,6 +56,19 @@ def total(model: jaxstate.Model, read: list[int], asked: list[int], answer: list
     return found
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_probabilities_are_those_at_the_models_temperature(temperature: float) -> None:
+    model = dataclasses.replace(tiny_model(steps=STEPS), choice_temperature=temperature)
+    with jaxstate.Engine(model, cells=128, warm_up=False) as engine:
+        session = engine.open()
+        session.push("abc")
+        answer = session.ask("q?", choices=CHOICES)
+        assert answer.choice_logprobs is not None
+        weights = np.exp(np.asarray(answer.choice_logprobs) / temperature)
+        assert answer.probability == pytest.approx(weights.max() / weights.sum(), rel=1e-6)
+        assert answer.text == CHOICES[int(np.argmax(answer.choice_logprobs))]
+
+
 def test_every_way_of_asking_gives_the_whole_answers_probabilities() -> None:
     model = tiny_model(steps=STEPS)
     template, tokenizer = model.template, model.text

@@ -165,6 +165,25 @@ class TestTemplates:
             jaxstate.load("gemma3-270m", template="chat.jinja")
 
 
+class TestCalibration:
+    def test_it_lies_beside_the_config(self, tmp_path: Path) -> None:
+        model = write_directory(tmp_path / "m")
+        assert jaxstate.load(model).choice_temperature == 1.0
+        (model / "calibration.json").write_text('{"choice_temperature": 2.5}')
+        found = jaxstate.load(model)
+        assert found.choice_temperature == 2.5
+        assert found.fingerprint == jaxstate.load(write_directory(tmp_path / "same")).fingerprint
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"choice_temperature": 0}',
+                                      '{"choice_temperature": "a"}', '{"choice_temperature": true}',
+                                      '{"choice_temperature": Infinity}'])  # fmt: skip
+    def test_what_is_none_is_refused(self, tmp_path: Path, text: str) -> None:
+        model = write_directory(tmp_path / "m")
+        (model / "calibration.json").write_text(text)
+        with pytest.raises(UnsupportedModel, match="calibration"):
+            jaxstate.load(model)
+
+
 class TestEnds:
     @pytest.mark.parametrize("where", ["config.json", "generation_config.json"])
     def test_ids_beyond_the_vocabulary_are_said_at_load(self, tmp_path: Path, where: str) -> None:
