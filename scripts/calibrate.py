@@ -55,7 +55,8 @@ def given_answers(
     model: jaxstate.Model, streams: int, tokens: int, questions: int
 ) -> Iterator[Given]:
     """Answers to questions with choices about held-out streams of so many tokens."""
-    with jaxstate.Engine(model, cells=tokens + 512, session_cells=tokens + 512) as engine:
+    cells = tokens + 512
+    with jaxstate.Engine(model, cells=cells, session_cells=cells, warm_up=False) as engine:
         for number in track(range(streams), f"{tokens:,} tokens", console=_ERR):
             rng = random.Random(f"held out/calibration/{number}")
             stream, session = Stream(rng), engine.open()
