@@ -24,7 +24,7 @@ from jaxstate.model.bundle import Model
 from jaxstate.testing import Simulation, WatchedExecutor, simulate, tiny_config, tiny_model
 from jaxstate.testing.simulation import POOL_SESSIONS, SESSION_CELLS
 
-SEEDS = 16
+SEEDS = 24
 # One window smaller than a block, one larger than the largest chunk.
 NARROW = StepConfig(
     block_cells=8,
