@@ -161,8 +161,10 @@ class TestScreens:
         assert process.stdin is not None
         process.stdin.write(b"one line\n")
         process.stdin.flush()
-        told = b""
+        told, end_s = b"", time.monotonic() + 100
         while b"1 " not in told or b"reading" not in told:  # the table is there
+            left_s = end_s - time.monotonic()
+            assert select.select([master], [], [], max(0.0, left_s))[0], told
             told += os.read(master, 65536)
         quiet = b""
         end_s = time.monotonic() + 3.0
@@ -254,7 +256,9 @@ def test_a_signal_while_a_model_is_loaded_ends_at_once(
     assert process.stderr is not None
     told = ""
     while "loading" not in told:
-        told += process.stderr.readline()
+        line = process.stderr.readline()
+        assert line, told  # or it has ended
+        told += line
     time.sleep(1.0)
     process.send_signal(number)
     assert process.wait(timeout=50) == exit_code
