@@ -24,7 +24,7 @@ from jaxstate.model.bundle import Model
 from jaxstate.testing import Reference, tiny_model
 
 THREADS = TASKS = 25
-SECONDS = 12.0
+SECONDS = 20.0
 # Of a client, at most: enough idleness that flash queries are answered at all.
 PAUSE_S = 0.6
 SESSION_CELLS = 160

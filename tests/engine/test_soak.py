@@ -23,7 +23,7 @@ _OPERATIONS = (
 
 def test_a_full_pool_breaks_nothing() -> None:
     """Eight threads, three tenants, a pool for three full sessions, the device, memory and disk."""
-    report = Soak(seed=1, clients=8).run(25.0)
+    report = Soak(seed=1, clients=8).run(40.0)
     assert not report.broken, report.broken
     assert report.counts["sessions_suspended"] > 20 and report.counts["sessions_resumed"] > 20
     assert report.counts["prefix_tokens_shared"] > 0
