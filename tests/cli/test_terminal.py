@@ -244,7 +244,9 @@ def test_a_signal_while_a_model_is_loaded_ends_at_once(
 ) -> None:
     """Not when all is compiled: a program that hangs in it stands for that."""
     code = (
-        "import time, jaxstate.cli.runtime as r\n"
+        # A job in the background of a shell would begin with Ctrl-C ignored.
+        "import signal, time, jaxstate.cli.runtime as r\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "r.compile_all = lambda specs, progress=None: time.sleep(100)\n"
         "from jaxstate.cli import main\nmain()"
     )
