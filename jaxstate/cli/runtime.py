@@ -337,10 +337,10 @@ def noted_model(given: str | None, noted: str, what: str) -> str:
         what: was kept.
 
     Raises:
-        InvalidInput: a name is given or noted, and it is not the same. (A path may be another for
-            the same model; whether it is, its fingerprint says once it is loaded.)
+        InvalidInput: a name is given, and another model is noted. (A path may be where that one
+            lies now; whether it is, its fingerprint says once it is loaded.)
     """
-    if given is not None and given != noted and {given, noted} & set(known_names()):
+    if given in known_names() and given != noted:
         raise InvalidInput(
             f"--model {given}: {what} was made with {noted}, and its cells mean nothing to another "
             f"model. Leave --model out, or (if it lies elsewhere now) give the path of {noted}"
