@@ -21,6 +21,7 @@ from jaxstate.model.loading import DTypeName, load, resolve_dtype
 from jaxstate.textfiles import read_text_file
 from jaxstate.training.config import train_config_from_toml
 from jaxstate.training.run import Report, Run, prepare
+from jaxstate.weights import known_model_path, known_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,8 @@ class TrainOptions:
 def run_train(show: Show, options: TrainOptions) -> int:
     """Trains, or goes on training, and says what it came to."""
     config = train_config_from_toml(read_text_file(options.config, "the training config"))
-    model = prepare(options.into, config)
+    vocabulary = None if options.start is None else _vocabulary_of(options.start)
+    model = prepare(options.into, config, vocabulary)
     start = None
     if options.start is not None:
         loaded = load(options.start, dtype="float32")
@@ -78,6 +80,22 @@ def run_train(show: Show, options: TrainOptions) -> int:
     )
     show.event("trained", ended=ended, directory=str(options.into))
     return 0
+
+
+def _vocabulary_of(start: str) -> Path:
+    """The vocabulary of a model that a run begins with.
+
+    Raises:
+        InvalidInput: it is none that a run can use.
+    """
+    directory = known_model_path(start) if start in known_names() else Path(start)
+    path = directory / "tokenizer.model"
+    if not path.is_file():
+        raise InvalidInput(
+            f"{start} has no tokenizer.model: a run begins with a directory that `jaxstate train` "
+            "made, or with streams-20m"
+        )
+    return path
 
 
 def _say(show: Show, report: Report) -> None:

@@ -55,8 +55,14 @@ _HELD_OUT_BATCHES = 8
 Report = dict[str, float | int | str | dict[str, float]]
 
 
-def prepare(directory: Path, config: TrainConfig) -> ModelConfig:
+def prepare(directory: Path, config: TrainConfig, vocabulary: Path | None = None) -> ModelConfig:
     """Makes a run's directory, or checks that it is this run's.
+
+    Args:
+        directory: the run's.
+        config: the run.
+        vocabulary: the `tokenizer.model` that the parameters it begins with know; None to train one
+            on the generator's text. A run that has one already keeps it.
 
     Raises:
         InvalidInput: it is another run's.
@@ -67,8 +73,12 @@ def prepare(directory: Path, config: TrainConfig) -> ModelConfig:
     (directory / "config.json").write_text(json.dumps(dict(config.model), indent=2) + "\n", "utf-8")
     model = config_from_hf(directory)
     if not (directory / "tokenizer.model").exists():
-        vocabulary = train_vocabulary(config.seed, pieces=model.vocab_size)
-        (directory / "tokenizer.model").write_bytes(vocabulary)
+        pieces = (
+            train_vocabulary(config.seed, pieces=model.vocab_size)
+            if vocabulary is None
+            else vocabulary.read_bytes()
+        )
+        (directory / "tokenizer.model").write_bytes(pieces)
     settings = {
         "tokenizer_class": "LlamaTokenizer",
         "add_bos_token": True,

@@ -16,6 +16,8 @@ from jaxstate.training.data.sensors import DEVICES
 from jaxstate.training.data.sources import Source
 from jaxstate.training.data.times import Clock
 
+_PROPERTIES = 0.2
+
 
 class Facts(Source):
     """Keys with values that are set and set again."""
@@ -25,7 +27,7 @@ class Facts(Source):
 
     def __init__(self, rng: random.Random) -> None:
         what = rng.choice(sorted(_FACTS))
-        self.fact = _FACTS[what]
+        self.fact = _property(rng) if rng.random() < _PROPERTIES else _FACTS[what]
         count = rng.choice((2, 3, 4, 6, 8, 12, 20))
         entities = names.distinct(lambda: self.fact.key(rng), count)
         words = Words(
@@ -94,6 +96,14 @@ _FACT_SENTENCES = (
     "{time} {entity}: {value}",
     "{time} [set|update] {entity} {value}",
     "{time} {entity} changed to {value}",
+    "{entity} - {value}",
+    "{entity},{value}",
+    "{entity} => {value}",
+    "{entity} now {value}",
+    "{time} {entity} -> {value}",
+    "update: {entity} {value}",
+    "[new|latest] value for {entity}: {value}",
+    "{value} [for|is now set for] {entity}",
 )
 
 
@@ -134,26 +144,59 @@ _STATES = (
 ).split()
 
 _MODES = "on off standby idle heating cooling locked unlocked full empty online offline".split()
-_THINGS = (
-    "key box crate pallet bicycle truck phone tablet book lamp desk chair monitor drone wrench "
-    "hammer pump sample parcel folder guitar mirror kettle helmet trolley projector router cart"
-).split()
-_ROOMS = "hall kitchen office lab store depot hangar corridor workshop library lobby vault".split()
 
 
 def _spot(rng: random.Random) -> str:
-    room = rng.choice(_ROOMS)
+    room = names.room(rng)
     return rng.choice(
         (
             room,
-            f"the {room}",
+            room,
             f"{names.word(rng)} {room}",
             f"room {rng.randint(1, 400)}",
-            f"shelf {rng.randint(1, 40)}",
-            f"{rng.choice(('north', 'south', 'east', 'west', 'upper', 'lower'))} {room}",
+            f"{rng.choice(('shelf', 'aisle', 'bay', 'box', 'rack'))} {rng.randint(1, 40)}",
+            f"{rng.choice(('north', 'south', 'east', 'west', 'upper', 'lower', 'old'))} {room}",
             names.place(rng),
             f"{room} {rng.randint(1, 20)}",
         )
+    )
+
+
+def _thing(rng: random.Random) -> str:
+    """A thing, with what tells it from others of its kind or without."""
+    draw = rng.random()
+    if draw < 0.6:
+        return names.noun(rng)
+    return (
+        f"{names.word(rng)} {names.noun(rng)}"
+        if draw < 0.85
+        else (f"{names.noun(rng)} {rng.randint(1, 99)}")
+    )
+
+
+def _anything(rng: random.Random) -> str:
+    """What any property may be."""
+    return rng.choice((_setting_value, _spot, names.person, lambda one: rng.choice(_STATES)))(rng)
+
+
+def _property(rng: random.Random) -> Fact:
+    """Any property of any kind of thing, whose name only this stream knows."""
+    called = names.noun(rng)
+    return Fact(
+        nouns=("item", "entry", "name", "key", names.noun(rng)),
+        field=called,
+        words=(called,),
+        key=rng.choice((_thing, names.person, names.word, _setting)),
+        value=_anything,
+        sentences=(
+            "[The|] " + called + " of [the |]{entity} is [now|] {value}[.|]",
+            "{entity} " + called + "[:| =|] {value}",
+            "{entity} [has|got] " + called + " {value}[.|]",
+        ),
+        ask=(
+            "[What is|Which is|Tell me] the " + called + " of [the |]{e}[ now|]?",
+            "[What|Which] " + called + " [does|did] [the |]{e} [have|get][ now|]?",
+        ),
     )
 
 
@@ -189,6 +232,9 @@ _FACTS: Mapping[str, Fact] = {
             "Where [is|does] {e}[ now| live|]?",
             "[In|] [which|what] [city|place|town] is {e}[ now|]?",
             "Where did {e} go last?",
+            "[Where|In which town] [can I|would I|could one] [meet|find|visit|reach] {e}[ now|]?",
+            "{e} [stays|lives|is] [where|in which city][ now| these days|]?",
+            "[Say|Tell me] where {e} [is|lives|went last].",
         ),
     ),
     "room": Fact(
@@ -213,18 +259,30 @@ _FACTS: Mapping[str, Fact] = {
         nouns=("item", "article", "object"),
         field="location",
         words=("location", "place", "position"),
-        key=lambda rng: rng.choice(("", "", "the ", f"{names.word(rng)} ")) + rng.choice(_THINGS),
+        key=_thing,
         value=_spot,
         sentences=(
-            "{entity} is [now|] in {value}[.|]",
-            "{entity} [was moved to|went to|was put in|lies in|now in|is kept in] {value}[.|]",
-            "[moved|put|brought] {entity} to {value}",
-            "UPDATE {entity} [place|location|at]={value}",
+            "[The |the |]{entity} is [now|] [in|at] [the |]{value}[.|]",
+            "[The |the |]{entity} [was moved to|went to|was put in|lies in|now in|is kept in|has "
+            "moved to|can be seen in] [the |]{value}[.|]",
+            "[moved|put|brought|took|carried] [the |]{entity} to [the |]{value}",
+            "UPDATE {entity} [place|location|at|loc]={value}",
+            "{entity} @ {value}",
+            "{time} [the |]{entity} [is in|moved to|at|seen in] [the |]{value}",
         ),
         ask=(
-            "Where [is|was] {e}[ now| kept| put| last seen|]?",
-            "Where [do I find|would I find|can one get] {e}[ now|]?",
-            "In [which|what] [place|room] is {e}?",
+            "Where [is|was] [the |]{e}[ now| kept| put| last seen| at the moment|]?",
+            "Where [do I find|would I find|can one get|should I look for|did they put|did somebody "
+            "leave|must I go for] [the |]{e}[ now|]?",
+            "In [which|what] [place|room] [is|was|lies] [the |]{e}[ now| kept| left|]?",
+            "[Where|To what place] [has|did] [the |]{e} [gone|go|been moved|been taken|move][ "
+            "last|]"
+            "?",
+            "[Tell me where|I look for|Say where|Do you know where] [the |]{e} [is|is now|went|"
+            "lies].",
+            "[What|Which] [place|room|location] [has|holds] [the |]{e}[ now|]?",
+            "[Find|Locate] [the |]{e} for me.",
+            "[The |]{e} is [where|in which place|in what room][ now|]?",
         ),
     ),
     "balance": Fact(
@@ -278,5 +336,71 @@ _FACTS: Mapping[str, Fact] = {
         value=lambda rng: f"{rng.randint(0, 12)}.{rng.randint(0, 30)}.{rng.randint(0, 20)}",
         sentences=("{entity} [updated to|is at|upgraded to|released] [version |]{value}[.|]",),
         ask=("[Which|What] version [of {e} is running|is {e}|does {e} have]?",),
+    ),
+    "role": Fact(
+        nouns=("person", "member"),
+        field="role",
+        words=("role", "job", "position"),
+        key=names.person,
+        value=lambda rng: _of(
+            rng, "manager cook driver nurse pilot clerk guard tutor buyer editor judge miner tailor"
+        ),
+        sentences=("{entity} [works as|is now|became] [a |]{value}[.|]",),
+        ask=("What [does|is] {e}[ do| now|]?", "[As what|In what role] does {e} work[ now|]?"),
+    ),
+    "score": Fact(
+        nouns=("team", "player"),
+        field="score",
+        words=("score", "points", "result"),
+        key=lambda rng: names.place(rng) if rng.random() < 0.5 else names.person(rng),
+        value=lambda rng: str(rng.randint(0, 180)),
+        sentences=(
+            "{entity} [has|is at|stands at|now has] {value}[ points|]",
+            "{entity} scores, now {value}",
+        ),
+        ask=("How many points [has|does] {e}[ have|][ now|]?", "What is the score of {e}?"),
+    ),
+    "fare": Fact(
+        nouns=("product", "article", "item"),
+        field="price",
+        words=("price", "cost"),
+        key=_thing,
+        value=lambda rng: f"{rng.uniform(0.2, 900):.2f}",
+        sentences=("[the |The |]{entity} [costs|sells for|is now|goes for] {value}[.|]",),
+        ask=(
+            "[How much|What] [does|do] [the |]{e} cost[ now|]?",
+            "[What do I pay|How much is it|What must one pay] for [the |]{e}[ now|]?",
+        ),
+    ),
+    "due": Fact(
+        nouns=("task", "report", "project"),
+        field="due",
+        words=("due date", "deadline"),
+        key=lambda rng: f"{_of(rng, 'report review audit draft')} {names.word(rng)}",
+        value=lambda rng: (
+            f"20{rng.randint(10, 39)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
+        ),
+        sentences=("{entity} is [now|] due [on|] {value}[.|]",),
+        ask=("When is {e} due?", "[By when|Until when] must {e} be [done|ready]?"),
+    ),
+    "address": Fact(
+        nouns=("host", "machine", "server"),
+        field="address",
+        words=("address", "IP", "IP address"),
+        key=lambda rng: f"{names.word(rng)}{rng.choice('-_')}{rng.randint(1, 99)}",
+        value=lambda rng: ".".join(str(rng.randint(1, 254)) for _ in range(4)),
+        sentences=("{entity} [has address|is at|got|moved to] {value}[.|]",),
+        ask=("[At|Under] what address is {e}[ now|]?", "[How|Where] do I reach {e}[ now|]?"),
+    ),
+    "mood": Fact(
+        nouns=("person", "patient", "pet"),
+        field="mood",
+        words=("mood", "state", "condition"),
+        key=names.person,
+        value=lambda rng: _of(
+            rng, "happy tired hungry calm angry sick asleep awake busy bored sad well better worse"
+        ),
+        sentences=("{entity} [is|feels|seems|looks] [now|] {value}[.|]",),
+        ask=("How [is|does] {e}[ now| feel|]?", "[In what|Which] [mood|state] is {e}[ now| in|]?"),
     ),
 }

@@ -17,7 +17,7 @@ from jaxstate.training.data.records import Question
 from jaxstate.training.data.sensors import Sensors
 from jaxstate.training.data.sources import Source
 
-_KINDS = (Bars, Bars, Bars, Ticks, Ticks, Sensors, Sensors, Logs, Facts, Facts)
+_KINDS = (Bars, Bars, Bars, Ticks, Ticks, Sensors, Sensors, Logs, Facts, Facts, Facts)
 
 
 class Stream:

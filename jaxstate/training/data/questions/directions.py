@@ -19,18 +19,16 @@ def direction(view: View) -> Question | None:
     """From the first to the last of the last k records; or, where the question says "ago" or
     "earlier" or compares with the previous one, from the record so many before the last."""
     found = view.number_field()
-    entity = view.entity()
-    records = view.source.history.of[entity]
+    records = view.source.history.of[view.subject]
     if found is None or len(records) < 2:
         return None
     field, called = found
     words = {
         "f": called,
-        "nf": view.named(entity, called),
-        "of": view.of(entity),
+        "nf": view.named(called),
+        "of": view.of(),
         "rs": view.records_word(),
         "r": view.record_word(),
-        "who": entity if view.source.named else "it",
     }
     kind = view.rng.random()
     if kind < 0.3:
@@ -42,6 +40,15 @@ def direction(view: View) -> Question | None:
             "|versus] the [previous|prior] [one|{r}|{f}]?",
             "[Which way|In which direction] did {nf} [move|go] [last|with the last {r}]?",
             "[Up or down|Direction][:| since the previous {r}:] {nf}?",
+            "[Did|Has] the " + LAST + " {r} [bring|take|move] {nf} up or down?",
+            "[Compared with|Against|Relative to|Next to] the [{r} before|previous {r}|{r} before it"
+            "], [is|was] the " + LAST + " {f}{of} [up or down|higher or lower]?",
+            "{nf}: [up or down|higher or lower|rising or falling] [since|from|against] the "
+            "[previous"
+            "|prior|last but one] {r}?",
+            "[In|At|With] the "
+            + LAST
+            + " {r}, did {nf} [climb or drop|gain or lose|rise or sink]?",
         )
     else:
         k = view.how_many_back(len(records) - 1)
@@ -54,8 +61,12 @@ def direction(view: View) -> Question | None:
             (
                 "[Is|Was] {nf} [up or down|higher or lower] [compared to|than|from|versus] {k} {rs}"
                 " [ago|earlier|before]?",
-                "[Compared with|Since] {k} {rs} ago, [is|did] {nf} [up or down|higher or lower|go "
-                "up or down]?",
+                "[Compared with|Since|Against|Relative to] {k} {rs} ago, [is|did] {nf} [up or down|"
+                "higher or lower|go up or down]?",
+                "{k} {rs} [back|ago|earlier], {nf} was [something|a value][:|;] is it up or down "
+                "[since|now|from there]?",
+                "[Going|Counting|Looking] back {k} {rs} from the " + LAST + " one: is {nf} up or "
+                "down [since|now]?",
             )
             if ago
             else (
@@ -68,10 +79,20 @@ def direction(view: View) -> Question | None:
                 "[Which way|In which direction] did {nf} [move|go] [over|in|during] the last {k}"
                 " {rs}?",
                 "[Up or down|Direction|Trend] of {nf} over the last {k} {rs}?",
-                "From the first to the last of the [last {k}|{k} latest] {rs}, did {nf} go up or"
-                " down?",
-                "[Comparing|Compare] the first and the last of the [last {k}|{k} latest] {rs}[, "
-                "did|: did] {nf} [go up or down|rise or fall]?",
+                "[Between|Taking] the first and the last of the [last {k}|{k} newest] {rs}, [is|was"
+                "|has] {nf} [up or down|gone up or down|rising or falling|higher or lower]?",
+                "[Does|Did] {nf} [end|finish] the last {k} {rs} [higher or lower|up or down] than "
+                "it"
+                " [began|started]?",
+                "[Of|In|Over] the {k} [last|latest|newest] {rs}, is the last {f}{of} [above or "
+                "below"
+                "|higher or lower than] the first[, up or down|: up or down]?",
+                "[Look at|Take|Consider|Check] the last {k} {rs}[:|. |;] [is|was] {nf} [going up "
+                "or "
+                "down|up or down|on the way up or down]?",
+                "{k}-{r} [trend|direction|move] of {nf}[, up or down|: up or down|]?",
+                "[In|Over|For] the [last|past] {k} {rs}, has {nf} [climbed or dropped|risen or "
+                "fallen|increased or decreased|gained or lost]?",
                 "[Across|Throughout] the [last {k}|{k} most recent] {rs}, [was|is] {nf} [up or "
                 "down|moving up or down]?",
             )
@@ -132,8 +153,7 @@ def bullish(view: View) -> Question | None:
     """A bar is bullish if it closes above its open, bearish if below."""
     if view.source.kind != "bars":
         return None
-    entity = view.entity()
-    records = view.source.history.of[entity]
+    records = view.source.history.of[view.subject]
     rule = view.say(
         (
             "", "", "", "",
@@ -142,19 +162,27 @@ def bullish(view: View) -> Question | None:
             "Bullish means close above open[, bearish means close below open|]. ",
             "[Rule: |]bullish if close > open, [else|otherwise] bearish[.|:] ",
             "Call a bar bearish if it closes below where it opened[, else bullish|]. ",
+            "[Close over open|Closing higher than it opened] [is|counts as|makes it] bullish[, "
+            "close "
+            "under open bearish|, the other way round bearish|]. ",
+            "[White|Green] candles are bullish, [black|red] ones bearish. ",
         )
     )  # fmt: skip
     record = records[-1]
-    words = {"of": view.of(entity), "by": view.by(entity) or "the ", "at": "", "r": "bar"}
+    words = {"of": view.of(), "by": view.by() or "the ", "at": "", "r": "bar"}
     words["r"] = view.record_word()
     if view.source.timed and view.rng.random() < 0.35:
         record = view.rng.choice(records)
         if [one.time for one in records].count(record.time) > 1:
             return None
-        words["at"] = view.source.clock.on(view.source.clock.asked(record.time))
+        at = view.source.clock.on(view.source.clock.asked(record.time))
+        words |= {"at": at, "At": at[0].upper() + at[1:]}
         patterns: tuple[str, ...] = (
             "[Was|Is] the {r}{of} {at} bullish or bearish?",
             "Was {by}{r} {at} [bullish or bearish|a bullish or a bearish one]?",
+            "{At}, was the {r}{of} bullish or bearish?",
+            "[Bullish or bearish|Bearish or bullish]: the {r}{of} {at}?",
+            "[Classify|Judge|Label] the {r}{of} {at} as bullish or bearish.",
         )
     else:
         patterns = (
@@ -162,6 +190,12 @@ def bullish(view: View) -> Question | None:
             "[Is|Was] {by}" + LAST + " {r} bullish or bearish?",
             "[Bullish or bearish|Bearish or bullish]: the " + LAST + " {r}{of}?",
             "[What kind of {r} was the last one{of}|How was the last {r}{of}], bullish or bearish?",
+            "[Classify|Judge|Label|Call] the " + LAST + " {r}{of}[ as|:] bullish or bearish[.|?]",
+            "[Does|Did] the " + LAST + " {r}{of} [look|count as|turn out|end] bullish or bearish?",
+            "[Would you call|Do we call|Is it right to call] the " + LAST + " {r}{of} bullish or "
+            "bearish?",
+            "[Which is it|What is it], bullish or bearish, [for|with] the " + LAST + " {r}{of}?",
+            "{by}" + LAST + " {r}[:|,] [bullish or bearish|bearish or bullish]?",
         )
     change = number_of(record, "close") - number_of(record, "open")
     if not change:

@@ -12,10 +12,10 @@ from jaxstate.training.data.questions.view import (
 )
 from jaxstate.training.data.records import Question
 
-HIGH = "[highest|maximum|largest|max|top|highest|greatest]"
+HIGH = "[highest|maximum|largest|max|top|highest|greatest|biggest|peak|maximal]"
 
 
-LOW = "[lowest|minimum|smallest|min|bottom|lowest]"
+LOW = "[lowest|minimum|smallest|min|bottom|lowest|least|minimal]"
 
 
 def _extreme_field(view: View, high: bool) -> tuple[str, str] | None:
@@ -36,8 +36,7 @@ def extreme_of_last(view: View) -> Question | None:
     """Over the entity's last k records, the last one included."""
     high = view.rng.random() < 0.5
     found = _extreme_field(view, high)
-    entity = view.entity()
-    records = view.source.history.of[entity]
+    records = view.source.history.of[view.subject]
     k = view.how_many_back(len(records))
     if found is None or k is None:
         return None
@@ -67,13 +66,35 @@ def extreme_of_last(view: View) -> Question | None:
             "{k} most recent] {rs}" + MARK,
             "[Of|Among] the [{k} last|{k} latest|last {k}|{k} most recent] {rs}[ of {who}|], which "
             "{f} is the " + superlative + "?",
+            "[Take|Use|Look at|Consider|Check] [the last {k}|the {k} newest|the {k} last|only the "
+            "last {k}] {rs}[ of {who}|][:|;|.| and tell me:] " + superlative + " {f}?",
+            "[Which|What] is the " + superlative + " of the [last|latest|past|most recent] {k} {fs}"
+            "{of}?",
+            "[How far up|How high|To what height] [has|did] {nf} [been|go|come|climb|rise] "
+            "[in|over|"
+            "within|during] the [last|past|latest] {k} {rs}?"
+            if high
+            else "[How far down|How low|To what depth] [has|did] {nf} [been|go|come|sink|drop] [in|"
+            "over|within|during] the [last|past|latest] {k} {rs}?",
+            "[Over|In|During|Across] [the last {k}|the {k} last|the past {k}|the {k} latest] {rs}, "
+            "{nf} was at [most|its " + superlative + "][ at|] what?"
+            if high
+            else "[Over|In|During|Across] [the last {k}|the {k} last|the past {k}|the {k} latest] "
+            "{rs}, {nf} was at [least|its " + superlative + "][ at|] what?",
+            "[{k}-{r}|{k} {r}] [high|max|maximum|peak] [of|for] {nf}?"
+            if high
+            else "[{k}-{r}|{k} {r}] [low|min|minimum] [of|for] {nf}?",
+            "[The|] " + superlative + " {f}{of} [since|counting from|starting] {k} {rs} back, the "
+            "last one included[?|.]",
         ),
         f=called,
-        who=entity if view.source.named else "the stream",
+        fs=called + ("es" if called.endswith("s") else "s"),
+        r=view.record_word(),
+        who=view.who if view.source.named else "the stream",
         k=count_word(view, k),
-        of=view.of(entity),
-        the_by=view.by(entity) or "the ",
-        nf=view.named(entity, called),
+        of=view.of(),
+        the_by=view.by() or "the ",
+        nf=view.named(called),
         rs=view.records_word(),
     )  # fmt: skip
     return Question("highest or lowest of the last k", text, answer)
@@ -86,23 +107,28 @@ def extreme_of_all(view: View) -> Question | None:
     if found is None:
         return None
     field, called = found
-    entity = view.entity()
-    records = view.source.history.of[entity]
+    records = view.source.history.of[view.subject]
     if len(records) < 2:
         return None
     values = [(number_of(one, field), shown_value(one, field)) for one in records]
     best = (max if high else min)(values, key=lambda one: one[0])
     words = {
         "f": called,
-        "of": view.of(entity),
-        "the_by": view.by(entity) or "the ",
-        "nf": view.named(entity, called),
+        "of": view.of(),
+        "the_by": view.by() or "the ",
+        "nf": view.named(called),
         "rs": view.records_word(),
         "r": view.record_word(),
+        "who": view.who if view.source.named else "the stream",
+        "at": view.rng.choice(("at", "where it is at")),
         "far": view.say(
             ("", " so far", " of all", " in the whole [stream|series|history]", " overall", " ever",
              " up to now", " over all {rs}", " in all {rs}[ so far|]", " among all {rs}",
-             " since the [start|beginning]"), rs=view.records_word()),
+             " since the [start|beginning]", " at any [time|point|moment]", " in all that time",
+             " of them all", " to date", " from start to end", " in any {r}", " since the first "
+             "{r}",
+             " over the entire [record|series|stream|period]"),
+            rs=view.records_word(), r=view.record_word()),
     }  # fmt: skip
     superlative = HIGH if high else LOW
     if view.source.timed and view.rng.random() < 0.2:
@@ -130,6 +156,22 @@ def extreme_of_all(view: View) -> Question | None:
             "[trough|record low|all-time low|bottom value]") + " of {nf}{far}" + MARK,
             "[Of|Among] all {rs}[ here| in this data| we have|], [what is|which is] the "
             + superlative + " {f}{of}?",
+            "[Which|What] {f}{of} [is|was] the " + superlative + "{far}?",
+            "[The|] [all-time|overall|absolute|total] [high|maximum|max|peak] of {nf}?"
+            if high
+            else "[The|] [all-time|overall|absolute|total] [low|minimum|min] of {nf}?",
+            "[What|How much] [was|is] {nf} at its " + superlative + "{far}?",
+            "{nf} [was|has been] [never|not once] [above|higher than|over] what?"
+            if high
+            else "{nf} [was|has been] [never|not once] [below|lower than|under] what?",
+            "[To|At|Up to] what [level|value] did {nf} [climb|rise|get|go] at [most|its "
+            "highest]{far}?"
+            if high
+            else "[To|At|Down to] what [level|value] did {nf} [fall|sink|get|go] at [least|its "
+            "lowest]{far}?",
+            "[Search|Go through|Check|Scan] all {rs}[ of {who}|][:| and give| for] the "
+            + superlative + " {f}" + MARK,
+            "[Give|Find|Show|Report] the {f} {at} its " + superlative + "{far}" + MARK,
         ),
         **words,
     )  # fmt: skip

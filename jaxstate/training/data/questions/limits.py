@@ -6,6 +6,7 @@ from jaxstate.training.data.questions.unknown import some_stranger
 from jaxstate.training.data.questions.view import (
     LAST,
     MARK,
+    NOW,
     View,
     count_word,
     number_of,
@@ -35,7 +36,7 @@ def threshold(view: View) -> Question | None:
     if found is None:
         return None
     field, called = found
-    entity = view.entity()
+    entity = view.subject
     records = view.source.history.of[entity]
     limit, shown = limit_near(view, entity, field)
     record, at = records[-1], ""
@@ -50,21 +51,23 @@ def threshold(view: View) -> Question | None:
         return None
     words = {
         "f": called,
-        "nf": view.named(entity, called),
-        "of": view.of(entity),
-        "who": entity if view.source.named else "it",
+        "nf": view.named(called),
+        "of": view.of(),
         "x": shown,
         "at": at,
         "r": view.record_word(),
     }
-    more = "[above|over|higher than|greater than|more than|above]"
-    less = "[below|under|lower than|less than|smaller than|below]"
+    more = "[above|over|higher than|greater than|more than|above|larger than|bigger than|past|in "
+    more += "excess of|beyond]"
+    less = "[below|under|lower than|less than|smaller than|below|beneath|short of]"
     if view.rng.random() < 0.2:
         text = view.say(
             (
                 "[Is|Was] {nf}{at} above or below {x}?",
                 "[Above or below|Over or under] {x}: {nf}{at}?",
                 "[Is|Was] {nf}{at} higher or lower than {x}[, above or below|: above or below]?",
+                "[On which side of|Where in relation to] {x} [is|was] {nf}{at}, above or below?",
+                "[Compare|Comparing] {nf}{at} with {x}: [is it|] above or below?",
             ),
             **words,
         )
@@ -77,11 +80,27 @@ def threshold(view: View) -> Question | None:
         + ("[exceed|lie above|stand above]" if above else "[lie below|stand below|fall short of]")
         + " {x}?",
         "{nf}{at} " + (more if above else less) + " {x}[, yes or no|]?",
+        "[Is it true that|Can you confirm that|Am I right that|True or not, yes or no:] {nf}{at} "
+        "[is|was] " + (more if above else less) + " {x}?",
+        "[Does|Did] {nf}{at} [come out|stay|sit|end|finish|stand] "
+        + (more if above else less)
+        + " {x}?",
+        "[Would|Will] {nf}{at} count as " + (more if above else less) + " {x}?",
+        "{x} is the [limit|threshold|mark|line][:|;|.] [is|was] {nf}{at} "
+        + (more if above else less)
+        + " it?",
+        "[Has|Did] {nf}{at} [passed|pass|crossed|cross|topped|top|beaten|beat] {x}?"
+        if above
+        else "[Has|Did] {nf}{at} [remained|remain|stayed|stay|kept|keep] under {x}?",
     )
     if not at:
         patterns += (
             "[Is|Was] the " + LAST + " {f}{of} " + (more if above else less) + " {x}?",
             "[Is|Was] the " + LAST + " {f}{of} " + (more if above else less) + " {x}?",
+            "[Is|Was] {nf}" + NOW + " " + (more if above else less) + " {x}?",
+            "[Did|Has] the " + LAST + " {r}{of} [show|have|report|come with|shown|given] [a|an|] "
+            "{f} " + (more if above else less) + " {x}?",
+            "[With|At|As of] the " + LAST + " {r}, is {nf} " + (more if above else less) + " {x}?",
         )
     text = view.say(patterns, **words) + yes_or_no(view)
     answer = "yes" if (number > limit) == above else "no"
@@ -91,9 +110,9 @@ def threshold(view: View) -> Question | None:
 def how_many(view: View) -> Question | None:
     """Records of an entity, or with some property; at most 40."""
     source, rng = view.source, view.rng
-    entity = view.entity()
+    entity = view.subject
     records = source.history.of[entity]
-    words = {"e": entity, "rs": view.records_word(), "of": view.of(entity)}
+    words = {"e": entity, "rs": view.records_word(), "of": view.of()}
     labels = source.words.labels
     if "level" in labels and rng.random() < 0.7:
         level = shown_value(rng.choice(records), "level")
@@ -123,7 +142,7 @@ def how_many(view: View) -> Question | None:
         count = sum((number_of(one, field) > limit) == above for one in records[-k:])
         if any(number_of(one, field) == limit for one in records[-k:]):
             return None
-        words |= {"k": count_word(view, k), "f": called, "nf": view.named(entity, called)}
+        words |= {"k": count_word(view, k), "f": called, "nf": view.named(called)}
         words["how"] = view.say(("above", "over", "higher than") if above else ("below", "under"))
         text = view.say(
             ("[In how|How] many of the last {k} {rs}[ was|, was] {nf} {how} {x}?",
@@ -147,7 +166,7 @@ def how_many(view: View) -> Question | None:
 def happened(view: View) -> Question | None:
     """Whether any record so far shows it."""
     source, rng = view.source, view.rng
-    entity = view.entity()
+    entity = view.subject
     records = source.history.of[entity]
     words = {"e": entity, "n": view.entity_word(), "rs": view.records_word()}
     found = view.number_field()
@@ -161,7 +180,7 @@ def happened(view: View) -> Question | None:
         if limit == edge:
             return None
         words |= {
-            "nf": view.named(entity, called),
+            "nf": view.named(called),
             "x": plain_number(limit, source.decimals(entity, field)),
         }
         text = view.say(

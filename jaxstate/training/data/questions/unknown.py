@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 from jaxstate.training.data import names
 from jaxstate.training.data.facts import Facts
-from jaxstate.training.data.questions.view import (
-    LAST,
-    LATELY,
-    MARK,
-    WHAT,
-    View,
-    asked_with_verb,
-    words_of_time,
-)
+from jaxstate.training.data.questions.extremes import extreme_of_all, extreme_of_last
+from jaxstate.training.data.questions.keys import updated
+from jaxstate.training.data.questions.values import asked_at_time, last_value, previous_value
+from jaxstate.training.data.questions.view import LAST, MARK, WHAT, View, announce
 from jaxstate.training.data.records import UNKNOWN, Question
+
+_ANNOUNCED = 0.15
 
 
 def some_stranger(view: View) -> str:
@@ -41,64 +40,66 @@ _ABSENT: Mapping[str, tuple[str, ...]] = {
     "logs": ("code", "user id", "thread", "latency", "host", "region", "trace id"),
     "facts": ("price", "weight", "color", "phone number", "birthday", "size"),
 }
+_OF_SOMEBODY: Sequence[Callable[[View], Question | None]] = (
+    last_value,
+    last_value,
+    previous_value,
+    extreme_of_last,
+    extreme_of_all,
+    updated,
+    updated,
+    updated,
+)
 
 
 def unknown(view: View) -> Question | None:
     """Who never spoke, a time that never came, a field that nothing has."""
     source, rng = view.source, view.rng
     kind = rng.random()
-    if kind < 0.5 and source.named:
-        stranger = some_stranger(view)
-        if isinstance(source, Facts):
-            text = view.say(
-                (*source.fact.ask, WHAT + " the {f} of {e}" + MARK),
-                e=stranger,
-                f=rng.choice(source.fact.words),
-            )
-            return Question("unknown", text, UNKNOWN)
-        with_verb = asked_with_verb(view, stranger, view.say(LATELY, r=view.record_word()))
-        if with_verb is not None:
-            return Question("unknown", with_verb[1], UNKNOWN)
-        _, called = view.any_field()
-        k = str(rng.choice((3, 5, 10, 20)))
-        text = view.say(
-            (
-                WHAT + " the " + LAST + " {f} of {e}" + MARK,
-                WHAT + " {e}'s " + LAST + " {f}" + MARK,
-                WHAT + " the [previous|highest|lowest] {f} [of|for] {e}" + MARK,
-                WHAT + " the [highest|lowest] {f} [of|for] {e} over the last {k} {rs}" + MARK,
-                "{e} {f}?",
-            ),
-            e=stranger,
-            f=called,
-            k=k,
-            rs=view.records_word(),
-        )
-        return Question("unknown", text, UNKNOWN)
-    if kind < 0.8 and source.timed:
-        _, called = view.any_field()
-        entity, time = view.entity(), source.clock.absent()
-        if any(one.time == time for one in source.history.records):
-            return None
-        time_words = words_of_time(view, time)
-        with_verb = asked_with_verb(view, entity, time_words["at"])
-        if with_verb is not None:
-            return Question("unknown", with_verb[1], UNKNOWN)
-        text = view.say(
-            (WHAT + " {nf} {at}" + MARK, "{At}, what was {nf}?"),
-            **time_words,
-            nf=view.named(entity, called),
-        )
-        return Question("unknown", text, UNKNOWN)
-    absent = [one for one in _ABSENT[source.kind] if one not in source.fields]
+    if kind < 0.55 and source.named:
+        text = _of_a_stranger(view)
+    elif kind < 0.85 and source.timed:
+        text = _at_no_time(view)
+    else:
+        text = _absent_field(view)
+    return None if text is None else Question("unknown", text, UNKNOWN)
+
+
+def _of_a_stranger(view: View) -> str | None:
+    """What is asked of those who have spoken, with another name."""
+    view = dataclasses.replace(view, announced=view.rng.random() < _ANNOUNCED)
+    question = view.rng.choice(_OF_SOMEBODY)(view)
+    if question is None:
+        return None
+    stranger = some_stranger(view)
+    if view.announced and question.family != "updated key":
+        return announce(view, question, stranger)
+    text, found = re.subn(
+        rf"(?<!\w){re.escape(view.subject)}(?!\w)", lambda _: stranger, question.text
+    )
+    return text if found == 1 and len(view.subject) > 1 else None
+
+
+def _at_no_time(view: View) -> str | None:
+    time = view.source.clock.absent()
+    if any(one.time == time for one in view.source.history.records):
+        return None
+    return asked_at_time(view, time)[1]
+
+
+def _absent_field(view: View) -> str | None:
+    absent = [one for one in _ABSENT[view.source.kind] if one not in view.source.fields]
     if not absent or not view.alone:
         return None
-    entity = view.entity()
-    field = rng.choice(absent)
-    text = view.say(
-        (WHAT + " the " + LAST + " {f}{of}" + MARK, WHAT + " {nf}" + MARK),
+    field = view.rng.choice(absent)
+    return view.say(
+        (
+            WHAT + " the " + LAST + " {f}{of}" + MARK,
+            WHAT + " {nf}" + MARK,
+            "[How high|How much] is {nf}?",
+            "{nf}[ now|]?",
+        ),
         f=field,
-        of=view.of(entity),
-        nf=view.named(entity, field),
+        of=view.of(),
+        nf=view.named(field),
     )
-    return Question("unknown", text, UNKNOWN)

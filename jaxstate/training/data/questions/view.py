@@ -11,21 +11,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxstate.training.data.phrases import say_one
-from jaxstate.training.data.records import Record
+from jaxstate.training.data.records import Question, Record
 from jaxstate.training.data.sources import Source
 
 WHAT = (
     "[What is|What was|What's|Tell me|Give me|State|Report|Say|Find|What is|What was|Show me|I "
-    "need|Do you know|Can you tell me|Look up|Name|Which was|Output]"
+    "need|Do you know|Can you tell me|Look up|Name|Which was|Output|I want to know|Let me "
+    "know|Could"
+    " you give me|Let's see|Read me|Print|Return|Fetch|Please give|Check|Identify|I'd like|Provide]"
 )
 
 
 LAST = (
-    "[last|latest|most recent|newest|current|last|latest|last seen|last known|final|most current]"
+    "[last|latest|most recent|newest|current|last|latest|last seen|last known|final|most current|"
+    "freshest|present|very last|last reported|last available]"
 )
 
 
-NOW = "[| now| right now| at the moment| so far| currently|||| at present| as of now| these days]"
+NOW = (
+    "[| now| right now| at the moment| so far| currently|||| at present| as of now| these days||| "
+    "at"
+    " this point| by now| at this time| today]"
+)
 
 
 MARK = "[?|?|?|.|]"
@@ -33,6 +40,10 @@ MARK = "[?|?|?|.|]"
 
 LATELY = (
     "last",
+    "just now",
+    "at the last {r}",
+    "the last time",
+    "on the last {r}",
     "most recently",
     "in the end",
     "at the end",
@@ -53,11 +64,15 @@ class View:
         source: who said it.
         rng: chooses.
         alone: whether nothing else in the stream could be meant.
+        subject: the entity that it is about, if it is about one.
+        announced: whether the question begins with the subject ("For X: ...") and need not name it.
     """
 
     source: Source
     rng: random.Random
     alone: bool
+    subject: str
+    announced: bool = False
 
     @property
     def records(self) -> list[Record]:
@@ -69,30 +84,38 @@ class View:
         """Whether an entity need not be named."""
         return self.alone and len(self.source.entities) == 1
 
-    def entity(self) -> str:
-        """One that has spoken; those that spoke lately are likelier."""
-        if self.rng.random() < 0.5:
-            return self.rng.choice(self.records[-40:]).entity
-        return self.rng.choice(list(self.source.history.of))
+    @property
+    def omits(self) -> bool:
+        """Whether the subject is left out this time."""
+        if not self.source.named or self.announced:
+            return True
+        return self.can_omit and self.rng.random() < 0.5
 
-    def of(self, entity: str) -> str:
-        """How an entity is named behind what it has; empty where it may be left out."""
-        if not self.source.named or (self.can_omit and self.rng.random() < 0.5):
+    @property
+    def who(self) -> str:
+        """The subject, or what stands for it."""
+        return "it" if self.announced else self.subject
+
+    def of(self) -> str:
+        """How the subject is named behind what it has; empty where it is left out."""
+        if self.omits:
             return ""
-        return say_one(self.rng, (" of {e}", " of {e}", " for {e}", " in {e}"), {"e": entity})
+        return say_one(self.rng, (" of {e}", " of {e}", " for {e}", " in {e}"), {"e": self.subject})
 
-    def by(self, entity: str) -> str:
-        """How an entity is named in front of what it has, with a space behind it."""
-        if not self.source.named or (self.can_omit and self.rng.random() < 0.5):
+    def by(self) -> str:
+        """How the subject is named in front of what it has, with a space behind it."""
+        if self.omits:
             return ""
-        return say_one(self.rng, ("{e}'s ", "{e} "), {"e": entity})
+        return say_one(self.rng, ("{e}'s ", "{e} "), {"e": self.subject})
 
-    def named(self, entity: str, field_words: str) -> str:
+    def named(self, field_words: str) -> str:
         """The field with its owner: "the close of X", "X's close"."""
         if self.rng.random() < 0.35:
-            by = self.by(entity)
-            return (by or "the ") + field_words
-        return "the " + field_words + self.of(entity)
+            by = self.by()
+            return (
+                by or self.rng.choice(("the ", "its " if self.announced else "the "))
+            ) + field_words
+        return "the " + field_words + self.of()
 
     def number_field(self) -> tuple[str, str] | None:
         """A numeric field and how it is called here."""
@@ -142,6 +165,20 @@ class View:
         return self.rng.choice(fitting)
 
 
+def announce(view: View, question: Question, name: str) -> str:
+    """The text of a question that does not name whom it is about, behind who that is."""
+    head = view.say(
+        (
+            "[For|About|Regarding|Concerning|As for|On|With regard to|Take|Consider|Looking at|Now "
+            "to|Same for|Think of] {e}[, |: | - ]",
+            "{e} [- |-- ]",
+            "I have a question about {e}[: |. ]",
+        ),
+        e=name,
+    )
+    return head + question.text
+
+
 def shown_value(record: Record, field: str) -> str:
     """A value as its entry shows it."""
     return record.values[field].shown
@@ -179,7 +216,7 @@ def words_of_time(view: View, time: str) -> dict[str, str]:
     return {"at": at, "At": at[0].upper() + at[1:], "t": asked}
 
 
-def asked_with_verb(view: View, entity: str, when: str) -> tuple[str, str] | None:
+def asked_with_verb(view: View, when: str) -> tuple[str, str] | None:
     """A field and a question for it in other words than its name, where there are such words."""
     verbs = view.source.words.verbs
     if not verbs or not view.source.named or view.rng.random() > 0.3:
@@ -187,7 +224,7 @@ def asked_with_verb(view: View, entity: str, when: str) -> tuple[str, str] | Non
     field = view.rng.choice(list(verbs))
     if field not in view.source.fields:
         return None
-    return field, view.say(verbs[field], e=entity, when=f" {when}")
+    return field, view.say(verbs[field], e=view.who, when=f" {when}")
 
 
 def yes_or_no(view: View) -> str:

@@ -25,6 +25,14 @@ def which(view: View) -> Question | None:
                 "[From|About] [which|what] {n} is the " + LAST + " {r}?",
                 "[Name|Give|What is] the {n} [in|of] the [last|latest] {r}" + MARK,
                 "[Who|Which {n}] [was|is] [last|the last one]?",
+                "[Which|What] {n} [does|did] the "
+                + LAST
+                + " {r} [belong to|come from|concern|name|"
+                "mention|show]?",
+                "The " + LAST + " {r} [is|was] [of|about|from] [which|what] {n}?",
+                "[Which|What] {n} [did we hear from|sent something|had a {r}|was seen] [last|most "
+                "recently]?",
+                "[Whose|Which {n}'s] {r} is the " + LAST + "?",
             ),
             **words,
         )
@@ -66,11 +74,27 @@ def which(view: View) -> Question | None:
             if high
             else "[Which|What] {n} is [lowest|cheapest|at the bottom] by [last|latest] {f}?",
             "[By last {f}|Now|At the end], which {n} is the " + ("highest?" if high else "lowest?"),
+            "[Comparing|Going by|Judging by] [the|] last {fs}, which {n} is [on top|the highest|"
+            "ahead|first]?"
+            if high
+            else "[Comparing|Going by|Judging by] [the|] last {fs}, which {n} is [at the "
+            "bottom|the "
+            "lowest|behind|last]?",
+            "[Of all {ns}|Among the {ns}], [whose|which one's] [last |latest |]{f} is the "
+            + (HIGH if high else LOW) + "?",
+            "[Name|Give|Find|Tell me] the {n} with the " + (HIGH if high else LOW)
+            + " [last|latest|current] {f}" + MARK,
+            "[Whose|Which {n}'s] [last |latest |current |]{f} is " + (HIGH if high else LOW) + "?",
+            "[Which|What] {n} [leads|tops the list|ranks first] by [last|current|latest] {f}?"
+            if high
+            else "[Which|What] {n} [trails|ends the list|ranks last] by [last|current|latest] {f}?",
         ),
         **words,
         f=called,
+        fs=called + ("es" if called.endswith("s") else "s"),
+        ns=words["n"] + ("es" if words["n"].endswith(("s", "x")) else "s"),
     )  # fmt: skip
-    return Question("which one", text, best[1])
+    return Question("which one", text, best[1], tuple(sorted(source.history.of)))
 
 
 def _which_of_two(view: View, field: str, called: str, high: bool) -> Question | None:
@@ -85,6 +109,8 @@ def _which_of_two(view: View, field: str, called: str, high: bool) -> Question |
             "Which [has|had] the " + how + " [last |latest |]{f}, {a} or {b}?",
             "{a} or {b}: which [has|had] the " + how + " [last |latest |]{f}?",
             "Whose {f} is " + how + ", {a} or {b}?",
+            "[Between|Of] {a} and {b}, which [has|shows] the " + how + " [last |latest |]{f}?",
+            "[Compare|Take] {a} and {b}: [which|which one] is " + how + " [by|in] {f}?",
         ),
         f=called,
         a=pair[0],
@@ -106,6 +132,8 @@ def _which_key(view: View, words: Mapping[str, str]) -> Question | None:
         (
             "Which {n} [has|is at|is] [the {f} |]{v}[ now|]?",
             "[What|Which {n}] is {v} [now|the {f} of]?",
+            "{v} is the {f} of [which {n}|what]?",
+            "[Find|Name|Give] the {n} [with|that has] [{f} |]{v}" + MARK,
         ),
         **words,
         f=view.rng.choice(source.words.labels[field]),
