@@ -21,7 +21,7 @@ def which(view: View) -> Question | None:
             (
                 "Which {n} [was updated|reported|came|appeared|was mentioned|spoke] last?",
                 "[Which|What] {n} is the [last|latest|most recent] {r} [about|from|of]?",
-                "[Which|What] {n}'s {r} [came in|arrived|was read|was written] last?",
+                "[Which|What] {n}'s {r} [reached us|arrived|was read|was written] last?",
                 "[From|About] [which|what] {n} is the " + LAST + " {r}?",
                 "[Name|Give|What is] the {n} [in|of] the [last|latest] {r}" + MARK,
                 "[Who|Which {n}] [was|is] [last|the last one]?",
