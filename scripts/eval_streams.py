@@ -33,6 +33,7 @@ from rich.table import Table
 import jaxstate
 
 YES_NO = ("yes", "no")
+_QUESTION_TOKENS = 512  # beside the session, at most, with its answer
 _ERR = Console(stderr=True)
 
 
@@ -318,7 +319,8 @@ Counts = dict[str, list[bool]]
 def evaluate(model: jaxstate.Model, tokens: int, cases: Sequence[Case], wrong: list[str]) -> Counts:
     """Right and wrong answers by family, at that many tokens of context."""
     found: Counts = defaultdict(list)
-    with jaxstate.Engine(model, cells=tokens + 512, session_cells=tokens + 512) as engine:
+    cells = min(tokens + _QUESTION_TOKENS, model.config.max_context)
+    with jaxstate.Engine(model, cells=cells, session_cells=cells) as engine:
         for number, case in enumerate(track(cases, f"{tokens:,} tokens", console=_ERR)):
             session, read = engine.open(f"case-{number}"), 0
             used = session.info().tokens

@@ -42,7 +42,8 @@ Model = Annotated[
         "-m",
         help="A Hugging Face directory, a .gguf file, or a name (streams-20m, smollm2-135m, "
         "gemma3-270m).",
-        show_default="the one of a saved session",
+        show_default="the one of a saved session or journal; else streams-20m, which comes with "
+        "jaxstate",
     ),
 ]
 Cells = Annotated[
@@ -345,7 +346,7 @@ def demo(
             "--model",
             "-m",
             help="Another model.",
-            show_default="streams-20m of the source; gemma3-270m with --text",
+            show_default="streams-20m; gemma3-270m with --text",
         ),
     ] = None,
     text: Annotated[bool, typer.Option("--text", help="A document instead of prices.")] = False,

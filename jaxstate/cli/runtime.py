@@ -313,8 +313,13 @@ def capacity(given: int | None, saved: Sequence[Path]) -> int | None:
     return given or max((inspect_snapshot(one).cells for one in saved), default=None)
 
 
-def model_name(given: str | None, saved: Sequence[Path]) -> str:
+def model_name(given: str | None, saved: Sequence[Path], otherwise: str | None = None) -> str:
     """The model to load: as given, or as noted in saved sessions.
+
+    Args:
+        given: as `--model` says.
+        saved: sessions to go on with.
+        otherwise: where neither says.
 
     Raises:
         InvalidInput: neither says, or they contradict each other.
@@ -323,8 +328,8 @@ def model_name(given: str | None, saved: Sequence[Path]) -> str:
         noted = inspect_snapshot(one).notes.get("model")
         if isinstance(noted, str) and noted:
             return noted_model(given, noted, f"the session at {one}")
-    if given is not None:
-        return given
+    if named := given or otherwise:
+        return named
     raise InvalidInput(f"which model? Pass --model: a path, or a name ({', '.join(known_names())})")
 
 

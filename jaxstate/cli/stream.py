@@ -45,6 +45,7 @@ from jaxstate.persist import logged
 from jaxstate.persist.places import DATABASE, locked, read_only
 from jaxstate.records import Durability
 from jaxstate.textfiles import read_text_file
+from jaxstate.weights import EMBEDDED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +132,12 @@ def _load(
         copies=any(place is not None for place in (options.load, options.save, options.journal)),
         sessions=len(inputs),
     )
+    begins = not saved and not _has_journal(options)
     return open_model(
         show,
-        model_name(_journal_model(options) or options.model, saved),
+        model_name(
+            _journal_model(options) or options.model, saved, otherwise=EMBEDDED if begins else None
+        ),
         cells=cells,
         dtype=saved_dtype(options.dtype, saved),
         steps=steps,
@@ -143,10 +147,14 @@ def _load(
     )
 
 
+def _has_journal(options: StreamOptions) -> bool:
+    return options.journal is not None and (options.journal / DATABASE).is_file()
+
+
 def _journal_model(options: StreamOptions) -> str | None:
     """The model that the sessions of the journal were read with; None for a new journal."""
     place = options.journal
-    if place is None or not (place / DATABASE).is_file():
+    if place is None or not _has_journal(options):
         return None
     with contextlib.closing(read_only(place)) as found:
         noted = logged.model_of(found) if logged.keys_of(found) else None

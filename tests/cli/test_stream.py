@@ -133,11 +133,6 @@ class TestRefusals:
         assert outcome.code == 1
         assert "there is no model at" in outcome.err
 
-    def test_no_model_named(self, run: Run, document: Path) -> None:
-        outcome = run("stream", document)
-        assert outcome.code == 1
-        assert "Pass --model" in outcome.err
-
     def test_bytes_that_are_not_utf8(self, run: Run, tiny: str, tmp_path: Path) -> None:
         source, saved = tmp_path / "bytes", tmp_path / "session"
         source.write_bytes(b"good\nb\xffd\nnever read\n")
