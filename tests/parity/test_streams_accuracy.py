@@ -16,7 +16,7 @@ import jaxstate
 pytestmark = pytest.mark.parity
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "eval_streams.py"
-STREAMS = 3
+STREAMS = 2
 FLOORS = {
     "last value": 0.95,
     "value at a time": 0.9,
@@ -59,7 +59,7 @@ def test_ticks_and_a_whole_document_are_answered_alike(
     evaluation: ModuleType, model: jaxstate.Model
 ) -> None:
     for number, case in enumerate(evaluation._cases(random.Random(1), 1)):
-        entries = case.entries[:24]
+        entries = case.entries[:16]
         asked = case.ask(random.Random(number), len(entries))
         with jaxstate.Engine(model, cells=4096, session_cells=2048) as engine:
             ticks, whole = engine.open("ticks"), engine.open("whole")
