@@ -1,6 +1,7 @@
 """Whether the shares of choices mean what they say, and at which temperature they do.
 
-    python scripts/calibrate.py [-m MODEL] [--tokens 768 3072] [--streams 200] [--write] [--plot reliability.png]
+    python scripts/calibrate.py [-m MODEL] [--tokens 768 3072] [--streams 200] [--write]
+        [--plot reliability.png]
 
 Streams of the generator that no training saw (their seeds begin with "held out") are pushed into
 sessions, and questions with given choices asked. An answer's probability is calibrated if, of the
@@ -54,7 +55,7 @@ class Given:
 def given_answers(
     model: jaxstate.Model, streams: int, tokens: Sequence[int], questions: int
 ) -> Iterator[Given]:
-    """Answers to questions with choices about held-out streams, of each of those lengths in turn."""
+    """Answers to questions with choices about held-out streams, of each length in turn."""
     cells = max(tokens) + 512
     with jaxstate.Engine(model, cells=cells, session_cells=cells, warm_up=False) as engine:
         for number in track(range(streams), "streams", console=_ERR):

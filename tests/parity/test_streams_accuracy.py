@@ -1,5 +1,5 @@
-"""What the embedded model knows of real files: a small form of `scripts/eval_streams.py`, with floors
-a little below what its card says; and the same answers however a stream comes in."""
+"""What the embedded model knows of real files: a small form of `scripts/eval_streams.py`, with
+floors a little below what its card says; and the same answers however a stream comes in."""
 
 from __future__ import annotations
 

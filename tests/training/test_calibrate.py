@@ -1,5 +1,5 @@
-"""Calibration: the temperature that answers were drawn at is found again, and judged by the shares of
-right answers."""
+"""Calibration: the temperature that answers were drawn at is found again, and judged by how many
+of them are right."""
 
 from __future__ import annotations
 
