@@ -21,8 +21,8 @@ from typing import get_args
 from rich.progress import Progress
 
 from jaxstate.records import LEVELS
-from jaxstate.testing.crash import CrashReport, CrashTest
-from jaxstate.testing.crash_devices import CrashDevice
+from tests.harness.crash import CrashReport, CrashTest
+from tests.harness.crash_devices import CrashDevice
 
 
 def main() -> int:

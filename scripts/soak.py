@@ -17,7 +17,7 @@ import sys
 
 from rich.progress import Progress
 
-from jaxstate.testing.soak import Soak
+from tests.harness.soak import Soak
 
 
 def main() -> int:

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from jaxstate.cli.lines import InvalidBytes, Line, line_of, read_lines
 from jaxstate.cli.runtime import LOOK_S, in_thread
 from jaxstate.cli.saving import check_writable
 from jaxstate.cli.tailing import follow_lines
-from jaxstate.engine.lines import InvalidBytes, Line, line_of, read_lines
 from jaxstate.errors import InvalidInput
 from jaxstate.persist.files import RECORD_NAME, check_snapshot_target
 from jaxstate.textfiles import encoding_of

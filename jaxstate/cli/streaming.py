@@ -19,6 +19,7 @@ from pathlib import Path
 
 from jaxstate.cli.follow import Follower
 from jaxstate.cli.inputs import Input, LineReader
+from jaxstate.cli.lines import InvalidBytes, Line
 from jaxstate.cli.runtime import wait_until_answered
 from jaxstate.cli.saving import save_somewhere
 from jaxstate.cli.show import Show
@@ -26,7 +27,6 @@ from jaxstate.cli.signals import Interrupt
 from jaxstate.cli.tailing import line_at
 from jaxstate.cli.view import StreamView, flash_fields
 from jaxstate.engine.engine import Engine
-from jaxstate.engine.lines import InvalidBytes, Line
 from jaxstate.engine.session import Session
 from jaxstate.engine.values import Receipt, Span
 from jaxstate.errors import CapacityExceeded, InvalidInput, JaxstateError

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from jaxstate.engine.lines import MAX_LINE_BYTES, InvalidBytes, Line, line_of
+from jaxstate.cli.lines import MAX_LINE_BYTES, InvalidBytes, Line, line_of
 
 # How often the end of a file is looked at for more.
 _LOOK_S = 0.2

@@ -2,14 +2,12 @@
 
 from jaxstate.testing.byte_tokenizer import ByteTokenizer
 from jaxstate.testing.clock import FakeClock
-from jaxstate.testing.crash import CrashReport, CrashTest
 from jaxstate.testing.fake_executor import FakeExecutor, FakeStep
 from jaxstate.testing.fake_limits import FAKE_LIMITS, SHARED_LIMITS, fake_layout
 from jaxstate.testing.lives import Tally
 from jaxstate.testing.reference import Reference
 from jaxstate.testing.simulating import simulate
 from jaxstate.testing.simulation import Simulation
-from jaxstate.testing.soak import Soak, SoakReport
 from jaxstate.testing.stepped import SteppedEngine
 from jaxstate.testing.tiny import TINY_CONFIG, TINY_STEPS, tiny_config, tiny_model
 from jaxstate.testing.watched import WatchedExecutor
@@ -20,15 +18,11 @@ __all__ = [
     "TINY_CONFIG",
     "TINY_STEPS",
     "ByteTokenizer",
-    "CrashReport",
-    "CrashTest",
     "FakeClock",
     "FakeExecutor",
     "FakeStep",
     "Reference",
     "Simulation",
-    "Soak",
-    "SoakReport",
     "SteppedEngine",
     "Tally",
     "WatchedExecutor",

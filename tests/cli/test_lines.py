@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxstate.engine.lines import Line, read_lines
+from jaxstate.cli.lines import Line, read_lines
 from jaxstate.errors import InvalidInput
 
 

@@ -17,12 +17,12 @@ import pytest
 
 import jaxstate
 from jaxstate.persist.places import DATABASE, SEGMENTS
-from jaxstate.testing import CrashReport, CrashTest
-from jaxstate.testing.crash_check import JournalCheck
-from jaxstate.testing.crash_clients import Client
-from jaxstate.testing.crash_devices import config_of, device_of, model_of
-from jaxstate.testing.crash_known import Known, SentPush, Stream
-from jaxstate.testing.crash_shown import Uninterrupted
+from tests.harness.crash import CrashReport, CrashTest
+from tests.harness.crash_check import JournalCheck
+from tests.harness.crash_clients import Client
+from tests.harness.crash_devices import config_of, device_of, model_of
+from tests.harness.crash_known import Known, SentPush, Stream
+from tests.harness.crash_shown import Uninterrupted
 
 WANTED = (
     "entries displaced",

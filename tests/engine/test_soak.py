@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxstate.testing import Soak
+from tests.harness.soak import Soak
 
 _OPERATIONS = (
     "open",

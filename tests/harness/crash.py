@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from jaxstate.records import Durability
-from jaxstate.testing.crash_check import JournalCheck
-from jaxstate.testing.crash_devices import CrashDevice
-from jaxstate.testing.crash_known import Known, Report, Stream
-from jaxstate.testing.crash_nursery import Nursery
-from jaxstate.testing.crash_shown import Uninterrupted
+from tests.harness.crash_check import JournalCheck
+from tests.harness.crash_devices import CrashDevice
+from tests.harness.crash_known import Known, Report, Stream
+from tests.harness.crash_nursery import Nursery
+from tests.harness.crash_shown import Uninterrupted
 
 # When a life is to end: some time after it began ("start": mostly while it comes back), after its
 # clients began ("work"), after some piece of a snapshot began to be written ("save"), or after it

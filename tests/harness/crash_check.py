@@ -31,7 +31,7 @@ from jaxstate.persist.places import DATABASE, SEGMENTS, read_only
 from jaxstate.persist.schema import bytes_text
 from jaxstate.persist.segments import SegmentStore
 from jaxstate.records import Durability
-from jaxstate.testing.crash_known import ClientSeq, Known, SentPush, Stream
+from tests.harness.crash_known import ClientSeq, Known, SentPush, Stream
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A process that is there to be killed: an engine on a journal, and clients that say what they do.
 
-    python -m jaxstate.testing.crash_child      reads orders, one line of JSON each; for each, forks
+    python -m tests.harness.crash_child      reads orders, one line of JSON each; for each, forks
                                                 a process that carries it out
 
 Comes in: orders. Goes out: reports on standard output, one line of JSON each, written at once.
@@ -36,9 +36,9 @@ from jaxstate.engine.executor import Executor
 from jaxstate.engine.session import Session
 from jaxstate.errors import UnknownSession
 from jaxstate.persist.places import DATABASE, connect
-from jaxstate.testing.crash_clients import STUCK_S, Client, Tell
-from jaxstate.testing.crash_devices import config_of, device_of, model_of
-from jaxstate.testing.crash_shown import ANSWER_TOKENS, QUESTION
+from tests.harness.crash_clients import STUCK_S, Client, Tell
+from tests.harness.crash_devices import config_of, device_of, model_of
+from tests.harness.crash_shown import ANSWER_TOKENS, QUESTION
 
 Order: TypeAlias = Mapping[str, Any]
 

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
-from jaxstate.testing.crash_known import Report
+from tests.harness.crash_known import Report
 
 _READ_BYTES = 1 << 16
 
@@ -43,7 +43,7 @@ class Nursery:
         }
         with self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "jaxstate.testing.crash_child"],
+                [sys.executable, "-m", "tests.harness.crash_child"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -15,8 +15,8 @@ import numpy as np
 from jaxstate.model.bundle import Model
 from jaxstate.records import QueryResult
 from jaxstate.steps.functional import extend, init_state, query
-from jaxstate.testing.crash_devices import SESSION_CELLS, CrashDevice, model_of
-from jaxstate.testing.crash_known import Report, Stream
+from tests.harness.crash_devices import SESSION_CELLS, CrashDevice, model_of
+from tests.harness.crash_known import Report, Stream
 
 QUESTION = "What now?"
 ANSWER_TOKENS = 3

@@ -36,7 +36,7 @@ from jaxstate.model.bundle import Model
 from jaxstate.testing.lives import Life
 from jaxstate.testing.simulation import PREFIXES, QUESTIONS, SESSION_CELLS, TEMPLATE
 from jaxstate.testing.tiny import TINY_STEPS, tiny_model
-from jaxstate.testing.witness import SoakReport, Witness
+from tests.harness.witness import SoakReport, Witness
 
 _STUCK_S = 60.0
 # In so long every place must have been seen.
