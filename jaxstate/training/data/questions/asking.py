@@ -12,7 +12,11 @@ from collections.abc import Callable, Sequence
 
 from jaxstate.training.data.phrases import say
 from jaxstate.training.data.questions.directions import bullish, direction
-from jaxstate.training.data.questions.extremes import extreme_of_all, extreme_of_last
+from jaxstate.training.data.questions.extremes import (
+    extreme_of_all,
+    extreme_of_last,
+    when_extreme,
+)
 from jaxstate.training.data.questions.keys import changed, updated
 from jaxstate.training.data.questions.limits import happened, how_many, threshold
 from jaxstate.training.data.questions.unknown import unknown
@@ -28,19 +32,20 @@ _Family = Callable[[View], Question | None]
 # Weight, and whether a question may begin with whom it is about.
 _FAMILIES: Sequence[tuple[_Family, float, bool]] = (
     (last_value, 2.5, True),
-    (value_at_time, 3.5, True),
+    (value_at_time, 4.5, True),
     (previous_value, 2.5, True),
     (extreme_of_last, 3.5, True),
-    (extreme_of_all, 3.5, True),
+    (extreme_of_all, 3, True),
+    (when_extreme, 2.5, True),
     (direction, 4, True),
     (bullish, 4, True),
     (threshold, 2.5, True),
-    (how_many, 0.8, False),
-    (which, 4, False),
+    (how_many, 1.2, False),
+    (which, 6, False),
     (happened, 1, False),
     (changed, 3, False),
     (updated, 6, False),
-    (unknown, 2.2, False),
+    (unknown, 2.5, False),
 )
 _WEIGHTS = [weight for _, weight, _ in _FAMILIES]
 _ANNOUNCED = 0.12

@@ -1,4 +1,4 @@
-"""Questions for the highest and the lowest: of the last k records, or of all."""
+"""Questions for the highest and the lowest: of the last k records, or of all; and when it was."""
 
 from __future__ import annotations
 
@@ -131,20 +131,6 @@ def extreme_of_all(view: View) -> Question | None:
             rs=view.records_word(), r=view.record_word()),
     }  # fmt: skip
     superlative = HIGH if high else LOW
-    if view.source.timed and view.rng.random() < 0.2:
-        when = [one.time for one in records if number_of(one, field) == best[0]]
-        if len(when) > 1:
-            return None
-        text = view.say(
-            (
-                "[When|At what time|At which time] was {nf} " + superlative + "?",
-                "[When|On which {r}|At which {r}] did {nf} [reach its "
-                + ("maximum|peak|hit its high]?" if high else "minimum|hit its low|bottom]?"),
-                "[When was|What is the time of] the " + superlative + " {f}{of}?",
-            ),
-            **words,
-        )
-        return Question("when highest or lowest", text, when[0].strip("[]"))
     text = view.say(
         (
             WHAT + " the " + superlative + " {f}{of}{far}" + MARK,
@@ -176,3 +162,48 @@ def extreme_of_all(view: View) -> Question | None:
         **words,
     )  # fmt: skip
     return Question("highest or lowest of all", text, best[1])
+
+
+def when_extreme(view: View) -> Question | None:
+    """The time of the one record of the subject that is highest or lowest of all, or of its last
+    k records."""
+    high = view.rng.random() < 0.5
+    found = _extreme_field(view, high)
+    records = view.source.history.of[view.subject]
+    if found is None or not view.source.timed or len(records) < 2:
+        return None
+    field, called = found
+    k = view.how_many_back(len(records)) if view.rng.random() < 0.4 else None
+    seen = records if k is None else records[-k:]
+    best = (max if high else min)(number_of(one, field) for one in seen)
+    when = [one.time for one in seen if number_of(one, field) == best]
+    if len(when) > 1 or [one.time for one in records].count(when[0]) > 1:
+        return None
+    superlative = HIGH if high else LOW
+    text = view.say(
+        (
+            "[When|At what time|At which time] [was|did we see] {nf} [at its |]" + superlative
+            + "{far}?",
+            "[When|On which {r}|At which {r}|In which {r}] did {nf} [reach its "
+            + ("maximum|peak|hit its high|climb highest]" if high else
+            "minimum|hit its low|bottom|sink lowest]") + "{far}?",
+            "[When was|What is the time of|What is the date of|Give the time of] the " + superlative
+            + " {f}{of}{far}" + MARK,
+            "[Which|What] [{r}|time|date|moment] [had|has|shows|saw|brought] the " + superlative
+            + " {f}{of}{far}?",
+            "[Name|Find|Tell me] the [{r}|time|moment] [of|with] the " + superlative + " {f}{of}"
+            "{far}" + MARK,
+            "The " + superlative + " {f}{of}{far}[: when was it?| was when?|, at what time?]",
+            "[Since|From] when is the " + superlative + " {f}{of}{far}?",
+        ),
+        f=called,
+        of=view.of(),
+        nf=view.named(called),
+        r=view.record_word(),
+        far="" if k is None else view.say(
+            (" of the last {k} {rs}", " [in|over|within|among] the [last|past|latest] {k} {rs}"),
+            k=count_word(view, k),
+            rs=view.records_word(),
+        ),
+    )  # fmt: skip
+    return Question("when highest or lowest", text, when[0].strip("[]"))

@@ -40,6 +40,27 @@ _ABSENT: Mapping[str, tuple[str, ...]] = {
     "logs": ("code", "user id", "thread", "latency", "host", "region", "trace id"),
     "facts": ("price", "weight", "color", "phone number", "birthday", "size"),
 }
+# What streams of numbers and facts do not say.
+_OFF_TOPIC = (
+    "[What|How] is the weather[ today| in {p}| now|]?",
+    "[Who|Which team] [won|lost|plays] [the match|today|last night|in {p}]?",
+    "[What is|Tell me|Name] the capital of {p}.",
+    "[Who|What] [are|is] [you|your maker|the president of {p}|the boss|{p}]?",
+    "[What time|What day|What year] is it[ in {p}|]?",
+    "[How are you|How do you do|What do you think|Can you sing]?",
+    "[Why|How come] [is|was|did] [it so|that|this happen|{w} there]?",
+    "[Where|How] [can I buy|do I find|do I make|is] [a|the best|some] {w}?",
+    "[What does|What is meant by|Explain|Define] {w}[?|.]",
+    "[How old|How tall|How far away|How heavy] is {p}?",
+    "[Tell|Write|Read] me a [story|joke|poem] [about {w}|]?",
+    "[Translate|Spell|Pronounce] {w}.",
+    "[Should|May|Can] I [buy|sell|eat|open|trust] [it|{w}|this {w}]?",
+    "[What|Who] comes [after|with|from] {p}?",
+    "[Do|Does] [they|he|she|{p}] [like|want|need|own] {w}?",
+    "[When|Where] [was|is] {p} [born|going|built|open]?",
+    "[What|Which] {w} [is best|should I take|do you like|has {p}]?",
+    "[Who wrote|Who invented|Who painted|Who found] [the |]{w}?",
+)
 _OF_SOMEBODY: Sequence[Callable[[View], Question | None]] = (
     last_value,
     last_value,
@@ -53,15 +74,17 @@ _OF_SOMEBODY: Sequence[Callable[[View], Question | None]] = (
 
 
 def unknown(view: View) -> Question | None:
-    """Who never spoke, a time that never came, a field that nothing has."""
+    """Who never spoke, a time that never came, a field that nothing has, another subject."""
     source, rng = view.source, view.rng
     kind = rng.random()
-    if kind < 0.55 and source.named:
+    if kind < 0.45 and source.named:
         text = _of_a_stranger(view)
-    elif kind < 0.85 and source.timed:
+    elif kind < 0.7 and source.timed:
         text = _at_no_time(view)
-    else:
+    elif kind < 0.85:
         text = _absent_field(view)
+    else:
+        text = _off_topic(view)
     return None if text is None else Question("unknown", text, UNKNOWN)
 
 
@@ -87,11 +110,20 @@ def _at_no_time(view: View) -> str | None:
     return asked_at_time(view, time)[1]
 
 
-def _absent_field(view: View) -> str | None:
-    absent = [one for one in _ABSENT[view.source.kind] if one not in view.source.fields]
-    if not absent or not view.alone:
+def _off_topic(view: View) -> str | None:
+    words = {"p": names.place(view.rng), "w": names.noun(view.rng)}
+    if set(words.values()) & {*view.source.entities, *view.source.fields}:
         return None
+    return view.say(_OFF_TOPIC, **words)
+
+
+def _absent_field(view: View) -> str | None:
+    if not view.alone:
+        return None
+    absent = [*_ABSENT[view.source.kind], names.noun(view.rng), names.made_up(view.rng)]
     field = view.rng.choice(absent)
+    if field in (*view.source.fields, *view.source.words.entity, *view.source.entities):
+        return None
     return view.say(
         (
             WHAT + " the " + LAST + " {f}{of}" + MARK,
