@@ -191,6 +191,35 @@ class Run:
         save_weights(self.directory / "model.safetensors", self.model, learner.params)
         return done == self.config.steps
 
+    def measure(self, repeats: int = 10) -> list[float]:
+        """Seconds that a step of each stage takes on these devices, once it is compiled; nothing is
+        kept of what is learnt meanwhile.
+
+        Args:
+            repeats: steps that are timed.
+
+        Raises:
+            InvalidInput: the devices cannot share the batches.
+        """
+        self._check_devices()
+        learner = jax.device_put(new_learner(self.model, self.config), self._everywhere)
+        text = text_of(self.directory)
+        taken_s: list[float] = []
+        for number, stage in enumerate(self.config.stages):
+            step = self._steps[stage.session_tokens // self.config.row_tokens]
+            made = tuple(
+                make_batch(*text, stage, self.config.row_tokens, f"measured/{number}/{part}")
+                for part in range(stage.accumulate)
+            )
+            for timed in (False, True):  # the first one compiles
+                started_s = time.perf_counter()
+                for _ in range(repeats if timed else 1):
+                    learner, _ = step(learner, tuple(map(self._examples, made)))
+                jax.block_until_ready(learner)
+                if timed:
+                    taken_s.append((time.perf_counter() - started_s) / repeats)
+        return taken_s
+
     def _check_devices(self) -> None:
         count = self._mesh.size
         uneven = [
