@@ -95,6 +95,23 @@ class Answer(Record):
     choice_logprobs: tuple[float, ...] | None = None
     seed: int | None = None
 
+    def given(self, latency_s: float) -> Answer:
+        """The same answer, given again after that time."""
+        return Answer(  # three times as fast as dataclasses.replace, and a hit is all about that
+            text=self.text,
+            token_ids=self.token_ids,
+            version=self.version,
+            source=self.source,
+            confidence=self.confidence,
+            logprob=self.logprob,
+            finish_reason=self.finish_reason,
+            latency_s=latency_s,
+            usage=self.usage,
+            probability=self.probability,
+            choice_logprobs=self.choice_logprobs,
+            seed=self.seed,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionInfo(Record):

@@ -275,3 +275,23 @@ def test_hits_of_a_closed_session() -> None:
     for asked in ({"question": "xyz"}, {"question": "w", "choices": ["a", "b"]}):
         with pytest.raises(Exception, match="closed by its user"):
             session.submit(**asked)
+
+
+def test_an_answer_that_is_given_again_keeps_every_field() -> None:
+    """One that is added to `Answer` later, too."""
+    answer = Answer(
+        text="b",
+        token_ids=(1,),
+        version=3,
+        source="flash",
+        confidence=0.5,
+        logprob=-1.0,
+        finish_reason="stop",
+        latency_s=2.0,
+        usage=Usage(context_tokens=1, question_tokens=2, answer_tokens=3),
+        probability=0.7,
+        choice_logprobs=(-1.0, -2.0),
+        seed=9,
+    )
+    assert answer.given(0.25) == dataclasses.replace(answer, latency_s=0.25)
+    assert None not in dataclasses.astuple(answer), "a new field has its value here, too"
