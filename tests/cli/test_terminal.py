@@ -118,8 +118,15 @@ class TestWidths:
         assert "answer" in header
         assert (QUESTION in row) == (width == 200)
         assert ("…" in row) == (width < 200)  # the question is cut
-        for name, least in (("cells in use", 60), ("age", 80), ("confidence", 200)):
-            assert any(name in line for line in lines) == (width >= least), name
+        # Between the two it depends on how long the answers are at that moment.
+        for name, never, always in (
+            ("cells in use", 40, 60),
+            ("age", 40, 80),
+            ("confidence", 80, 200),
+        ):
+            shown = any(name in line for line in lines)
+            assert shown or width < always, name
+            assert not shown or width > never, name
 
     def test_the_answer_has_the_room(self, model: Path, log: Path) -> None:
         seen = on_screen(*arguments(model, log), width=80)

@@ -358,6 +358,7 @@ def test_what_waits_does_not_need_the_pool_of_the_application(tmp_path: Path) ->
                 session = engine.open("feed")
                 await session.push(["a", "b"], client="c", client_seq=1)
                 assert await session.client_seq("c") == 1
+                await session.wait(2)
                 await session.save(tmp_path / "s")
                 await session.export(tmp_path / "e")
                 assert (await engine.restore(tmp_path / "s", "back")).version == 2
