@@ -88,7 +88,7 @@ def _vocabulary_of(start: str) -> Path:
     Raises:
         InvalidInput: it is none that a run can use.
     """
-    directory = known_model_path(start) if start in known_names() else Path(start)
+    directory = known_model_path(start) if start in known_names() else Path(start).expanduser()
     path = directory / "tokenizer.model"
     if not path.is_file():
         raise InvalidInput(

@@ -94,3 +94,13 @@ def test_the_demo_asks_within_its_document() -> None:
     lines = document.read_text(encoding="utf-8").splitlines()
     assert len(lines) == max(version for version, _ in QUESTIONS)
     assert len(" ".join(lines).split()) == 9185
+
+
+def test_a_training_begins_with_a_model_whose_vocabulary_it_can_use(
+    run: Run, tiny: str, tmp_path: Path
+) -> None:
+    config = Path(__file__).parents[2] / "configs" / "train" / "streams-20m.toml"
+    outcome = run("train", config, "--into", tmp_path / "run", "--from", tiny)
+    assert outcome.code == 1
+    assert "has no tokenizer.model" in outcome.err
+    assert not (tmp_path / "run").exists(), "found before anything was written"

@@ -3,19 +3,16 @@ floors a little below what its card says; and the same answers however a stream 
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import jaxstate
+from tests.script_modules import script_module
 
 pytestmark = pytest.mark.parity
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "eval_streams.py"
 STREAMS = 2
 FLOORS = {
     "last value": 0.95,
@@ -33,12 +30,7 @@ FLOORS = {
 @pytest.fixture(scope="module")
 def evaluation() -> ModuleType:
     pytest.importorskip("bokeh_sampledata")
-    spec = importlib.util.spec_from_file_location("eval_streams", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script_module("eval_streams")
 
 
 @pytest.fixture(scope="module")

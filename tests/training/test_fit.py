@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -12,20 +10,14 @@ import pytest
 
 from jaxstate.training.config import TrainConfig, train_config_from_toml
 from jaxstate.training.run import Run, prepare
+from tests.script_modules import script_module
 
 from .conftest import TOML
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "fit_training.py"
 
 
 @pytest.fixture(scope="module")
 def fit() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fit_training", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script_module("fit_training")
 
 
 def test_steps_fill_the_time(fit: ModuleType, config: TrainConfig) -> None:

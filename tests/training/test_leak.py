@@ -3,20 +3,17 @@ have none in common in many thousands."""
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import re
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from jaxstate.training.data import Stream
+from tests.script_modules import script_module
 
 STREAMS, QUESTIONS = 400, 40
-SCRIPT = Path(__file__).parents[2] / "scripts" / "eval_streams.py"
 
 
 def masked(text: str, names: Iterable[str]) -> str:
@@ -28,12 +25,7 @@ def masked(text: str, names: Iterable[str]) -> str:
 
 
 def evaluation() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("eval_streams", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script_module("eval_streams")
 
 
 def evaluated() -> set[str]:

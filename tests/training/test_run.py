@@ -189,3 +189,16 @@ def test_configs_that_say_something_else(change: tuple[str, str], message: str) 
     assert change[0] in text
     with pytest.raises(InvalidInput, match=message):
         train_config_from_toml(text.replace(*change))
+
+
+def test_the_vocabulary_of_the_parameters_that_it_begins_with(
+    tmp_path: Path, config: TrainConfig
+) -> None:
+    """Not one of today's generator, which those parameters do not know."""
+    known = tmp_path / "tokenizer.model"
+    known.write_bytes(b"as it was")
+    prepare(tmp_path / "run", config, known)
+    assert (tmp_path / "run" / "tokenizer.model").read_bytes() == b"as it was"
+    known.write_bytes(b"another")
+    prepare(tmp_path / "run", config, known)  # a run keeps what it has
+    assert (tmp_path / "run" / "tokenizer.model").read_bytes() == b"as it was"

@@ -167,11 +167,9 @@ def _thing(rng: random.Random) -> str:
     draw = rng.random()
     if draw < 0.6:
         return names.noun(rng)
-    return (
-        f"{names.word(rng)} {names.noun(rng)}"
-        if draw < 0.85
-        else (f"{names.noun(rng)} {rng.randint(1, 99)}")
-    )
+    if draw < 0.85:
+        return f"{names.word(rng)} {names.noun(rng)}"
+    return f"{names.noun(rng)} {rng.randint(1, 99)}"
 
 
 def _anything(rng: random.Random) -> str:

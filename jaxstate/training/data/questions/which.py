@@ -25,10 +25,8 @@ def which(view: View) -> Question | None:
                 "[From|About] [which|what] {n} is the " + LAST + " {r}?",
                 "[Name|Give|What is] the {n} [in|of] the [last|latest] {r}" + MARK,
                 "[Who|Which {n}] [was|is] [last|the last one]?",
-                "[Which|What] {n} [does|did] the "
-                + LAST
-                + " {r} [belong to|come from|concern|name|"
-                "mention|show]?",
+                "[Which|What] {n} [does|did] the " + LAST + " {r} [belong to|come from|concern|"
+                "name|mention|show]?",
                 "The " + LAST + " {r} [is|was] [of|about|from] [which|what] {n}?",
                 "[Which|What] {n} [did we hear from|sent something|had a {r}|was seen] [last|most "
                 "recently]?",
