@@ -22,7 +22,7 @@ from jaxstate.training.data.questions.limits import happened, how_many, threshol
 from jaxstate.training.data.questions.unknown import unknown
 from jaxstate.training.data.questions.values import last_value, previous_value, value_at_time
 from jaxstate.training.data.questions.view import View, announce
-from jaxstate.training.data.questions.which import which
+from jaxstate.training.data.questions.which import compare, which
 from jaxstate.training.data.records import Question
 from jaxstate.training.data.sources import Source
 
@@ -31,21 +31,22 @@ _Family = Callable[[View], Question | None]
 
 # Weight, and whether a question may begin with whom it is about.
 _FAMILIES: Sequence[tuple[_Family, float, bool]] = (
-    (last_value, 2.5, True),
+    (last_value, 1.8, True),
     (value_at_time, 4.5, True),
-    (previous_value, 2.5, True),
-    (extreme_of_last, 3.5, True),
+    (previous_value, 1.8, True),
+    (extreme_of_last, 4, True),
     (extreme_of_all, 3, True),
     (when_extreme, 2.5, True),
     (direction, 4, True),
-    (bullish, 4, True),
+    (bullish, 7, True),
     (threshold, 2.5, True),
     (how_many, 1.2, False),
-    (which, 6, False),
+    (which, 3, False),
+    (compare, 12, False),
     (happened, 1, False),
     (changed, 3, False),
     (updated, 6, False),
-    (unknown, 2.5, False),
+    (unknown, 2.2, False),
 )
 _WEIGHTS = [weight for _, weight, _ in _FAMILIES]
 _ANNOUNCED = 0.12

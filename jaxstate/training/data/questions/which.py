@@ -1,4 +1,4 @@
-"""Questions for an entity: the one that is highest, came last, said something."""
+"""Questions for an entity: the one that came last, said something, is highest."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from jaxstate.training.data.records import Question
 
 
 def which(view: View) -> Question | None:
-    """The entity with the highest or lowest last value, the one that spoke last, or the only one
-    that said something."""
+    """The entity that spoke last, the only one that said something, or has some value."""
     source, rng = view.source, view.rng
     if not source.named or len(source.history.of) < 2:
         return None
     words = {"n": view.entity_word(), "r": view.record_word()}
-    if rng.random() < 0.35:
+    if source.words.fields or rng.random() < 0.35:
         text = view.say(
             (
                 "Which {n} [was updated|reported|came|appeared|was mentioned|spoke] last?",
@@ -50,16 +49,23 @@ def which(view: View) -> Question | None:
             v=value,
         )
         return Question("which one", text, who.pop())
+    return _which_key(view, words)
+
+
+def compare(view: View) -> Question | None:
+    """The entity with the highest or lowest last value, of all or of two."""
+    source, rng = view.source, view.rng
     found = view.number_field()
-    if found is None:
-        return _which_key(view, words)
+    if not source.named or len(source.history.of) < 2 or found is None:
+        return None
     field, called = found
+    words = {"n": view.entity_word(), "r": view.record_word()}
     high = rng.random() < 0.5
     lasts = sorted((number_of(of[-1], field), name) for name, of in source.history.of.items())
     scales = {source.decimals(name, field) for name in source.history.of}
     if len(scales) > 1:
         return None
-    if rng.random() < 0.3:
+    if rng.random() < 0.4:
         return _which_of_two(view, field, called, high)
     best, second = (lasts[-1], lasts[-2]) if high else (lasts[0], lasts[1])
     if best[0] == second[0]:
