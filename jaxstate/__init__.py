@@ -18,20 +18,15 @@ Everything that users need is here; `docs` in the repository describe what is be
 
 from jaxstate.cells.session import SessionState
 from jaxstate.config import LayerAttention, ModelConfig, Rope, StepConfig
-from jaxstate.engine.aio import AsyncEngine
-from jaxstate.engine.aio_session import AsyncSession
-from jaxstate.engine.conditions import Changed, Condition, ConfidenceAbove, Crosses, Equals
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.engine import Engine
-from jaxstate.engine.hits import FlashQuery
-from jaxstate.engine.metrics import EngineMetrics, HistogramRecord
-from jaxstate.engine.policies import Coalesce
-from jaxstate.engine.recovery import RecoveredSession, Recovery
-from jaxstate.engine.scheduler import Policy
-from jaxstate.engine.session import Session
-from jaxstate.engine.subscription import Subscription
-from jaxstate.engine.tenants import Tenant
-from jaxstate.engine.values import (
+from jaxstate.engine.api.aio import AsyncEngine, AsyncSession
+from jaxstate.engine.api.engine import Engine
+from jaxstate.engine.api.session import FlashQuery, Session
+from jaxstate.engine.core.metrics import EngineMetrics, HistogramRecord
+from jaxstate.engine.durability.recovery import RecoveredSession, Recovery
+from jaxstate.engine.flash.conditions import Changed, Condition, ConfidenceAbove, Crosses, Equals
+from jaxstate.engine.types.events import Subscription
+from jaxstate.engine.types.options import Coalesce, EngineConfig, Policy, Tenant
+from jaxstate.engine.types.values import (
     Answer,
     Closed,
     Connected,

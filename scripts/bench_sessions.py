@@ -40,9 +40,9 @@ from rich.table import Table
 
 import jaxstate
 from jaxstate.config import StepConfig
-from jaxstate.engine.device import DeviceExecutor
-from jaxstate.engine.metrics import HistogramRecord
-from jaxstate.engine.waiting import AskFuture
+from jaxstate.engine.core.metrics import HistogramRecord
+from jaxstate.engine.executor.device import DeviceExecutor
+from jaxstate.engine.requests.futures import AskFuture
 from jaxstate.model.compile_cache import use_compilation_cache
 from jaxstate.records import JsonValue
 from jaxstate.testing import tiny_config, tiny_model

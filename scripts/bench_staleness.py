@@ -18,8 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 
 import jaxstate
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.values import DataUpdated
+from jaxstate.engine.types.options import EngineConfig
+from jaxstate.engine.types.values import DataUpdated
 
 LINE = "{n:05} ACME traded at {price:.2f}, volume {volume}"
 QUESTIONS = ("What was the last price of ACME?", "Is ACME above 100?")

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import jaxstate
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.executor import Chunk, Pending
+from jaxstate.engine.executor.protocol import Chunk, Pending
+from jaxstate.engine.types.options import EngineConfig
 from jaxstate.records import Durability
 from jaxstate.testing import FAKE_LIMITS, ByteTokenizer, FakeClock, FakeExecutor, fake_layout
 from jaxstate.testing import tiny_model as any_model

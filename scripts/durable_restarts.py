@@ -25,9 +25,9 @@ from tick_client import ticks
 
 import jaxstate
 from jaxstate.cells.tables import Seen
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.device import DeviceExecutor
-from jaxstate.engine.executor import HostCells, Saved
+from jaxstate.engine.executor.device import DeviceExecutor
+from jaxstate.engine.executor.protocol import HostCells, Saved
+from jaxstate.engine.types.options import EngineConfig
 from jaxstate.persist.files import Note
 from jaxstate.persist.places import DATABASE, SEGMENTS
 

@@ -41,6 +41,17 @@ RANKS = {
     "__main__": 10,
 }
 SIBLINGS = {"text", "weights", "cells"}
+# The engine's own floors: a package imports from those below it.
+ENGINE_RANKS = {
+    **dict.fromkeys(("types", "executor"), 0),
+    **dict.fromkeys(("requests", "scheduler"), 1),
+    "flash": 2,
+    "sessions": 3,
+    "memory": 4,
+    "core": 5,
+    "durability": 6,
+    "api": 7,
+}
 COMPILING = ("steps", "training")
 NO_JAX_PARTS = ("records", "errors", "config", "textfiles", "text")
 NO_JAX_MODULES = tuple(
@@ -108,6 +119,25 @@ def wrong_arrows(sources: Sources) -> list[str]:
             if theirs not in RANKS:
                 wrong.append(f"{module} imports {target}, which is in no layer of the table")
             elif theirs != mine and not may_import(mine, theirs):
+                wrong.append(f"{module} imports {target}")
+    return wrong
+
+
+def wrong_floors(sources: Sources) -> list[str]:
+    """Imports within the engine that do not point to a floor below."""
+    wrong = []
+    for module, source in sources.items():
+        if part_of(module) != "engine" or module == f"{PACKAGE}.engine":
+            continue
+        mine = module.split(".")[2]
+        if mine not in ENGINE_RANKS:
+            wrong.append(f"{module} is on no floor of the engine")
+            continue
+        for target in imported(source, sources):
+            if not target.startswith(f"{PACKAGE}.engine."):
+                continue
+            theirs = target.split(".")[2]
+            if theirs != mine and not ENGINE_RANKS.get(theirs, 99) < ENGINE_RANKS[mine]:
                 wrong.append(f"{module} imports {target}")
     return wrong
 
@@ -193,7 +223,7 @@ def sloppy_imports(sources: Sources) -> list[str]:
     return wrong
 
 
-RULES = [wrong_arrows, circles, jax_where_none_belongs, compiles_outside_steps, sloppy_imports]
+RULES = [wrong_arrows, wrong_floors, circles, jax_where_none_belongs, compiles_outside_steps, sloppy_imports]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -243,7 +273,10 @@ def test_good_sources_pass(rule: object) -> None:
         (wrong_arrows, "jaxstate.errors", "from jaxstate.cells.layout import x"),
         (wrong_arrows, "jaxstate.model.b", "from jaxstate.testing import x"),
         (wrong_arrows, "jaxstate.testing", "from jaxstate.serve.app import x"),
-        (wrong_arrows, "jaxstate.engine.b", "from jaxstate.testing import x"),
+        (wrong_arrows, "jaxstate.engine.core.b", "from jaxstate.testing import x"),
+        (wrong_floors, "jaxstate.engine.core.b", "from jaxstate.engine.api.engine import x"),
+        (wrong_floors, "jaxstate.engine.executor.b", "from jaxstate.engine.types.values import x"),
+        (wrong_floors, "jaxstate.engine.b", "import json"),
         (wrong_arrows, "jaxstate.somewhere", "import json"),
         (wrong_arrows, "jaxstate", "from jaxstate.serve.app import x"),
         (wrong_arrows, "jaxstate.model.b", "def f():\n    from jaxstate.steps.a import go"),

@@ -26,10 +26,9 @@ from jaxstate.cli.runtime import (
     saved_dtype,
 )
 from jaxstate.cli.show import Show
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.engine import Engine
-from jaxstate.engine.host import saved_entries
-from jaxstate.engine.session import Session
+from jaxstate.engine.api.engine import Engine, saved_entries
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.types.options import EngineConfig
 from jaxstate.errors import InvalidInput, SnapshotDamaged
 from jaxstate.model.loading import DTypeName
 from jaxstate.persist import logged

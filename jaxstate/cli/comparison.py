@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from rich.table import Table
 
 from jaxstate.config import ModelConfig, StepConfig
-from jaxstate.engine.session import Session
-from jaxstate.engine.values import Answer
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.types.values import Answer
 from jaxstate.model.bundle import Model
 from jaxstate.steps.compiled import plan_steps
 from jaxstate.steps.functional import extend, init_state, query

@@ -23,8 +23,8 @@ from jaxstate.cli.comparison import Comparison, compare, comparison_table, state
 from jaxstate.cli.runtime import Needs, engine_for, open_model
 from jaxstate.cli.show import Show, visible
 from jaxstate.config import StepConfig
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.session import Session
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.types.options import EngineConfig
 from jaxstate.errors import UnsupportedModel
 
 CELLS = 8192

@@ -19,9 +19,9 @@ from jaxstate.cli.runtime import Needs, engine_for, open_model
 from jaxstate.cli.show import Show
 from jaxstate.cli.view import flash_line, tokens_per_s
 from jaxstate.config import StepConfig
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.engine import Engine
-from jaxstate.engine.session import Session
+from jaxstate.engine.api.engine import Engine
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.types.options import EngineConfig
 from jaxstate.model.bundle import Model
 
 CELLS = 12_288

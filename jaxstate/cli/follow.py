@@ -15,10 +15,9 @@ from types import TracebackType
 
 from jaxstate.cli.show import Show
 from jaxstate.cli.view import StreamView, flash_fields, flash_line
-from jaxstate.engine.hits import FlashQuery
-from jaxstate.engine.session import Session
-from jaxstate.engine.subscription import Subscription
-from jaxstate.engine.values import Answer, Closed, DataUpdated, Event, FlashReady
+from jaxstate.engine.api.session import FlashQuery, Session
+from jaxstate.engine.types.events import Subscription
+from jaxstate.engine.types.values import Answer, Closed, DataUpdated, Event, FlashReady
 from jaxstate.errors import ClosedError
 
 _QUIET_S = 5.0

@@ -20,10 +20,10 @@ import jax
 
 from jaxstate.cli.show import Show
 from jaxstate.config import ModelConfig, StepConfig, step_config_from_toml
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.engine import Engine
-from jaxstate.engine.pool_size import PoolSize, cells_within, check_fits, device_bytes
-from jaxstate.engine.session import Session
+from jaxstate.engine.api.engine import Engine
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.executor.pool_size import PoolSize, cells_within, check_fits, device_bytes
+from jaxstate.engine.types.options import EngineConfig
 from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model
 from jaxstate.model.compile_cache import use_compilation_cache

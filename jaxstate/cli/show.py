@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from jaxstate.cli.words import in_options
-from jaxstate.engine.values import Answer
+from jaxstate.engine.types.values import Answer
 from jaxstate.records import JsonValue
 
 # A screen that changes more often than this is hard to read and costs time.

@@ -34,10 +34,9 @@ from jaxstate.cli.signals import interruptible
 from jaxstate.cli.streaming import Plan, Streaming
 from jaxstate.cli.view import answers_table, draw
 from jaxstate.config import StepConfig
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.engine import Engine
-from jaxstate.engine.policies import NamedPolicy
-from jaxstate.engine.session import Session
+from jaxstate.engine.api.engine import Engine
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.types.options import EngineConfig, NamedPolicy
 from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model
 from jaxstate.model.loading import DTypeName

@@ -26,9 +26,9 @@ from jaxstate.cli.show import Show
 from jaxstate.cli.signals import Interrupt
 from jaxstate.cli.tailing import line_at
 from jaxstate.cli.view import StreamView, flash_fields
-from jaxstate.engine.engine import Engine
-from jaxstate.engine.session import Session
-from jaxstate.engine.values import Receipt, Span
+from jaxstate.engine.api.engine import Engine
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.types.values import Receipt, Span
 from jaxstate.errors import CapacityExceeded, InvalidInput, JaxstateError
 from jaxstate.model.bundle import Model
 from jaxstate.persist.files import RECORD_NAME

@@ -18,10 +18,9 @@ from rich.table import Table
 
 from jaxstate.cli.inputs import Input
 from jaxstate.cli.show import visible
-from jaxstate.engine.engine import Engine
-from jaxstate.engine.hits import FlashQuery
-from jaxstate.engine.session import Session
-from jaxstate.engine.values import Answer, SessionInfo
+from jaxstate.engine.api.engine import Engine
+from jaxstate.engine.api.session import FlashQuery, Session
+from jaxstate.engine.types.values import Answer, SessionInfo
 from jaxstate.records import JsonValue
 
 # Texts by the names of their columns; a column without any text is left out.

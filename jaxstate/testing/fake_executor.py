@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxstate.cells.tables import BlockCopy, GroupBlock, Seen
-from jaxstate.engine.executor import (
+from jaxstate.engine.executor.protocol import (
     Candidate,
     Choices,
     Chunk,

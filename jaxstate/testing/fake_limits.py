@@ -8,8 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from jaxstate.cells.layout import GroupLayout, PoolLayout, share_pool
-from jaxstate.engine.executor import Limits
-from jaxstate.engine.sizes import RowSizes
+from jaxstate.engine.executor.protocol import Limits, RowSizes
 
 BLOCK_CELLS = 8
 

@@ -10,14 +10,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.hits import FlashQuery
-from jaxstate.engine.runs import Asked
-from jaxstate.engine.scheduler import Policy
-from jaxstate.engine.session import Session
-from jaxstate.engine.tenants import Tenant
-from jaxstate.engine.values import Span
-from jaxstate.engine.waiting import AskFuture
+from jaxstate.engine.api.session import FlashQuery, Session
+from jaxstate.engine.requests.futures import AskFuture
+from jaxstate.engine.requests.request import Asked
+from jaxstate.engine.types.options import EngineConfig, Policy, Tenant
+from jaxstate.engine.types.values import Span
 
 
 @dataclass(eq=False)

@@ -11,8 +11,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from jaxstate.engine.runs import Asked
-from jaxstate.engine.values import Answer
+from jaxstate.engine.requests.request import Asked
+from jaxstate.engine.types.values import Answer
 from jaxstate.model.bundle import Model
 from jaxstate.records import QueryResult
 from jaxstate.steps.functional import extend, init_state, query

@@ -23,11 +23,11 @@ import random
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from jaxstate.engine.asking import Asker, Settings
-from jaxstate.engine.conditions import Changed, ConfidenceAbove
-from jaxstate.engine.policies import Coalesce, QueuePolicy
-from jaxstate.engine.runs import Asked
-from jaxstate.engine.values import Answer
+from jaxstate.engine.flash.conditions import Changed, ConfidenceAbove
+from jaxstate.engine.requests.encoding import Asker, Settings
+from jaxstate.engine.requests.request import Asked
+from jaxstate.engine.types.options import Coalesce, QueuePolicy
+from jaxstate.engine.types.values import Answer
 from jaxstate.errors import (
     BudgetExceeded,
     CapacityExceeded,

@@ -11,15 +11,15 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 
-from jaxstate.engine.asking import Asker
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.desk import Desk
-from jaxstate.engine.durable import Durable, opened_keeper
-from jaxstate.engine.executor import Executor
-from jaxstate.engine.host import SessionHost
-from jaxstate.engine.lifecycle import Lifecycle
-from jaxstate.engine.loop import Loop
-from jaxstate.engine.session import Session
+from jaxstate.engine.api.engine import SessionHost
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.core.desk import Desk
+from jaxstate.engine.core.loop import Loop
+from jaxstate.engine.core.session_manager import Lifecycle
+from jaxstate.engine.durability.transfer import Durable, opened_keeper
+from jaxstate.engine.executor.protocol import Executor
+from jaxstate.engine.requests.encoding import Asker
+from jaxstate.engine.types.options import EngineConfig
 from jaxstate.errors import ClosedError
 from jaxstate.records import Durability
 from jaxstate.testing.byte_tokenizer import ByteTokenizer

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxstate.cells.tables import BlockCopy, GroupBlock, Seen
-from jaxstate.engine.device import DeviceExecutor
-from jaxstate.engine.executor import Choices, Chunk, HostCells, Pending, RowTokens
+from jaxstate.engine.executor.device import DeviceExecutor
+from jaxstate.engine.executor.protocol import Choices, Chunk, HostCells, Pending, RowTokens
 from jaxstate.model.bundle import Model
 
 

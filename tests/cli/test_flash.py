@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from jaxstate.cli import streaming
-from jaxstate.engine.device import DeviceExecutor
-from jaxstate.engine.executor import Chunk
+from jaxstate.engine.executor.device import DeviceExecutor
+from jaxstate.engine.executor.protocol import Chunk
 from jaxstate.persist.files import inspect_snapshot
 from tests.cli.conftest import Run, feed, terminal
 from tests.cli.test_stream import QUESTION, TEXT, expected_answer

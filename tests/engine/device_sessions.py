@@ -8,8 +8,8 @@ import numpy as np
 
 import jaxstate
 from jaxstate.cells.tables import CellTable, Seen, TableBook
-from jaxstate.engine.device import DeviceExecutor
-from jaxstate.engine.executor import Chunk, RowStep, RowTokens
+from jaxstate.engine.executor.device import DeviceExecutor
+from jaxstate.engine.executor.protocol import Chunk, RowStep, RowTokens
 from jaxstate.records import Sampling
 
 

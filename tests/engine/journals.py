@@ -12,8 +12,8 @@ import sqlite3
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.session import Session
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.types.options import EngineConfig
 from jaxstate.persist.logged import segment_names
 from jaxstate.persist.places import DATABASE, read_only
 from tests.engine.rig import Rig

@@ -14,13 +14,12 @@ from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.executor import Limits, Tokens
-from jaxstate.engine.pushing import NewEntries, push
-from jaxstate.engine.receipts import Pushed
-from jaxstate.engine.session import Session
-from jaxstate.engine.subscription import Subscription
-from jaxstate.engine.values import (
+from jaxstate.engine.api.session import NewEntries, Session, push
+from jaxstate.engine.executor.protocol import Limits, Tokens
+from jaxstate.engine.sessions.dedup import Pushed
+from jaxstate.engine.types.events import Subscription
+from jaxstate.engine.types.options import EngineConfig
+from jaxstate.engine.types.values import (
     Answer,
     Closed,
     Connected,

@@ -17,9 +17,8 @@ import pytest
 
 import jaxstate
 from jaxstate.config import StepConfig
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.executor import Chunk, Pending
-from jaxstate.engine.tenants import Tenant
+from jaxstate.engine.executor.protocol import Chunk, Pending
+from jaxstate.engine.types.options import EngineConfig, Tenant
 from jaxstate.errors import BudgetExceeded, ClosedError, SequenceGap, TimedOut
 from jaxstate.model.bundle import Model
 from jaxstate.persist.journal import Journal, Ticket

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxstate.engine.endings import erase_session
-from jaxstate.engine.values import Span
+from jaxstate.engine.core.session_manager import erase_session
+from jaxstate.engine.types.values import Span
 from jaxstate.errors import ClosedError, InvalidInput, JournalDamaged, JournalError
 from jaxstate.persist import archive
 from jaxstate.persist.places import DATABASE, read_only

@@ -15,12 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.executor import Limits
-from jaxstate.engine.scheduler import Policy
-from jaxstate.engine.session import Session
-from jaxstate.engine.values import Answer, Closed, Connected, DataUpdated, Event, FlashReady
-from jaxstate.engine.waiting import AskFuture
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.executor.protocol import Limits
+from jaxstate.engine.requests.futures import AskFuture
+from jaxstate.engine.types.options import EngineConfig, Policy
+from jaxstate.engine.types.values import Answer, Closed, Connected, DataUpdated, Event, FlashReady
 from jaxstate.errors import CapacityExceeded, ClosedError, InvalidInput, TimedOut
 from jaxstate.testing import FAKE_LIMITS, fake_layout
 from tests.engine.rig import AHEAD, Rig, read, said

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxstate.engine.conditions import (
+from jaxstate.engine.flash.conditions import (
     Changed,
     Condition,
     ConfidenceAbove,
@@ -20,7 +20,7 @@ from jaxstate.engine.conditions import (
     checked_condition,
     first_number,
 )
-from jaxstate.engine.values import Answer, Usage
+from jaxstate.engine.types.values import Answer, Usage
 from jaxstate.errors import InvalidInput
 
 

@@ -16,8 +16,15 @@ from numpy.typing import NDArray
 
 import jaxstate
 from jaxstate.cells.tables import GroupBlock
-from jaxstate.engine.device import DeviceExecutor
-from jaxstate.engine.executor import Candidate, HostCells, Lost, Pending, RowStep, RowTokens
+from jaxstate.engine.executor.device import DeviceExecutor
+from jaxstate.engine.executor.protocol import (
+    Candidate,
+    HostCells,
+    Lost,
+    Pending,
+    RowStep,
+    RowTokens,
+)
 from jaxstate.errors import CapacityExceeded, FingerprintMismatch, InvalidInput
 from jaxstate.model.bundle import Model
 from jaxstate.records import QueryResult, Sampling

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxstate
-from jaxstate.engine.config import EngineConfig
+from jaxstate.engine.types.options import EngineConfig
 from jaxstate.persist.files import Arrays
 from jaxstate.testing import TINY_CONFIG, tiny_model
 from tests.engine.test_aio import FEW

@@ -11,9 +11,9 @@ from concurrent.futures import Future
 import pytest
 
 import jaxstate
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.endings import close_session
-from jaxstate.engine.executor import Executor
+from jaxstate.engine.core.session_manager import close_session
+from jaxstate.engine.executor.protocol import Executor
+from jaxstate.engine.types.options import EngineConfig
 from jaxstate.errors import (
     BudgetExceeded,
     ClosedError,

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.subscription import Subscription
-from jaxstate.engine.values import Closed, Connected, DataUpdated, Event
+from jaxstate.engine.types.events import Subscription
+from jaxstate.engine.types.options import EngineConfig
+from jaxstate.engine.types.values import Closed, Connected, DataUpdated, Event
 from tests.engine.rig import Rig, read, short
 
 

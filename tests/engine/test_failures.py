@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from jaxstate.engine.executor import Limits, Lost
-from jaxstate.engine.values import Closed
+from jaxstate.engine.executor.protocol import Limits, Lost
+from jaxstate.engine.types.values import Closed
 from jaxstate.errors import ClosedError, StepFailed, UnknownSession
 from jaxstate.testing import FAKE_LIMITS, SHARED_LIMITS
 from tests.engine.rig import AHEAD, Rig, read, said, short

@@ -6,11 +6,10 @@ import dataclasses
 
 import pytest
 
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.executor import Limits
-from jaxstate.engine.scheduler import Policy
-from jaxstate.engine.session import Session
-from jaxstate.engine.tenants import CELLS_PER_TOKEN, START_TOKENS, Tenant, TenantShares
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.executor.protocol import Limits
+from jaxstate.engine.scheduler.fairness import CELLS_PER_TOKEN, START_TOKENS, TenantShares
+from jaxstate.engine.types.options import EngineConfig, Policy, Tenant
 from jaxstate.errors import BudgetExceeded, InvalidInput
 from jaxstate.testing import FAKE_LIMITS, SHARED_LIMITS, fake_layout
 from tests.engine.rig import Rig, said

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxstate.cells.tables import CellTable, Seen, TableBook
-from jaxstate.engine.executor import (
+from jaxstate.engine.executor.protocol import (
     Candidate,
     Choices,
     Chunk,

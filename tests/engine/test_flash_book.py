@@ -12,10 +12,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from jaxstate.engine.conditions import Watch
-from jaxstate.engine.flash import FlashBook, Registered, WarmBook
-from jaxstate.engine.runs import Asked
-from jaxstate.engine.values import Answer, Usage
+from jaxstate.engine.flash.conditions import Watch
+from jaxstate.engine.flash.registry import FlashBook, Registered, WarmBook
+from jaxstate.engine.requests.request import Asked
+from jaxstate.engine.types.values import Answer, Usage
 from jaxstate.errors import FlashLimit, InvalidInput
 from jaxstate.records import Sampling
 

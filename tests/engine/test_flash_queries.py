@@ -10,9 +10,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxstate.engine.conditions import ConfidenceAbove, Equals
-from jaxstate.engine.sizes import RowSizes
-from jaxstate.engine.values import FlashReady
+from jaxstate.engine.executor.protocol import RowSizes
+from jaxstate.engine.flash.conditions import ConfidenceAbove, Equals
+from jaxstate.engine.types.values import FlashReady
 from jaxstate.errors import ClosedError, FlashLimit, InvalidInput, TimedOut
 from jaxstate.testing import FAKE_LIMITS
 from tests.engine.rig import Rig, read, short

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxstate
-from jaxstate.engine.device import DeviceExecutor
-from jaxstate.engine.executor import Candidate, RowTokens
+from jaxstate.engine.executor.device import DeviceExecutor
+from jaxstate.engine.executor.protocol import Candidate, RowTokens
 from jaxstate.testing import TINY_CONFIG, tiny_model
 from tests.engine.device_sessions import DeviceSessions, next_step
 

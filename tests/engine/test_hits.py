@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxstate.engine.session import Session
-from jaxstate.engine.values import Answer, Usage
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.types.values import Answer, Usage
 from tests.engine.rig import Rig
 
 

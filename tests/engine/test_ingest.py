@@ -11,11 +11,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from jaxstate.engine.entries import Offer, Taken
-from jaxstate.engine.executor import Tokens
-from jaxstate.engine.ingest import IngestQueue
-from jaxstate.engine.policies import Coalesce, QueuePolicy, checked_policy
-from jaxstate.engine.values import Span
+from jaxstate.engine.executor.protocol import Tokens
+from jaxstate.engine.sessions.ingest_queue import IngestQueue
+from jaxstate.engine.sessions.token_log import Offer, Taken
+from jaxstate.engine.types.options import Coalesce, QueuePolicy, checked_policy
+from jaxstate.engine.types.values import Span
 from jaxstate.errors import CapacityExceeded, InvalidInput, JaxstateError, QueueFull
 
 PLENTY = 1000

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import jaxstate
-from jaxstate.engine.config import EngineConfig
+from jaxstate.engine.types.options import EngineConfig
 from jaxstate.errors import ClosedError
 from jaxstate.testing import FakeClock, FakeExecutor, tiny_model
 from tests.engine.rig import Rig

@@ -18,10 +18,10 @@ import pytest
 import jaxstate
 from jaxstate.cells.prefixes import PrefixCache
 from jaxstate.cells.tables import TableBook
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.metrics import Counts
-from jaxstate.engine.session import Session
-from jaxstate.engine.values import Answer, Place
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.core.metrics import Counts
+from jaxstate.engine.types.options import EngineConfig
+from jaxstate.engine.types.values import Answer, Place
 from jaxstate.errors import InvalidInput
 from jaxstate.testing import FakeClock, SteppedEngine, WatchedExecutor, tiny_model
 from jaxstate.testing.simulation import SESSION_CELLS, TEMPLATE

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 import jaxstate
-from jaxstate.engine import durable, receipts
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.policies import Coalesce
-from jaxstate.engine.receipts import Pushed
-from jaxstate.engine.session import Session
-from jaxstate.engine.values import Receipt, Span
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.durability import transfer as durable
+from jaxstate.engine.sessions import dedup as receipts
+from jaxstate.engine.sessions.dedup import Pushed
+from jaxstate.engine.types.options import Coalesce, EngineConfig
+from jaxstate.engine.types.values import Receipt, Span
 from jaxstate.errors import ClosedError, InvalidInput, JournalError, QueueFull, SequenceGap
 from jaxstate.persist import journal
 from jaxstate.persist.journal import Journal, Ticket
@@ -109,7 +109,7 @@ def test_memory_does_not_wait_for_the_disk(rig: Rig) -> None:
 
 
 def test_too_many_that_wait_let_the_next_wait(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxstate.engine.keeper.MOST_WAITING", 2)
+    monkeypatch.setattr("jaxstate.engine.core.journal_writer.MOST_WAITING", 2)
     session = rig.open()
     go = held(rig)
     for text in "ab":

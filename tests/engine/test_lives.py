@@ -11,11 +11,11 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.executor import HostCells, Limits, Saved
-from jaxstate.engine.lifecycle import TOKENS
-from jaxstate.engine.session import Session
-from jaxstate.engine.values import Answer, Closed
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.core.session_manager import TOKENS
+from jaxstate.engine.executor.protocol import HostCells, Limits, Saved
+from jaxstate.engine.types.options import EngineConfig
+from jaxstate.engine.types.values import Answer, Closed
 from jaxstate.errors import BudgetExceeded, ClosedError, StepFailed, UnknownSession
 from jaxstate.testing import FAKE_LIMITS
 from tests.engine.rig import AHEAD, Rig, read, said

@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import jaxstate
-from jaxstate.engine.asking import Asker, Settings
-from jaxstate.engine.config import EngineConfig
+from jaxstate.engine.requests.encoding import Asker, Settings
+from jaxstate.engine.types.options import EngineConfig
 from jaxstate.errors import CapacityExceeded, ClosedError, TimedOut
 from jaxstate.model.bundle import Model
 from jaxstate.testing import Reference, tiny_model

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 import jaxstate
-from jaxstate.engine.executor import Saved
-from jaxstate.engine.receipts import Receipts
-from jaxstate.engine.recovery import Recoverer
-from jaxstate.engine.sizes import RowSizes
-from jaxstate.engine.vault import Vault
+from jaxstate.engine.durability.recovery import Recoverer
+from jaxstate.engine.executor.protocol import RowSizes, Saved
+from jaxstate.engine.memory.cell_store import Vault
+from jaxstate.engine.sessions.dedup import Receipts
 from jaxstate.errors import JournalDamaged
 from jaxstate.persist.segments import SegmentStore
 from jaxstate.testing import SHARED_LIMITS, FakeClock, FakeExecutor, fake_layout, tiny_model
@@ -112,7 +111,7 @@ def test_a_flash_hit_needs_no_lock() -> None:
 def test_nobody_waits_for_a_disk_under_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jaxstate.engine import keeper
+    from jaxstate.engine.core import journal_writer as keeper
 
     journal = tmp_path / "j"
     device = {"executor": FakeExecutor(FakeClock()), "clock": time.perf_counter}
@@ -141,7 +140,7 @@ def test_nobody_waits_for_a_disk_under_the_lock(
 def test_clients_that_are_in_the_journal_are_forgotten_here(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("jaxstate.engine.receipts.MOST_CLIENTS", 10)
+    monkeypatch.setattr("jaxstate.engine.sessions.dedup.MOST_CLIENTS", 10)
 
     class Older:
         def last_seq(self, client: str) -> int:
@@ -162,7 +161,7 @@ def test_clients_that_are_in_the_journal_are_forgotten_here(
 def test_an_error_that_passes_does_not_cost_the_only_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jaxstate.engine.vault._PAUSE_S", 0.01)
+    monkeypatch.setattr("jaxstate.engine.memory.cell_store._PAUSE_S", 0.01)
     device, moved = FakeExecutor(FakeClock()), threading.Event()
     vault = Vault(device, 0, str(tmp_path), lambda _: moved.set())
     rig = Rig()

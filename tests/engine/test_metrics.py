@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxstate.engine.metrics import (
+from jaxstate.engine.core.metrics import (
     ENTRIES_BOUNDS,
     SECONDS_BOUNDS,
     CountName,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxstate
-from jaxstate.engine.executor import Limits
+from jaxstate.engine.executor.protocol import Limits
 from jaxstate.errors import InvalidInput, NotFinite, StepFailed, UnsupportedModel
 from jaxstate.model.loading import load
 from jaxstate.testing import FAKE_LIMITS, ByteTokenizer, tiny_config, tiny_model

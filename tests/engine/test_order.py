@@ -9,10 +9,9 @@ from concurrent.futures import Future
 
 import pytest
 
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.scheduler import Policy
-from jaxstate.engine.session import Session
-from jaxstate.engine.values import Answer
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.types.options import EngineConfig, Policy
+from jaxstate.engine.types.values import Answer
 from tests.engine.rig import Rig, said
 
 # --- order of the classes -----------------------------------------------------------------------

@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 
 import jaxstate
-from jaxstate.engine.aio_session import AsyncSession
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.executor import HostCells
-from jaxstate.engine.session import Session
-from jaxstate.engine.tenants import Tenant
-from jaxstate.engine.waiting import AskFuture
+from jaxstate.engine.api.aio import AsyncSession
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.executor.protocol import HostCells
+from jaxstate.engine.requests.futures import AskFuture
+from jaxstate.engine.types.options import EngineConfig, Tenant
 from jaxstate.errors import (
     BudgetExceeded,
     ClosedError,

@@ -15,11 +15,11 @@ import pytest
 
 import jaxstate
 from jaxstate.config import LayerAttention, Rope, StepConfig
-from jaxstate.engine.asking import Asker, Settings
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.device import DeviceExecutor
-from jaxstate.engine.session import Session
-from jaxstate.engine.waiting import AskFuture
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.executor.device import DeviceExecutor
+from jaxstate.engine.requests.encoding import Asker, Settings
+from jaxstate.engine.requests.futures import AskFuture
+from jaxstate.engine.types.options import EngineConfig
 from jaxstate.errors import VersionUnavailable
 from jaxstate.testing import (
     TINY_CONFIG,

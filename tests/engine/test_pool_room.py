@@ -19,14 +19,12 @@ from hypothesis import strategies as st
 from jaxstate.cells.layout import GroupLayout, PoolLayout
 from jaxstate.cells.prefixes import PrefixCache
 from jaxstate.cells.tables import TableBook
-from jaxstate.engine.books import Ask, Book
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.moves import Move, Now
-from jaxstate.engine.policies import QueuePolicy
-from jaxstate.engine.residence import Residence
-from jaxstate.engine.room import Room
-from jaxstate.engine.runs import Asked, Run
-from jaxstate.engine.swapping import PASSED_OVER, Swapper
+from jaxstate.engine.memory.block_budget import Room
+from jaxstate.engine.memory.swap_policy import PASSED_OVER, Move, Now, Swapper
+from jaxstate.engine.requests.request import Asked, Run
+from jaxstate.engine.sessions.record import Ask, Book
+from jaxstate.engine.sessions.residence import Residence
+from jaxstate.engine.types.options import EngineConfig, QueuePolicy
 from jaxstate.errors import BudgetExceeded, CapacityExceeded
 from jaxstate.records import Sampling
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from jaxstate.engine import pool_size as module
-from jaxstate.engine.device import DeviceExecutor
-from jaxstate.engine.pool_size import DEFAULT_CELLS, device_bytes, pool_size
+from jaxstate.engine.executor import pool_size as module
+from jaxstate.engine.executor.device import DeviceExecutor
+from jaxstate.engine.executor.pool_size import DEFAULT_CELLS, device_bytes, pool_size
 from jaxstate.errors import InvalidInput
 from jaxstate.testing import tiny_model
 

@@ -11,10 +11,8 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.policies import Coalesce
-from jaxstate.engine.scheduler import Policy
-from jaxstate.engine.values import Span
+from jaxstate.engine.types.options import Coalesce, EngineConfig, Policy
+from jaxstate.engine.types.values import Span
 from jaxstate.errors import CapacityExceeded, QueueFull
 from jaxstate.testing import FAKE_LIMITS, fake_layout
 from tests.engine.rig import Rig, said

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 import jaxstate
-from jaxstate.engine.conditions import Crosses, Equals
-from jaxstate.engine.policies import Coalesce, QueuePolicy
-from jaxstate.engine.recovery import RecoveredSession
-from jaxstate.engine.tenants import Tenant
+from jaxstate.engine.durability.recovery import RecoveredSession
+from jaxstate.engine.flash.conditions import Crosses, Equals
+from jaxstate.engine.types.options import Coalesce, QueuePolicy, Tenant
 from jaxstate.errors import InvalidInput
 from jaxstate.persist.places import DATABASE, read_only
 from jaxstate.testing import (

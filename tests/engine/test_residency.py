@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from jaxstate.engine.books import Book
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.executor import Lost
-from jaxstate.engine.moves import Move, Now
-from jaxstate.engine.scheduler import Policy
-from jaxstate.engine.session import Session
-from jaxstate.engine.values import Moved
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.executor.protocol import Lost
+from jaxstate.engine.memory.swap_policy import Move, Now
+from jaxstate.engine.sessions.record import Book
+from jaxstate.engine.types.options import EngineConfig, Policy
+from jaxstate.engine.types.values import Moved
 from jaxstate.errors import BudgetExceeded, InvalidInput
 from jaxstate.testing import SHARED_LIMITS, fake_layout
 from tests.engine.rig import Rig, read, said

@@ -9,8 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.scheduler import Policy
+from jaxstate.engine.types.options import EngineConfig, Policy
 from jaxstate.testing import FAKE_LIMITS
 from tests.engine.rig import AHEAD, Rig, read, said, short
 

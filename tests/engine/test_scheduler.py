@@ -8,20 +8,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jaxstate.engine.scheduler import Policy, plan, start_size
-from jaxstate.engine.sizes import RowSizes
-from jaxstate.engine.views import (
-    WORKS,
-    Begin,
-    GoOn,
-    Ingest,
-    RunView,
-    SessionView,
-    Stage,
-    Step,
-    View,
-    Work,
-)
+from jaxstate.engine.executor.protocol import RowSizes
+from jaxstate.engine.scheduler.scheduler import plan, start_size
+from jaxstate.engine.scheduler.views import Begin, GoOn, Ingest, RunView, SessionView, Step, View
+from jaxstate.engine.types.options import Policy
+from jaxstate.engine.types.values import WORKS, Stage, Work
 from jaxstate.errors import InvalidInput
 
 START_ROWS = ((16, 8), (32, 4))

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.executor import Chunk, Pending
-from jaxstate.engine.session import Session
-from jaxstate.engine.waiting import AskFuture
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.executor.protocol import Chunk, Pending
+from jaxstate.engine.requests.futures import AskFuture
+from jaxstate.engine.types.options import EngineConfig
 from jaxstate.errors import ClosedError, InvalidInput, QueueFull, TimedOut
 from jaxstate.testing import SHARED_LIMITS
 from jaxstate.text import Template

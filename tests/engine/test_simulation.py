@@ -16,10 +16,10 @@ import pytest
 
 from jaxstate.cells.tables import BlockCopy, Seen
 from jaxstate.config import StepConfig
-from jaxstate.engine.device import DeviceExecutor
-from jaxstate.engine.executor import Choices, Chunk, HostCells, Pending, RowStep, RowTokens
-from jaxstate.engine.runs import Asked
-from jaxstate.engine.values import Answer
+from jaxstate.engine.executor.device import DeviceExecutor
+from jaxstate.engine.executor.protocol import Choices, Chunk, HostCells, Pending, RowStep, RowTokens
+from jaxstate.engine.requests.request import Asked
+from jaxstate.engine.types.values import Answer
 from jaxstate.model.bundle import Model
 from jaxstate.testing import Simulation, WatchedExecutor, simulate, tiny_config, tiny_model
 from jaxstate.testing.simulation import POOL_SESSIONS, SESSION_CELLS
@@ -176,7 +176,7 @@ def test_what_replays_a_failure_is_said() -> None:
 
 
 def test_a_stale_ready_answer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jaxstate.engine.flash import WarmBook
+    from jaxstate.engine.flash.registry import WarmBook
 
     def forgetful(self: WarmBook, asked: Asked) -> Answer | None:
         one = self._by_text.get(asked.question)
@@ -190,7 +190,7 @@ def test_a_stale_ready_answer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_stale_answer_given_as_fresh_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jaxstate.engine.flash import FlashBook
+    from jaxstate.engine.flash.registry import FlashBook
 
     monkeypatch.setattr(FlashBook, "is_current", lambda *_: True)
     with pytest.raises(AssertionError, match="seed"):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxstate.engine.sizes import RowSizes
+from jaxstate.engine.executor.protocol import RowSizes
 
 CPU = RowSizes(sizes=(1, 8, 64), overhead_tokens=32)
 GPU = RowSizes(sizes=(1, 8, 64), overhead_tokens=512)

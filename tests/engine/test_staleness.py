@@ -7,8 +7,8 @@ import dataclasses
 
 import pytest
 
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.session import Session
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.types.options import EngineConfig
 from jaxstate.errors import InvalidInput
 from jaxstate.testing import FAKE_LIMITS, fake_layout
 from tests.engine.rig import Rig

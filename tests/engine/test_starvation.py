@@ -9,10 +9,9 @@ from __future__ import annotations
 import dataclasses
 from concurrent.futures import Future
 
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.scheduler import Policy
-from jaxstate.engine.session import Session
-from jaxstate.engine.values import Answer
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.types.options import EngineConfig, Policy
+from jaxstate.engine.types.values import Answer
 from jaxstate.testing import FAKE_LIMITS, fake_layout
 from tests.engine.rig import Rig, said
 

@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from jaxstate.engine.subscription import FlashMode, Subscription
-from jaxstate.engine.values import Answer, Closed, DataUpdated, Event, FlashReady, Usage
+from jaxstate.engine.types.events import FlashMode, Subscription
+from jaxstate.engine.types.values import Answer, Closed, DataUpdated, Event, FlashReady, Usage
 from jaxstate.errors import InvalidInput
 
 

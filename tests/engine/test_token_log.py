@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxstate.engine.ingest import IngestQueue
-from jaxstate.engine.residence import TokenLog
+from jaxstate.engine.sessions.ingest_queue import IngestQueue
+from jaxstate.engine.sessions.token_log import TokenLog
 
 ENTRIES = st.lists(st.lists(st.integers(0, 255), max_size=5), max_size=12)
 

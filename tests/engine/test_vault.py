@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.executor import HostCells, Saved
-from jaxstate.engine.vault import Vault
+from jaxstate.engine.executor.protocol import HostCells, Saved
+from jaxstate.engine.memory.cell_store import Vault
+from jaxstate.engine.types.options import EngineConfig
 from jaxstate.persist.files import Note
 from jaxstate.testing import FakeClock, FakeExecutor
 from tests.engine.rig import Rig, said

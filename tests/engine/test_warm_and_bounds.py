@@ -9,7 +9,7 @@ import dataclasses
 
 import pytest
 
-from jaxstate.engine.config import EngineConfig
+from jaxstate.engine.types.options import EngineConfig
 from jaxstate.errors import CapacityExceeded, FlashLimit, InvalidInput, PromptTooLong, QueueFull
 from jaxstate.testing import FAKE_LIMITS
 from tests.engine.rig import Rig, said

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import jaxstate
-from jaxstate.engine.compiling import WarmUp
+from jaxstate.engine.api.engine import WarmUp
 from jaxstate.errors import JaxstateError
 from jaxstate.model.bundle import Model
 from jaxstate.steps import compiled as compiled_module

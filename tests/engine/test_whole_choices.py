@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxstate
-from jaxstate.engine.asking import Asker, checked_settings
+from jaxstate.engine.requests.encoding import Asker, checked_settings
 from jaxstate.records import Sampling
 from jaxstate.testing import FAKE_LIMITS, TINY_STEPS, ByteTokenizer, tiny_model
 from jaxstate.text import Template, plain_template

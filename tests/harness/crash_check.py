@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxstate.engine.receipts import receipt_of
+from jaxstate.engine.sessions.dedup import receipt_of
 from jaxstate.errors import JournalDamaged
 from jaxstate.persist.logged import (
     LoggedSession,

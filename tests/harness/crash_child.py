@@ -30,10 +30,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from jaxstate.engine.device import DeviceExecutor
-from jaxstate.engine.engine import Engine
-from jaxstate.engine.executor import Executor
-from jaxstate.engine.session import Session
+from jaxstate.engine.api.engine import Engine
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.executor.device import DeviceExecutor
+from jaxstate.engine.executor.protocol import Executor
 from jaxstate.errors import UnknownSession
 from jaxstate.persist.places import DATABASE, connect
 from tests.harness.crash_clients import STUCK_S, Client, Tell

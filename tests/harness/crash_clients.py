@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from jaxstate.engine.engine import Engine
-from jaxstate.engine.policies import QueuePolicy
-from jaxstate.engine.receipts import receipt_json
-from jaxstate.engine.session import Session
+from jaxstate.engine.api.engine import Engine
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.sessions.dedup import receipt_json
+from jaxstate.engine.types.options import QueuePolicy
 from jaxstate.errors import (
     BudgetExceeded,
     CapacityExceeded,

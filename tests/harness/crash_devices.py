@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Literal, TypeAlias
 
-from jaxstate.engine.config import EngineConfig
-from jaxstate.engine.device import DeviceExecutor
-from jaxstate.engine.executor import Executor, HostCells
+from jaxstate.engine.executor.device import DeviceExecutor
+from jaxstate.engine.executor.protocol import Executor, HostCells
+from jaxstate.engine.types.options import EngineConfig
 from jaxstate.model.bundle import Model
 from jaxstate.persist.files import Note
 from jaxstate.testing.byte_tokenizer import ByteTokenizer

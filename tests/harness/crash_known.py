@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from jaxstate.engine.receipts import receipt_of
+from jaxstate.engine.sessions.dedup import receipt_of
 
 # One line of JSON; what is in it depends on its first key.
 Report: TypeAlias = Mapping[str, Any]

@@ -22,15 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
-from jaxstate.engine.asking import Settings
-from jaxstate.engine.config import EngineConfig, Resume
-from jaxstate.engine.device import DeviceExecutor
-from jaxstate.engine.engine import Engine
-from jaxstate.engine.residence import Residency
-from jaxstate.engine.scheduler import Policy
-from jaxstate.engine.session import Session
-from jaxstate.engine.tenants import Tenant
-from jaxstate.engine.values import Place
+from jaxstate.engine.api.engine import Engine
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.executor.device import DeviceExecutor
+from jaxstate.engine.requests.encoding import Settings
+from jaxstate.engine.sessions.residence import Residency
+from jaxstate.engine.types.options import EngineConfig, Policy, Resume, Tenant
+from jaxstate.engine.types.values import Place
 from jaxstate.errors import BudgetExceeded, CapacityExceeded, InvalidInput, QueueFull
 from jaxstate.model.bundle import Model
 from jaxstate.testing.lives import Life

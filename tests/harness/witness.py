@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass, field
 
 import jax.numpy as jnp
 
-from jaxstate.engine.asking import Asker, Settings
-from jaxstate.engine.executor import Limits
-from jaxstate.engine.metrics import EngineMetrics
-from jaxstate.engine.runs import Asked
-from jaxstate.engine.values import Answer
+from jaxstate.engine.core.metrics import EngineMetrics
+from jaxstate.engine.executor.protocol import Limits
+from jaxstate.engine.requests.encoding import Asker, Settings
+from jaxstate.engine.requests.request import Asked
+from jaxstate.engine.types.values import Answer
 from jaxstate.model.bundle import Model
 from jaxstate.testing.lives import Life
 from jaxstate.testing.reference import Reference

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jaxstate.engine.pool_size import container_bytes
+from jaxstate.engine.executor.pool_size import container_bytes
 
 PROGRAM = """
 import dataclasses, jax, numpy as np, pytest, jaxstate

@@ -1,0 +1,1114 @@
+"""A session, as its user holds it: push, ask, flash, wait, fork, save, close.
+
+Comes in: texts and settings. Goes out: receipts, answers, futures. All state is the book's and the
+engine's; a `Session` is a handle on it. Does not know: devices, when steps run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from jaxstate.engine.core.desk import Desk
+from jaxstate.engine.core.ledger import border_of, check_rebuild
+from jaxstate.engine.core.session_manager import Lifecycle, close_session
+from jaxstate.engine.executor.protocol import Tokens
+from jaxstate.engine.flash.conditions import Condition
+from jaxstate.engine.flash.registry import OnFire, Registered, flash_json, new_registered
+from jaxstate.engine.requests.encoding import (
+    ANY,
+    Asker,
+    Settings,
+    Wanted,
+    checked_wanted,
+    settings_of,
+)
+from jaxstate.engine.requests.futures import AskFuture, countdown
+from jaxstate.engine.requests.request import Asked
+from jaxstate.engine.sessions.dedup import Origin, Pushed, origin_of, receipt_json
+from jaxstate.engine.sessions.record import Book
+from jaxstate.engine.sessions.token_log import Offer
+from jaxstate.engine.types.events import FlashMode, Subscription, checked_timeout
+from jaxstate.engine.types.options import key_of
+from jaxstate.engine.types.values import Answer, Event, Receipt, SessionInfo
+from jaxstate.errors import CapacityExceeded, ClosedError, InvalidInput, JournalError
+from jaxstate.persist.changes import (
+    Push,
+    asked_from_now_on,
+    no_longer_asked,
+    pushed,
+    reserve_given_up,
+)
+from jaxstate.persist.journal import Ticket
+from jaxstate.records import LEVELS, Durability, checked_int, checked_path, checked_type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NewEntries:
+    """What is pushed.
+
+    Attributes:
+        texts: as they were given.
+        tokens: of each, and its key, if the session's policy wants one.
+        first_tokens: of the first text, if it becomes the session's first entry and is encoded in
+            another way then; else None.
+        origin: who pushes, if that counts.
+        level: what it is to outlive.
+    """
+
+    texts: tuple[str, ...]
+    tokens: tuple[tuple[Tokens, Hashable | None], ...]
+    first_tokens: Tokens | None = None
+    origin: Origin | None
+    level: Durability
+
+
+def new_entries(
+    asker: Asker,
+    book: Book,
+    entries: str | Sequence[str],
+    level: Durability,
+    client: str | None,
+    client_seq: int | None,
+    strict: bool,
+) -> NewEntries:
+    """What is pushed to a session, in tokens, with keys where its policy wants them.
+
+    Raises:
+        InvalidInput: something is no text, or who pushes is not said whole.
+        CapacityExceeded: there is far more of it than the session has cells.
+    """
+    texts = _texts(asker, entries)
+    policy, place = book.queue.policy, book.first_place
+    tokens = tuple((asker.entry(text), key_of(policy, text)) for text in texts)
+    first = None
+    if place != "text" and texts and book.queue.last == 0:
+        first = asker.entry(texts[0], place)
+    return NewEntries(
+        texts=tuple(texts),
+        tokens=tokens,
+        first_tokens=first,
+        origin=origin_of(client, client_seq, strict, texts),
+        level=level,
+    )
+
+
+def _texts(asker: Asker, entries: str | Sequence[str]) -> Sequence[str]:
+    """Entries as given, one or several; nothing was made of them yet."""
+    if isinstance(entries, Sequence) and not isinstance(entries, str | bytes | bytearray):
+        for place, text in enumerate(entries):
+            asker.check_text(f"entries[{place}]", text)
+        asker.check_characters("the push", sum(map(len, entries)))
+        return entries
+    if isinstance(entries, Iterable) and not isinstance(entries, str | bytes | bytearray):
+        raise InvalidInput(
+            f"entries is {type(entries).__name__}, and must be a str or a list of them: "
+            "list(entries) makes one"
+        )
+    asker.check_text("entry", entries)
+    return (entries,)
+
+
+def push(desk: Desk, book: Book, new: NewEntries) -> Pushed | Future[None]:
+    """Entries into the queue; a future to wait for if there is no room now.
+
+    Raises:
+        ClosedError, NotFinite, InvalidInput, CapacityExceeded, BudgetExceeded, QueueFull,
+        SequenceGap, JournalError: as `Session.push`.
+    """
+    while True:
+        with desk.noting():
+            book.check_open()
+            book.check_reads(book.version + 1)
+            origin = new.origin
+            read = None if origin is None else book.receipts.unread(origin.client, origin.seq)
+            if read is None:
+                return _pushed(desk, book, new)
+        read()
+
+
+def _pushed(desk: Desk, book: Book, new: NewEntries) -> Pushed | Future[None]:
+    if new.origin is not None and (before := book.receipts.find(new.origin)) is not None:
+        return _repeated(desk, before, new.level)
+    # What follows something that is not written yet is not read before it either.
+    hold = book.queue.holds or book.is_new or not desk.keeper.counts_at_once(new.level)
+    if next(iter(book.room_waiters), new) is not new:
+        return _place_in_line(book, new)
+    offer = _offer(desk, book, new, hold=hold)
+    if offer is None:
+        return _place_in_line(book, new)
+    _left_line(desk, book, new)
+    return _taken(desk, book, new, offer, hold=hold)
+
+
+def leave_line(desk: Desk, book: Book, new: NewEntries) -> None:
+    """Who pushes does not wait for room any more."""
+    with desk.lock:
+        _left_line(desk, book, new)
+
+
+def _left_line(desk: Desk, book: Book, new: NewEntries) -> None:
+    """The next in line may try."""
+    if book.room_waiters.pop(new, None) is not None and not book.closed:
+        desk.outcomes.room_made(book)
+        desk.tell_loop()
+
+
+def _repeated(desk: Desk, before: Pushed, level: Durability) -> Pushed:
+    """The first receipt; it waits if more is promised now than then."""
+    if LEVELS.index(level) <= LEVELS.index(before.receipt.durable):
+        return before
+    # The journal is written in order: once this nothing is synced, all before it is.
+    ticket = desk.keeper.note(lambda _: None, level)
+    return Pushed(receipt=dataclasses.replace(before.receipt, durable=level), ticket=ticket)
+
+
+def _place_in_line(book: Book, new: NewEntries) -> Future[None]:
+    """What who pushes waits for, until there may be room; a push keeps its place."""
+    future = book.room_waiters[new] = Future[None]()
+    return future
+
+
+def _taken(desk: Desk, book: Book, new: NewEntries, offer: Offer, *, hold: bool) -> Pushed:
+    receipt = Receipt(
+        first=offer.first,
+        last=offer.last,
+        pending=book.pending,
+        durable=new.level,
+        dropped=offer.dropped,
+    )
+    ticket = desk.keeper.note(
+        pushed(
+            book.log_key,
+            offer.first,
+            new.texts,
+            [(span.first, span.last) for span in offer.dropped],
+            _push_of(new.origin, receipt),
+        ),
+        new.level,
+        undo=functools.partial(_take_back, desk, book, offer, new.origin),
+        apply=functools.partial(_count, desk, book, offer),
+        at_once=not hold,
+    )
+    done = Pushed(receipt=receipt, ticket=ticket)
+    if new.origin is not None:
+        book.receipts.note(new.origin, done)
+    return done
+
+
+def _push_of(origin: Origin | None, receipt: Receipt) -> Push | None:
+    if origin is None:
+        return None
+    return Push(
+        client=origin.client,
+        client_seq=origin.seq,
+        receipt=receipt_json(receipt),
+        digest=origin.digest,
+    )
+
+
+def _count(desk: Desk, book: Book, offer: Offer) -> None:
+    """The push counts from now on."""
+    book.queue.release(offer.last)
+    desk.tell_loop()
+    desk.recorder.count("entries_pushed", offer.last - offer.first + 1)
+    desk.recorder.count("entries_dropped", len(offer.displaced))
+
+
+def _take_back(desk: Desk, book: Book, offer: Offer, origin: Origin | None) -> None:
+    """The journal could not be written: it is as if nobody had pushed."""
+    if origin is not None:
+        book.receipts.take_back(origin)
+    book.queue.retract(offer)
+    if not book.closed:
+        desk.ledger.room.order(book, book.residence.cells + book.queue.unread_tokens)
+        desk.outcomes.room_made(book)
+        desk.tell_loop()
+
+
+def _offer(desk: Desk, book: Book, new: NewEntries, *, hold: bool) -> Offer | None:
+    """To the queue, as far as the session's capacity and the engine's budget go."""
+    room, read = desk.ledger.room, book.residence.cells
+    most = min(desk.limits.session_cells, room.most_cells(book))
+    tokens = new.tokens
+    if new.first_tokens is not None and book.queue.last == 0:
+        tokens = ((new.first_tokens, tokens[0][1]), *tokens[1:])
+    try:
+        offer = book.queue.offer(tokens, desk.clock(), most - read, hold=hold)
+    except CapacityExceeded:
+        if most == desk.limits.session_cells:
+            raise
+        added = sum(len(tokens) for tokens, _ in new.tokens)
+        raise room.refusal(book, read + book.queue.unread_tokens + added) from None
+    room.order(book, read + book.queue.unread_tokens)
+    book.residence.used_s = desk.clock()
+    return offer
+
+
+class FlashQuery:
+    """A registered question: a handle that shows where it stands when it is looked at.
+
+    Attributes:
+        id: its name within the session.
+        question: its text.
+    """
+
+    def __init__(self, desk: Desk, book: Book, registered: Registered) -> None:
+        self.id = registered.id
+        self.question = registered.asked.question
+        self._desk = desk
+        self._book = book
+        self._registered = registered
+
+    @property
+    def answer(self) -> Answer | None:
+        """The newest answer, with the version that it saw; None before the first."""
+        return self._registered.answer
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the answer is that of the session's version."""
+        with self._desk.lock:
+            return self._book.flash.is_fresh(self._registered)
+
+    @property
+    def error(self) -> str | None:
+        """Why it could not be answered at the newest version; None if it could."""
+        return self._registered.error
+
+    def __repr__(self) -> str:
+        return f"FlashQuery({self.id!r}, {self.question!r}, fresh={self.fresh})"
+
+
+def flash_hit(
+    desk: Desk, book: Book, question: str, settings: Settings, wanted: Wanted, started_s: float
+) -> tuple[Answer | None, Asked | None]:
+    """The answer of the flash query of that text, if it is fresh and just what is asked for.
+
+    Args:
+        desk: of the engine.
+        book: the session's.
+        question: as it was asked.
+        settings: likewise.
+        wanted: the version that the answer must have seen.
+        started_s: when it was asked.
+
+    Returns:
+        The answer, or None; and the registered question, if its settings are what is asked for, so
+        that it need not be made anew.
+    """
+    # Without the lock, which the loop holds for most of a busy turn: every reference that is read
+    # here is replaced as a whole, and none is changed.
+    desk.owner.check()
+    registered = book.flash.of_text(question) if isinstance(question, str) else None
+    if registered is None or book.closed:
+        return None, None
+    if (given := registered.given) is not None:
+        answer, steps = given
+        fresh = book.flash.is_current(answer) and wanted.suits(answer.version)
+        if fresh and settings.would_give(registered.asked, answer, steps):
+            return _given(desk, answer, started_s), None
+    same = settings.fit(registered.asked) and settings.same_length(registered.asked)
+    return None, registered.asked if same else None
+
+
+def ready_hit(
+    desk: Desk, book: Book, asked: Asked, wanted: Wanted, started_s: float
+) -> Answer | None:
+    """The best of the choices, if it is kept for the warm question of that text, or follows from
+    what is."""
+    if asked.choices is None or len(book.warm) == 0:
+        return None
+    with desk.lock:
+        answer = None if book.closed else book.warm.fresh(asked)
+    if answer is None or not wanted.suits(answer.version):
+        return None
+    return _given(desk, answer, started_s)
+
+
+def given_or_asked(
+    desk: Desk,
+    book: Book,
+    question: str,
+    settings: Settings,
+    wanted: Wanted,
+    make: Callable[[], Asked],
+) -> Answer | Asked:
+    """The answer if it is there already, or the question as it is to be computed.
+
+    Args:
+        desk, book, question, settings, wanted: as for `flash_hit`.
+        make: tokenises the question, if that is needed.
+    """
+    started_s = desk.clock()
+    given, registered = flash_hit(desk, book, question, settings, wanted, started_s)
+    if given is not None:
+        return given
+    asked = registered or make()
+    return ready_hit(desk, book, asked, wanted, started_s) or asked
+
+
+def submit(
+    desk: Desk, asker: Asker, books: Sequence[Book], question: str, settings: Settings
+) -> list[AskFuture]:
+    """One question to many sessions, tokenised once and noted at once."""
+    started_s = desk.clock()
+    make = functools.cache(lambda: asker.ask(question, settings))
+    found = [given_or_asked(desk, book, question, settings, ANY, make) for book in books]
+    pairs = zip(books, found, strict=True)
+    asks = [(book, one, 0) for book, one in pairs if isinstance(one, Asked)]
+    computed = iter(desk.ask(asks, started_s))
+    return [AskFuture.of(one) if isinstance(one, Answer) else next(computed) for one in found]
+
+
+def _given(desk: Desk, answer: Answer, started_s: float) -> Answer:
+    """An answer that was there already."""
+    latency_s = desk.clock() - started_s
+    if desk.recorder.given(answer.source, latency_s):
+        with desk.lock:
+            desk.recorder.count_given()
+    return answer.given(latency_s)
+
+
+def given_or_submitted(
+    desk: Desk,
+    lives: Lifecycle,
+    asker: Asker,
+    book: Book,
+    question: str,
+    settings: Settings,
+    wanted: Wanted,
+) -> Answer | AskFuture:
+    """The answer to a question if it is there already, or its future.
+
+    Args:
+        desk, lives, asker: of the engine.
+        book: the session's.
+        question, settings, wanted: what is asked, how, and at which version.
+
+    Raises:
+        InvalidInput, PromptTooLong: the question cannot be asked.
+        JaxstateError: as `submit_one`.
+    """
+    started_s = desk.clock()
+    make = functools.partial(asker.ask, question, settings)
+    found = given_or_asked(desk, book, question, settings, wanted, make)
+    if isinstance(found, Answer):
+        return found
+    return submit_one(desk, lives, book, found, wanted, started_s)
+
+
+def submit_one(
+    desk: Desk, lives: Lifecycle, book: Book, asked: Asked, wanted: Wanted, arrived_s: float
+) -> AskFuture:
+    """A question to one session, noted.
+
+    Args:
+        desk, lives: of the engine.
+        book: the session's.
+        asked: the question.
+        wanted: which version it is about.
+        arrived_s: when it was asked.
+
+    Raises:
+        InvalidInput: the session has no such version.
+        VersionUnavailable: it does not hold that version, and may not compute it.
+        BudgetExceeded: there are no cells to compute it.
+        QueueFull: the session has as many asks as it may.
+        ClosedError: the session or the engine is closed.
+    """
+    if wanted.as_of is None:
+        return desk.ask([(book, asked, wanted.least)], arrived_s)[0]
+    with desk.changing() as ledger:
+        desk.check_asks([book])
+        border = border_of(book, "as_of", wanted.as_of)
+        if ledger.holds(book.residence, border.cells):
+            key, future = desk.note(book, asked, arrived_s, as_of=border)
+        else:
+            check_rebuild(ledger, book, border, wanted.rebuild_tokens)
+            book = lives.stand_in(book, border)
+            key, future = desk.note(book, asked, arrived_s)
+    desk.follow(book, key, future)
+    if book.stands_for is not None:
+        future.add_done_callback(lambda _: close_session(desk, book, "its question has ended"))
+    return future
+
+
+def suspend(desk: Desk, book: Book) -> Future[None]:
+    """Its cells leave the device, and it gives its reserve up."""
+    with desk.changing() as ledger:
+        book.check_open()
+        if book.residence.pinned:
+            raise InvalidInput(
+                f"session {book.id!r} is pinned, so it stays on the device; close it, or open "
+                'it with residency="evictable"'
+            )
+        book.residence.coming = False
+        if book.residence.reserve_blocks:
+            desk.keeper.note(reserve_given_up(book.log_key), "memory")
+        future: Future[None] = Future()
+        if book.residence.on_device:
+            book.residence.leaving = True
+            book.leave_waiters = _wanted(book.leave_waiters, future)
+        else:
+            book.residence.reserve_blocks = 0
+            future.set_result(None)
+            desk.outcomes.moved(book)
+        ledger.room.update(book)
+        return future
+
+
+def resume(desk: Desk, book: Book) -> Future[None]:
+    """Its cells come to the device as soon as there is room, before anybody needs them."""
+    with desk.changing() as ledger:
+        book.check_open()
+        residence, future = book.residence, Future[None]()
+        residence.leaving, residence.used_s = False, desk.clock()
+        if residence.whole:
+            future.set_result(None)
+        else:
+            residence.coming = not residence.on_device
+            book.come_waiters = _wanted(book.come_waiters, future)
+        desk.outcomes.moved(book)
+        ledger.room.update(book)
+        return future
+
+
+def _wanted(waiters: list[Future[None]], future: Future[None]) -> list[Future[None]]:
+    """One more; those that were given up would otherwise stay until the next move."""
+    return [*(one for one in waiters if not one.cancelled()), future]
+
+
+def register(desk: Desk, book: Book, one: Registered) -> tuple[Registered, Ticket | None]:
+    """A flash query; one that a journal brought back is the same if all is equal.
+
+    Raises:
+        FlashLimit, InvalidInput: as `FlashBook.add`.
+    """
+    with desk.changing():
+        book.check_open()
+        if (same := book.flash.taken_up(one)) is not None:
+            return same, None
+        book.flash.add(one, desk.clock())
+        return one, desk.keeper.note(
+            asked_from_now_on(book.log_key, "flash", one.id, flash_json(one)),
+            undo=lambda: book.flash.discard(one.id),
+        )
+
+
+def unregister(desk: Desk, book: Book, flash_id: str) -> Ticket | None:
+    """No longer a flash query; its answer under way is forgotten.
+
+    Raises:
+        InvalidInput: there is none of that name.
+    """
+    with desk.changing():
+        book.check_open()
+        book.flash.check_there(flash_id)
+        return desk.keeper.note(
+            no_longer_asked(book.log_key, "flash", flash_id),
+            apply=lambda: book.flash.discard(flash_id),
+        )
+
+
+def register_warm(desk: Desk, book: Book, asked: Asked) -> Ticket | None:
+    """A warm question.
+
+    Raises:
+        FlashLimit: there are as many as there may be.
+    """
+    with desk.changing():
+        book.check_open()
+        if not book.warm.add(asked):
+            return None
+        return desk.keeper.note(
+            asked_from_now_on(book.log_key, "warm", asked.question, "{}"),
+            undo=lambda: book.warm.discard(asked.question),
+        )
+
+
+def unregister_warm(desk: Desk, book: Book, question: str) -> Ticket | None:
+    """No longer a warm question.
+
+    Raises:
+        InvalidInput: it is not one.
+    """
+    with desk.changing():
+        book.check_open()
+        book.warm.check_there(question)
+        return desk.keeper.note(
+            no_longer_asked(book.log_key, "warm", question),
+            apply=lambda: book.warm.discard(question),
+        )
+
+
+class Handle:
+    """What a user has of a session; made by its engine.
+
+    Args:
+        desk: of its engine.
+        lives: of its engine.
+        asker: of its model.
+        book: its own.
+        export: writes a session to a file.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        lives: Lifecycle,
+        asker: Asker,
+        book: Book,
+        export: Callable[[Book, str | os.PathLike[str]], None],
+    ) -> None:
+        self._desk = desk
+        self._lives = lives
+        self._asker = asker
+        self._book = book
+        self._export = export
+
+    @property
+    def book(self) -> Book:
+        """Its bookkeeping, for the engine's own."""
+        return self._book
+
+    @property
+    def id(self) -> str:
+        """Its name."""
+        return self._book.id
+
+    @property
+    def version(self) -> int:
+        """Sequence number of the last entry in the cells; -1 before the prefix is read."""
+        return self._book.version
+
+    def wait(self, version: int | None = None, timeout: float | None = None) -> int:
+        """Waits until the entries up to `version` are in the cells; returns the version then.
+
+        Args:
+            version: a sequence number; None for everything pushed so far.
+            timeout: seconds at most; None for ever.
+
+        Raises:
+            TimedOut: it took longer.
+            ClosedError: the session or the engine was closed.
+        """
+        self._desk.outcome(self.waiting(version), timeout, "the entries were not read")
+        return self._book.version
+
+    def wait_fresh(self, timeout: float | None = None) -> int:
+        """Waits until everything pushed is read and every flash query is answered there (or could
+        not be: `FlashQuery.error`); returns the version then.
+
+        Args:
+            timeout: seconds at most; None for ever.
+
+        Raises:
+            TimedOut: it took longer.
+            ClosedError: the session or the engine was closed.
+        """
+        self._desk.outcome(self.waiting_fresh(), timeout, "the flash queries were not answered")
+        return self._book.version
+
+    def events(
+        self, timeout: float | None = None, *, flash: FlashMode = "changed"
+    ) -> Iterator[Event]:
+        """What happens from now on: `Connected`, `DataUpdated`, `FlashReady` …, `Closed`.
+
+        A subscriber that does not read in time is dropped: its last event is `Closed`, and says so.
+
+        Args:
+            timeout: the iteration ends when nothing happened for so many seconds; None never.
+            flash: "changed" for answers that are news, "always" for all of them.
+        """
+        checked_timeout(timeout)
+        return self.subscribe(flash=flash).iterate(timeout)
+
+    def subscribe(self, *, flash: FlashMode = "changed") -> Subscription:
+        """The same as an object that can be polled."""
+        return self._desk.subscribe(self._book, flash)
+
+    def info(self) -> SessionInfo:
+        """Facts about this session at this moment."""
+        return self._desk.info(self._book)
+
+    def suspend(self, timeout: float | None = None) -> None:
+        """Moves its cells off the device; waits for it. It gives its reserve up.
+
+        What waits in its queue, and whatever is asked of it, brings it back as soon as there is
+        room; what is under way is finished first.
+
+        Raises:
+            InvalidInput: it is pinned.
+            TimedOut: it took longer; it leaves all the same.
+            ClosedError: the session or the engine is closed.
+        """
+        self._desk.outcome(self.suspending(), timeout, "the session did not leave")
+
+    def resume(self, timeout: float | None = None) -> None:
+        """Brings its cells to the device ahead of their use; waits for it.
+
+        Raises:
+            TimedOut: it took longer; it comes all the same.
+            ClosedError: the session or the engine is closed.
+        """
+        self._desk.outcome(self.resuming(), timeout, "the session did not come back")
+
+    def save(self, path: str | os.PathLike[str], notes: dict[str, str | int] | None = None) -> None:
+        """Writes the session, as of its version, to a directory; only the caller waits for it.
+
+        `Engine.restore` brings it back. What waits in the queue, and flash queries, are not in it.
+
+        Args:
+            path: as for `jaxstate.save_state`.
+            notes: kept with it.
+
+        Raises:
+            SnapshotError, InvalidInput: as `jaxstate.save_state`.
+        """
+        path = checked_path("path", path)
+        captured = self.capturing(notes)
+        write = self._desk.outcome(captured, None, "the session was not captured")
+        write(path)
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Writes the session to a single file: its entries, its registered questions, what its
+        clients have pushed, and a snapshot of its cells. `Engine.import_session` takes it in.
+
+        Args:
+            path: where nothing is yet.
+
+        Raises:
+            InvalidInput: the engine has no journal, or something is at `path`.
+            JournalError: it could not be written.
+            ClosedError: the session or the engine is closed.
+        """
+        place = checked_path("path", path)
+        self._desk.check_may_wait()
+        self._export(self._book, place)
+
+    def close(self, *, erase: bool = False) -> None:
+        """Ends the session: asks, waits and subscriptions end with `ClosedError` or `Closed`.
+
+        A journal brings it back no more; it keeps its entries, unless they are erased.
+
+        Args:
+            erase: remove its text and its cells from the device, the journal and the snapshots.
+                What forks have read of it is theirs.
+
+        Raises:
+            JournalError: the journal could not be written, and the session is still open; or, with
+                `erase`, what was erased could not be removed from the journal's log, since somebody
+                reads it.
+            ClosedError: the engine is closed, and the session is in its journal, or to be erased.
+        """
+        if erase:
+            self._lives.erase(self._book)
+        elif not self._book.has_ended:
+            self._desk.check_may_note()
+            self._desk.settled(self.noting_close())
+
+    def noting_close(self) -> Ticket | None:
+        """What `close` waits for."""
+        return close_session(self._desk, self._book, "it was closed by its user")
+
+    def noting_all(self) -> Ticket | None:
+        """What to wait for until the journal has all that this session's calls noted so far: it is
+        written in order."""
+        with self._desk.changing():
+            return self._desk.keeper.note(lambda _: None, at_once=False)
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(ClosedError):  # the engine was closed first
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"Session({self.id!r}, version={self.version})"
+
+    def capturing(
+        self, notes: dict[str, str | int] | None
+    ) -> Future[Callable[[str | os.PathLike[str]], None]]:
+        """What `save` waits for: it writes the session."""
+        kept = checked_type("notes", notes or {}, dict, "a dict of names and values")
+        return self._lives.capture(self._book, dict(kept))
+
+    def suspending(self) -> Future[None]:
+        """What `suspend` waits for."""
+        return suspend(self._desk, self._book)
+
+    def resuming(self) -> Future[None]:
+        """What `resume` waits for."""
+        return resume(self._desk, self._book)
+
+    def waiting_fresh(self) -> Future[None]:
+        """What `wait_fresh` waits for."""
+        return self._desk.wait_fresh(self._book)
+
+    def waiting(self, version: int | None) -> Future[None]:
+        """What `wait` waits for."""
+        wanted = self._book.queue.last if version is None else checked_int("version", version)
+        return self._desk.wait(self._book, wanted)
+
+
+class Session(Handle):
+    """A stream that is read once, and asked about. `Engine.open` makes it."""
+
+    def push(
+        self,
+        entries: str | Sequence[str],
+        *,
+        client: str | None = None,
+        client_seq: int | None = None,
+        strict: bool = False,
+        durability: Durability | None = None,
+        timeout: float | None = None,
+    ) -> Receipt:
+        """Takes one entry or several, all or none, to be read in order.
+
+        Returns once they are as durable as they are to be; with the policy "block" it waits while
+        the queue is full.
+
+        Args:
+            entries: texts; each is tokenised on its own.
+            client, client_seq: who pushes, and its own number of this push: a repeat gets the
+                receipt of the first, and adds nothing.
+            strict: refuse a number that does not follow the client's last.
+            durability: "memory" (in the journal soon), "os" (written: a killed process loses
+                nothing), "fsync" (synced: a machine that stops loses nothing); None for the
+                engine's. Without a journal there is only "memory".
+            timeout: seconds to wait for room at most.
+
+        Raises:
+            InvalidInput: no entries, something that is no text, or more than the queue holds.
+            CapacityExceeded: the session will have no cells for them.
+            BudgetExceeded: the engine, or the tenant, will have none.
+            QueueFull: the queue is full (policies "reject" and, where nothing may be displaced,
+                "drop_oldest" and `Coalesce`).
+            TimedOut: no room within `timeout`.
+            InvalidInput: `client_seq` was used for other entries before.
+            SequenceGap: under strict order, numbers of the client are missing.
+            JournalError: the journal could not be written; nothing was added.
+            ClosedError: the session or the engine is closed.
+        """
+        left_s = countdown(timeout)
+        new = self.prepare(entries, client, client_seq, strict, durability)
+        if not self._desk.keeper.counts_at_once(new.level):
+            self._desk.check_may_wait()
+        try:
+            while isinstance(outcome := self.push_prepared(new), Future):
+                self._desk.outcome(outcome, left_s(), "the queue was full")
+        except BaseException:
+            self.give_up(new)
+            raise
+        self._desk.settled(outcome.ticket)
+        return outcome.receipt
+
+    def client_seq(self, client: str) -> int | None:
+        """The largest number that a client has given a push of this session: where it goes on from
+        after a restart. None if it has given none. Waits for those on their way to the journal.
+
+        Raises:
+            ClosedError: the session or the engine is closed.
+        """
+        while True:
+            with self._desk.changing():
+                self._book.check_open()
+                ticket = self._book.receipts.on_its_way(client)
+                read = self._book.receipts.unread(client)
+                if ticket is None and read is None:
+                    return self._book.receipts.last_of(client)
+            if read is not None:
+                read()
+            if ticket is not None:
+                with contextlib.suppress(JournalError):  # then it was taken back
+                    self._desk.check_may_wait()
+                    ticket.settled.result()
+
+    def ask(
+        self,
+        question: str,
+        *,
+        max_tokens: int | None = None,
+        choices: Sequence[str] | None = None,
+        min_version: int | None = None,
+        as_of: int | None = None,
+        rebuild_tokens: int = 0,
+        stop: Sequence[str] | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Answers a question at the newest committed version, or an earlier one; waits for it.
+
+        The text of a flash query is answered from there if that is fresh and computing would give
+        the same; what is left at None is then what the flash query has. A warm question with
+        `choices` is answered from what is kept of it, if that is enough. Otherwise it is computed.
+
+        Args:
+            question: its text.
+            max_tokens: of the answer; None for 16.
+            choices: score these, each as a whole answer with what ends it, and answer with the
+                best. With them nothing is drawn and nothing stops early: `stop`, `temperature`,
+                `top_p` and `seed` are refused, and `max_tokens` bounds each choice.
+            min_version: wait until the session has that version.
+            as_of: a version that the session has: the opening and entries 1 .. `as_of`, nothing
+                else. None for the newest.
+            rebuild_tokens: where the cells of `as_of` are gone, compute as many again at most.
+            stop: strings that end the answer, instead of the template's own.
+            temperature, top_p: as in `Sampling`.
+            seed: likewise; None draws one, which the answer names (`Answer.seed`).
+            timeout: seconds at most; None for ever.
+
+        Raises:
+            InvalidInput, PromptTooLong: the question cannot be asked, or the version not be had.
+            VersionUnavailable: its cells are gone, and computing them takes more tokens.
+            BudgetExceeded: there is no room to compute them.
+            CapacityExceeded: it would reach past the positions that the model was made for.
+            TimedOut: it took longer; the question is taken off the device.
+            StepFailed: the device failed.
+            ClosedError: the session or the engine was closed.
+        """
+        checked_timeout(timeout)
+        settings = settings_of(max_tokens, choices, stop, temperature, top_p, seed)
+        wanted = checked_wanted(min_version, as_of, rebuild_tokens)
+        outcome = self._asked(question, settings, wanted)
+        if isinstance(outcome, Answer):
+            return outcome
+        return self._desk.outcome(outcome, timeout, "the question was not answered")
+
+    def check(
+        self,
+        question: str,
+        *,
+        max_tokens: int | None = None,
+        choices: Sequence[str] | None = None,
+        stop: Sequence[str] | None = None,
+    ) -> int:
+        """Refuses what `ask` would refuse of the question itself, without asking it.
+
+        Args:
+            question, max_tokens, choices, stop: as for `ask`.
+
+        Returns:
+            Its tokens, the template's included.
+
+        Raises:
+            InvalidInput, PromptTooLong: it cannot be asked.
+        """
+        asked = self._asker.ask(question, settings_of(max_tokens, choices, stop))
+        return len(asked.tokens)
+
+    def submit(
+        self,
+        question: str,
+        *,
+        max_tokens: int | None = None,
+        choices: Sequence[str] | None = None,
+        min_version: int | None = None,
+        as_of: int | None = None,
+        rebuild_tokens: int = 0,
+        stop: Sequence[str] | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> AskFuture:
+        """Like `ask`, but returns a future at once; cancelling it ends the question."""
+        settings = settings_of(max_tokens, choices, stop, temperature, top_p, seed)
+        wanted = checked_wanted(min_version, as_of, rebuild_tokens)
+        outcome = self._asked(question, settings, wanted)
+        return AskFuture.of(outcome) if isinstance(outcome, Answer) else outcome
+
+    def _asked(self, question: str, settings: Settings, wanted: Wanted) -> Answer | AskFuture:
+        """The answer if it is there already, or its future."""
+        desk, book = self._desk, self._book
+        return given_or_submitted(desk, self._lives, self._asker, book, question, settings, wanted)
+
+    def flash(
+        self,
+        question: str,
+        *,
+        max_tokens: int | None = None,
+        choices: Sequence[str] | None = None,
+        stop: Sequence[str] | None = None,
+        when: Condition | None = None,
+        on_fire: OnFire | None = None,
+        min_interval_s: float = 0.0,
+        deadline_s: float | None = None,
+        staleness_s: float | None = None,
+    ) -> FlashQuery:
+        """Registers a question: from now on it is answered, in idle time, at every new version.
+
+        Args:
+            question: its text; each text once.
+            max_tokens: of the answer; None for 16.
+            choices: score these and answer with the best; not together with `stop`.
+            stop: strings that end the answer, instead of the template's own.
+            when: which answers are news; None: those whose text differs from the one before.
+            on_fire: called with each answer that is news, on a thread for callbacks; an exception
+                in it is logged.
+            min_interval_s: answer it no more often than that.
+            deadline_s: once its answer has been out of date for so long, it is as urgent as an ask.
+            staleness_s: how old its answer may become while the session goes on reading, as far as
+                that leaves half of the device to reading; None for the engine's
+                (`EngineConfig.flash_staleness_s`).
+
+        Raises:
+            FlashLimit: the session has as many as it may.
+            InvalidInput, PromptTooLong: the question cannot be asked, or is registered already.
+        """
+        self._desk.check_may_note()
+        query, noted = self.noting_flash(
+            question,
+            settings_of(max_tokens, choices, stop),
+            when=when,
+            on_fire=on_fire,
+            min_interval_s=min_interval_s,
+            deadline_s=deadline_s,
+            staleness_s=staleness_s,
+        )
+        self._desk.settled(noted)
+        return query
+
+    def noting_flash(
+        self,
+        question: str,
+        settings: Settings,
+        *,
+        when: Condition | None,
+        on_fire: OnFire | None,
+        min_interval_s: float,
+        deadline_s: float | None,
+        staleness_s: float | None,
+    ) -> tuple[FlashQuery, Ticket | None]:
+        """What `flash` registers, and waits for."""
+        registered = new_registered(
+            self._asker,
+            question,
+            settings,
+            when=when,
+            on_fire=on_fire,
+            min_interval_s=min_interval_s,
+            deadline_s=deadline_s,
+            staleness_s=staleness_s,
+        )
+        there, noted = register(self._desk, self._book, registered)
+        return FlashQuery(self._desk, self._book, there), noted
+
+    def flashes(self) -> list[FlashQuery]:
+        """The registered questions, in the order of registration."""
+        with self._desk.lock:
+            registered = list(self._book.flash)
+        return [FlashQuery(self._desk, self._book, one) for one in registered]
+
+    def unflash(self, flash_id: str) -> None:
+        """Forgets a registered question.
+
+        Raises:
+            InvalidInput: there is none of that name.
+        """
+        self._desk.check_may_note()
+        self._desk.settled(self.noting_unflash(flash_id))
+
+    def noting_unflash(self, flash_id: str) -> Ticket | None:
+        """What `unflash` waits for."""
+        return unregister(self._desk, self._book, flash_id)
+
+    def warm(self, question: str) -> None:
+        """Keeps, in idle time, what the model would begin an answer with at every new version.
+
+        An `ask` of that text whose choices are whole answers of one token each then needs no device
+        (`source="ready"`). Choices of more tokens, what ends them included, are scored when they
+        are first asked for, and ready until the next version.
+
+        Raises:
+            FlashLimit: the session has as many as it may.
+            InvalidInput, PromptTooLong: the question cannot be asked.
+        """
+        self._desk.check_may_note()
+        self._desk.settled(self.noting_warm(question))
+
+    def noting_warm(self, question: str) -> Ticket | None:
+        """What `warm` waits for."""
+        return register_warm(self._desk, self._book, self._asker.warm(question))
+
+    def unwarm(self, question: str) -> None:
+        """Forgets a warm question.
+
+        Raises:
+            InvalidInput: it is not one.
+        """
+        self._desk.check_may_note()
+        self._desk.settled(self.noting_unwarm(question))
+
+    def noting_unwarm(self, question: str) -> Ticket | None:
+        """What `unwarm` waits for."""
+        return unregister_warm(self._desk, self._book, question)
+
+    def fork(
+        self, id: str | None = None, *, version: int | None = None, rebuild_tokens: int = 0
+    ) -> Session:
+        """A session that has read what this one has, and from then on goes its own way; waits for
+        the end of an entry that is half read. The two share their cells, and a copy is made of what
+        one of them goes on to write. Flash queries and what waits in the queue stay here.
+
+        Args:
+            id: its name; None for one of our own.
+            version: an earlier one that it is to have read, and goes on from; None for the newest.
+            rebuild_tokens: where the cells of `version` are gone, compute as many again at most.
+
+        Raises:
+            InvalidInput: this session has no such version, or the id is in use or malformed.
+            VersionUnavailable: its cells are gone, and computing them takes more tokens.
+            BudgetExceeded: there are no cells for one more session.
+            ClosedError: this session or the engine is closed.
+        """
+        self._desk.check_may_wait()
+        book, future = self.forking(id, version, rebuild_tokens)
+        with self.or_closed(book):
+            self._desk.outcome(future, None, "the session was not forked")
+            self._desk.settled(book.noted)
+        return self.of(book)
+
+    def forking(
+        self, id: str | None, version: int | None, rebuild_tokens: int
+    ) -> tuple[Book, Future[None]]:
+        """What `fork` makes, and waits for."""
+        return self._lives.fork(self._book, id, version, rebuild_tokens)
+
+    def of(self, book: Book) -> Session:
+        """Another session of the same engine."""
+        return Session(self._desk, self._lives, self._asker, book, self._export)
+
+    def or_closed(self, book: Book) -> AbstractContextManager[None]:
+        """Closes a new session if whoever made it does not get it after all."""
+        return self._desk.or_closed(book)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def prepare(
+        self,
+        entries: str | Sequence[str],
+        client: str | None = None,
+        client_seq: int | None = None,
+        strict: bool = False,
+        durability: Durability | None = None,
+    ) -> NewEntries:
+        """The first half of `push`: tokens, and keys where the policy wants them."""
+        level = self._desk.keeper.level(durability)
+        return new_entries(self._asker, self._book, entries, level, client, client_seq, strict)
+
+    def push_prepared(self, new: NewEntries) -> Pushed | Future[None]:
+        """The second half of `push`; a future to wait for, if there is no room now."""
+        return push(self._desk, self._book, new)
+
+    def give_up(self, new: NewEntries) -> None:
+        """Nobody waits any more for room for a push."""
+        leave_line(self._desk, self._book, new)

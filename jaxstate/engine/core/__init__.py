@@ -1,0 +1,1 @@
+"""The engine's state, and the loop that works on it."""

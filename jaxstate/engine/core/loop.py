@@ -1,0 +1,338 @@
+"""The engine's loop: plan, execute, commit, deliver, on the one thread that owns the device.
+
+Comes in: the desk, where clients leave what they want. Goes out: steps on the executor, results in
+the books, deliveries to whoever waits. Does not know: text, how clients call.
+
+A question's life:
+
+1. A client's call notes it in the books, under the lock, and wakes the loop.
+2. **Plan**: under the lock, the scheduler looks at a view of the books and names one step.
+3. **Execute**: the step is launched, outside the lock; on an accelerator another may be launched
+   before its result is fetched.
+4. **Commit**: under the lock, the result goes into the books: cells and versions, answer tokens.
+5. **Deliver**: futures, events and callbacks, outside the lock, in the order of the commits.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from jaxstate.engine.core.batching import Launch, Launcher
+from jaxstate.engine.core.desk import Desk, Job
+from jaxstate.engine.core.swapper import Mover
+from jaxstate.engine.executor.protocol import Executor
+from jaxstate.engine.memory.swap_policy import Move
+from jaxstate.engine.scheduler.scheduler import plan
+from jaxstate.engine.sessions.record import Book
+from jaxstate.engine.types.values import Work
+from jaxstate.errors import ClosedError, EngineFailed, JaxstateError, StepFailed
+from jaxstate.text import Tokenizer
+
+_log = logging.getLogger("jaxstate")
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _InFlight:
+    launch: Launch
+    fetch: Callable[[], Callable[[float], None]]
+    started_s: float
+
+
+class Loop:
+    """Drives one executor.
+
+    Args:
+        desk: shared with clients.
+        executor: nobody else calls it.
+        tokenizer: for the text of answers.
+
+    Attributes:
+        turns: so far: they stand still while the device does not answer.
+    """
+
+    def __init__(self, desk: Desk, executor: Executor, tokenizer: Tokenizer | None) -> None:
+        self._desk = desk
+        self._executor = executor
+        self._mover = Mover(desk, executor)
+        self._launcher = Launcher(desk.ledger, executor, desk.outcomes, tokenizer)
+        self._in_flight: deque[_InFlight] = deque()
+        self._until_s: float | None = None
+        self._device_free_s = desk.clock()
+        # When sessions that have rested for too long are looked for again.
+        self._look_s = 0.0
+        self.turns = 0
+
+    def run(self) -> None:
+        """Turns until the desk is closed; an error of the loop's own closes it."""
+        self._desk.loop_thread = threading.get_ident()
+        try:
+            while self._desk.ended is None:
+                if not self.turn():
+                    self._rest()
+        except BaseException as error:
+            failed = EngineFailed(f"the engine's loop died: {error!r}")
+            failed.__cause__ = error
+            self._in_flight.clear()
+            self.close(failed)
+        self._wind_up()
+
+    def turn(self) -> bool:
+        """Plans, executes, commits, delivers; False if there was nothing to do."""
+        self.turns += 1
+        with self._desk.lock:
+            self._desk.news = False  # what comes from here on is looked at in the next turn
+        self._tell_freed()
+        # One job at most between two steps: however many forks are wanted, asks go on.
+        job_done = self._do_job()
+        did = self._move() or self._step() or self._fetch_oldest() or job_done
+        did = did or self._move(idle=True)
+        self.deliver()
+        return did
+
+    def close(self, error: ClosedError) -> None:
+        """Ends everything; later calls of clients raise that error. From any thread."""
+        desk = self._desk
+        with desk.lock:
+            desk.ended = desk.ended or error
+            for book in tuple(desk.ledger.books.values()):
+                desk.outcomes.close(book, str(error), error)
+            for job in desk.jobs:
+                desk.outcomes.reject(job.future, error)
+            desk.jobs.clear()
+            for future in desk.wipes:
+                desk.outcomes.reject(future, error)
+            desk.wipes.clear()
+            desk.tell_loop()
+
+    @property
+    def until_s(self) -> float | None:
+        """When there will be something to do again without news; None if never."""
+        return self._until_s
+
+    def _rest(self) -> None:
+        """Waits until something new may be done."""
+        desk = self._desk
+        with desk.lock:
+            if desk.news or desk.ended is not None:
+                return
+            seconds = None if self._until_s is None else self._until_s - desk.clock()
+            if seconds is None or seconds > 0:
+                desk.wake.wait(seconds)
+
+    def _wind_up(self) -> None:
+        """Lets the device finish, delivers what is left, and gives the device's memory back."""
+        while self._in_flight:
+            self._fetch_oldest()
+        self.deliver()
+        self._executor.release()
+
+    def _step(self) -> bool:
+        desk = self._desk
+        with desk.lock:
+            now_s = desk.clock()
+            desk.recorder.count("prefix_tokens_shared", desk.ledger.begin_openings())
+            planned = plan(desk.ledger.view(now_s), desk.config.scheduling)
+            if planned.step is None:
+                self._until_s = _earliest(planned.until_s, self._next_idle_s())
+                return False
+            self._until_s = None
+            desk.ledger.steps += 1
+            launch = self._launcher.prepare(planned, now_s)
+            works = frozenset[Work]({planned.step.work}) if launch is None else launch.works
+            desk.ledger.let_go_first(works, planned.runnable | planned.held_up)
+        if launch is not None:
+            self._launch(launch)
+        return True
+
+    def _launch(self, launch: Launch) -> None:
+        started_s = self._desk.clock()
+        try:
+            fetch = launch.call()
+        except Exception as error:
+            self._failed(launch, error)
+            return
+        self._in_flight.append(_InFlight(launch=launch, fetch=fetch, started_s=started_s))
+        # Idle work is never launched ahead: an ask that comes now waits for this step and no other.
+        ahead = self._desk.limits.steps_ahead if launch.work in ("ask", "ingest") else 0
+        while len(self._in_flight) > ahead:
+            self._fetch_oldest()
+
+    def _fetch_oldest(self) -> bool:
+        """Waits for the step that was launched first, and books its result."""
+        if not self._in_flight:
+            return False
+        flight = self._in_flight.popleft()
+        try:
+            commit = flight.fetch()
+        except Exception as error:
+            self._failed(flight.launch, error)
+            return True
+        desk = self._desk
+        with desk.lock:
+            now_s = desk.clock()
+            began_s = max(flight.started_s, self._device_free_s)
+            desk.recorder.step_done(
+                flight.launch.work, now_s - began_s, read_tokens=flight.launch.read_tokens
+            )
+            launch = flight.launch
+            desk.ledger.step_done(launch.works, now_s - began_s, lent=launch.lent)
+            self._device_free_s = now_s
+            commit(now_s)
+        self.deliver()
+        return True
+
+    def _failed(self, launch: Launch, error: Exception) -> None:
+        """Books it, and what the device lost with it."""
+        with self._desk.lock:
+            launch.fail(error)
+        self._recover(error)
+
+    def _recover(self, error: Exception) -> None:
+        """A device that lost its rows loses every question under way with them; one that lost its
+        cells computes them again."""
+        lost = self._executor.recover()
+        with self._desk.lock:
+            if lost.rows:
+                self._desk.outcomes.rows_lost(error)
+            if lost.cells:
+                self._desk.outcomes.cells_lost(error)
+
+    def _do_job(self) -> bool:
+        desk = self._desk
+        with desk.lock:
+            ready = (one for one in desk.jobs if one.may_run or one.ended or one.unwanted)
+            job = next(ready, None)
+            if job is None:
+                return False
+            desk.jobs.remove(job)
+            if job.border is not None:
+                job.border.border_jobs -= 1
+            if job.unwanted:
+                if job.creates:
+                    desk.unwanted(job.session)
+                return True
+        while self._in_flight:
+            self._fetch_oldest()
+        if self._put_off(job):
+            return True
+        try:
+            job.check_open()
+            result = job.act()
+        except Exception as error:
+            self._job_failed(job, error)
+            return True
+        with desk.lock:
+            job.booked(result)
+            desk.outcomes.resolve(job.future, result)
+        return True
+
+    def _put_off(self, job: Job[object]) -> bool:
+        """Whether a job has to wait after all: a step that was in flight may have failed."""
+        with self._desk.lock:
+            if job.border is None or job.may_run or job.ended:
+                return False
+            job.border.border_jobs += 1
+            self._desk.jobs.appendleft(job)
+            return True
+
+    def _job_failed(self, job: Job[object], cause: Exception) -> None:
+        error = cause if isinstance(cause, JaxstateError) else StepFailed(f"it failed: {cause}")
+        if error is not cause:
+            error.__cause__ = cause
+        outcomes = self._desk.outcomes
+        with self._desk.lock:
+            if job.creates:
+                outcomes.close(job.session, str(error), error)
+            outcomes.reject(job.future, error)
+
+    def _move(self, *, idle: bool = False) -> bool:
+        """Sends one session away, or brings one back, if the room says so."""
+        desk = self._desk
+        with desk.lock:
+            ledger = desk.ledger
+            now = ledger.now(desk.clock())
+            move = ledger.swapper.settle(ledger.books.values(), now, idle=idle)
+            if move is None and now.time_s >= self._look_s:
+                move = self._rests_too_long(now.time_s)
+        if move is None:
+            return False
+        while self._in_flight and move.to != "host":  # the disk needs no device
+            self._fetch_oldest()
+        if (error := self._mover.make(move)) is not None:
+            self._recover(error)
+        return True
+
+    def _rests_too_long(self, now_s: float) -> Move | None:
+        """The first session that has been idle for as long as one may be; where there is none, it
+        need not be looked for before the next could be."""
+        idle_s = self._desk.config.idle_s
+        if idle_s is None:
+            return None
+        resting = list(self._resting(now_s))
+        if late := next((one for one in resting if one.residence.used_s + idle_s <= now_s), None):
+            return Move(late, "away")
+        ends_s = min((one.residence.used_s + idle_s for one in resting), default=now_s + idle_s)
+        self._look_s = min(ends_s, now_s + idle_s)
+        return None
+
+    def _resting(self, now_s: float) -> Iterator[Book]:
+        """Sessions that could leave the device, since they have nothing to do."""
+        for book in self._desk.ledger.books.values():
+            residence = book.residence
+            could = residence.on_device and not residence.pinned and residence.table.cells > 0
+            if could and not book.border_jobs and not book.has_work(now_s):
+                yield book
+
+    def _next_idle_s(self) -> float | None:
+        """When the next session will have been idle for too long."""
+        idle_s = self._desk.config.idle_s
+        if idle_s is None:
+            return None
+        resting = self._resting(self._desk.clock())
+        ends_s = min((book.residence.used_s + idle_s for book in resting), default=None)
+        return None if ends_s is None else max(ends_s, self._look_s)
+
+    def _tell_freed(self) -> None:
+        """The executor may do what it likes with blocks that nobody has any more."""
+        tables = self._desk.ledger.tables
+        with self._desk.lock:
+            freed = [one for one in dict.fromkeys(tables.take_freed()) if tables.is_free(one)]
+        if freed:
+            self._executor.freed(freed)
+        if self._desk.wipes:
+            self._wipe()
+
+    def _wipe(self) -> None:
+        """Overwrites all cells that nobody has: whatever was erased may have lain in any."""
+        desk = self._desk
+        while self._in_flight:
+            self._fetch_oldest()
+        with desk.lock:
+            waiting, desk.wipes = desk.wipes, []
+            blocks = desk.ledger.tables.free_blocks()
+        try:
+            self._executor.wipe(blocks)
+        except Exception as error:
+            self._recover(error)  # a pool that is lost holds nothing either
+        with desk.lock:
+            for future in waiting:
+                desk.outcomes.resolve(future, None)
+
+    def deliver(self) -> None:
+        """Makes the deliveries that are due, without the lock."""
+        with self._desk.lock:
+            self._desk.outcomes.freshened()
+            outbox = self._desk.outcomes.take_outbox()
+        for delivery in outbox:
+            try:
+                delivery()
+            except Exception:  # one client's trouble is not the others'
+                _log.exception("a delivery failed")
+
+
+def _earliest(*times_s: float | None) -> float | None:
+    return min((one for one in times_s if one is not None), default=None)

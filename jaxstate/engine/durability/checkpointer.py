@@ -1,0 +1,265 @@
+"""Snapshots in the background: a session's cells on disk, so that a restart need not read it again.
+
+Comes in: sessions that have read something since their last snapshot. Goes out: pieces on disk, and
+a row of the journal that makes them the newest snapshot, in one transaction. Cells come from the
+device between two steps, one piece at a time, so that nobody waits for more than a piece; files are
+written on this thread alone. A snapshot that fails is logged, and tried again with the next round.
+Does not know: how sessions come back (`recovery`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from jaxstate.engine.core.desk import Desk, Job
+from jaxstate.engine.core.session_manager import Lifecycle, ends_bytes, token_bytes
+from jaxstate.engine.executor.protocol import Executor, HostCells, Tokens
+from jaxstate.engine.sessions.record import Book, SavedCells
+from jaxstate.errors import ClosedError
+from jaxstate.persist.changes import SegmentRow, SnapshotRow, snapshot_taken
+from jaxstate.persist.files import Arrays
+from jaxstate.persist.journal import Journal
+from jaxstate.persist.schema import checksum_of
+from jaxstate.persist.segments import Segment, cuts, part_of, segment_name
+
+_log = logging.getLogger("jaxstate")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """Cells first .. last - 1 of a session, on the host, and the version that ends with them."""
+
+    first: int
+    last: int
+    version: int
+    arrays: Arrays
+
+
+class Snapshotter:
+    """Takes snapshots, on a thread of its own once it is started.
+
+    Args:
+        desk: of the engine.
+        lives: likewise.
+        executor: writes pieces to files.
+        journal: names the snapshots, and has their pieces.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        lives: Lifecycle,
+        executor: Executor,
+        journal: Journal,
+    ) -> None:
+        self._desk = desk
+        self._lives = lives
+        self._executor = executor
+        self._journal = journal
+        self._segments = journal.segments
+        layout = desk.limits.layout
+        cell_bytes = max(1, layout.bytes_of(layout.cells, desk.limits.itemsize) // layout.cells)
+        self._size = max(layout.block_cells, desk.config.snapshot_bytes // cell_bytes)
+        self.pieces = 0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="jaxstate-snapshots", daemon=True)
+
+    def start(self) -> None:
+        """From now on, every `snapshot_s` seconds."""
+        self._thread.start()
+
+    def stop(self) -> threading.Thread:
+        """A last round, then no more; returns the thread that does it."""
+        self._stopping.set()
+        return self._thread
+
+    def take_all(self) -> int:
+        """A snapshot of every session that has read something since its last; returns how many."""
+        with self._desk.lock:
+            books = list(self._desk.ledger.books.values())
+        taken = 0
+        for book in books:
+            with contextlib.suppress(ClosedError):
+                taken += self.take(book)
+        return taken
+
+    def take(self, book: Book) -> bool:
+        """A snapshot of one session, if there is something new, and its cells are at hand.
+
+        Raises:
+            ClosedError: the session or the engine was closed meanwhile.
+        """
+        if not self._is_due(book):
+            return False
+        try:
+            with self._segments.claiming() as claim:
+                pieces = [self._kept(book, part, claim) for part in self._parts(book, claim)]
+                self._publish(book, pieces)
+            return True
+        except ClosedError:
+            raise
+        except Exception:
+            _log.exception("no snapshot of session %r could be taken", book.id)
+            with self._desk.lock:
+                self._desk.recorder.count("snapshots_failed")
+            return False
+
+    def _run(self) -> None:
+        stopping = False
+        while not stopping:
+            stopping = self._stopping.wait(self._desk.config.snapshot_s)
+            try:
+                self.take_all()
+                if not stopping:
+                    self._desk.keeper.clear_segments()
+            except Exception:  # the next round comes all the same
+                _log.exception("snapshots could not be taken")
+
+    def _is_due(self, book: Book) -> bool:
+        with self._desk.lock:
+            there = book.log_key > 0 and book.opened and not book.closed
+            at_hand = book.residence.place in ("device", "host")
+            return there and at_hand and book.seen_cells > 0 and book.version > book.saved.version
+
+    def _parts(self, book: Book, claim: Callable[[str], None]) -> Iterator[_Part | Segment]:
+        """A session's cells in pieces: those that are on disk, then the others."""
+        with self._desk.lock:
+            cells, residence = book.seen_cells, book.residence
+            shared = len(residence.chain) * self._desk.limits.layout.block_cells
+            kept = {(one.first, one.last): one for one in book.saved.segments}
+        borders = cuts(shared, cells, self._size)
+        for first, last in borders[:-1]:
+            one = kept.get((first, last))
+            if one is not None:
+                claim(one.name)
+            there = one is not None and self._segments.has(one.name)
+            yield one if one is not None and there else self._fetched(book, first, last)
+        yield self._fetched(book, borders[-1][0], None)
+
+    def _fetched(self, book: Book, first: int, last: int | None) -> _Part:
+        """A piece from the host's memory or the device; None for `last` is where the session is."""
+        with self._desk.lock:
+            there, version = self._desk.vault.peek(book.key), book.version
+            if there is not None and there.cells == book.seen_cells:
+                return self._sliced(there, first, last, version)
+        future: Future[_Part] = Future()
+        job = Job(
+            act=lambda: self._from_device(book, first, last),
+            booked=lambda _: None,
+            future=future,
+            session=book,
+            border=book,
+        )
+        with self._desk.changing():
+            book.check_open()
+            self._lives.at_border(job)
+        return future.result()
+
+    def _sliced(self, there: HostCells, first: int, last: int | None, version: int) -> _Part:
+        end = there.cells if last is None else last
+        layout = self._desk.limits.layout
+        arrays = part_of(layout, there.arrays, there.cells, first, end)
+        return _Part(first, end, version, arrays)
+
+    def _from_device(self, book: Book, first: int, last: int | None) -> _Part:
+        """On the loop's thread, at a version's border."""
+        with self._desk.lock:
+            book.check_open()
+            seen, version = book.residence.seen(book.key, book.seen_cells), book.version
+        end = seen.cells if last is None else last
+        part = self._executor.fetch_part(seen, first, end)
+        return _Part(first, end, version, part.arrays)
+
+    def _kept(
+        self, book: Book, part: _Part | Segment, claim: Callable[[str], None]
+    ) -> tuple[SegmentRow, Segment, int | None]:
+        """A piece that is on disk from now on, and the version that it was fetched at; None for one
+        that was on disk before."""
+        log = book.residence.log
+        with self._desk.lock:
+            tokens = log.tokens(part.first, part.last - part.first)
+            ends = log.ends(part.first, part.last)
+        if isinstance(part, Segment):
+            return _row(part.name, part, tokens, ends), part, None
+        row = _row(_name(part, tokens, ends), part, tokens, ends)
+        cells = HostCells(cells=part.last, arrays=part.arrays)
+        claim(row.name)
+        self.pieces += 1
+        self._segments.write(
+            row.name, lambda path: self._executor.save(path, cells, {"first": part.first})
+        )
+        return row, Segment(row.name, part.first, part.last), part.version
+
+    def _publish(self, book: Book, pieces: list[tuple[SegmentRow, Segment, int | None]]) -> None:
+        """Makes them the newest snapshot."""
+        desk, segments = self._desk, tuple(segment for _, segment, _ in pieces)
+        version, cells = pieces[-1][2], segments[-1].last
+        assert version is not None, "the last piece is always fetched"
+        layout = desk.limits.layout
+        with desk.lock:
+            book.check_open()
+            snapshot = SnapshotRow(
+                session=book.log_key,
+                version=version,
+                cells=cells,
+                bytes=layout.bytes_of(cells, desk.limits.itemsize),
+                fingerprint=cells_and_text(self._executor, desk),
+                segments=tuple(one.name for one in segments),
+                answers=_answers(book, version),
+            )
+        new = [row for row, _, at in pieces if at is not None]
+        kept = [row for row, _, at in pieces if at is None]
+        self._journal.write(snapshot_taken(snapshot, new, kept, desk.config.snapshot_keep))
+        with desk.lock:
+            book.saved = SavedCells(version, segments)
+            desk.recorder.count("snapshots_taken")
+
+
+def _name(part: _Part, tokens: Tokens, ends: list[tuple[int, int]]) -> str:
+    pairs = np.array(ends, np.int64).reshape(-1, 2)
+    return segment_name(part.arrays, part.first, tokens, pairs)
+
+
+def _row(
+    name: str, part: _Part | Segment, tokens: Tokens, ends: list[tuple[int, int]]
+) -> SegmentRow:
+    """What the journal keeps of a piece."""
+    return SegmentRow(
+        name=name,
+        first=part.first,
+        last=part.last,
+        tokens=token_bytes(tokens),
+        ends=ends_bytes(ends),
+    )
+
+
+def cells_and_text(executor: Executor, desk: Desk) -> str:
+    """Fingerprint of all that makes cells of entries."""
+    return f"{executor.fingerprint} {desk.keeper.text_fingerprint}"
+
+
+def _answers(book: Book, version: int) -> str:
+    """Answers of flash queries that saw no more than the snapshot."""
+    found = [
+        {"id": one.id, "steps": one.answer_steps, "answer": asdict(one.answer)}
+        for one in book.flash
+        if one.answer is not None and one.answer.version <= version
+    ]
+    text = json.dumps(found)
+    return f"{checksum_of(text)} {text}"
+
+
+def answers_of(kept: str) -> list[dict[str, object]]:
+    """The answers again; none if they are not as they were written."""
+    checksum, _, text = kept.partition(" ")
+    if not text or checksum != str(checksum_of(text)):
+        return []
+    return json.loads(text)

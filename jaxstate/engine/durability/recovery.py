@@ -1,0 +1,460 @@
+"""Cells of a snapshot, from disk into the vault, when they are wanted.
+
+Comes in: which snapshots a session has, the newest first. Goes out: all of its cells; or as many as
+the best of them still holds; or none. What turned out to be damaged is set aside, with the reason.
+Runs on the vault's reader thread. Does not know: how a session uses its cells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+
+from jaxstate.engine.core.desk import Desk
+from jaxstate.engine.core.session_manager import (
+    CameBack,
+    Lifecycle,
+    ends_of,
+    opening_tokens,
+    tokens_of,
+)
+from jaxstate.engine.durability.checkpointer import answers_of, cells_and_text
+from jaxstate.engine.executor.protocol import Executor, HostCells, Tokens
+from jaxstate.engine.flash.registry import Registered, registered_of
+from jaxstate.engine.requests.encoding import Asker
+from jaxstate.engine.requests.request import Asked
+from jaxstate.engine.sessions.record import Book, SavedCells
+from jaxstate.engine.sessions.token_log import TokenLog
+from jaxstate.engine.types.options import policy_of
+from jaxstate.engine.types.values import Answer, Usage
+from jaxstate.errors import JaxstateError, JournalDamaged, JournalError, SnapshotDamaged
+from jaxstate.persist.changes import Opening, SegmentRow, set_aside
+from jaxstate.persist.files import Arrays, is_passing
+from jaxstate.persist.journal import Journal, Ticket
+from jaxstate.persist.logged import (
+    LoggedSession,
+    LoggedSnapshot,
+    entries_of,
+    flash_names_of,
+    keys_of,
+    largest_key,
+    questions_of,
+    root_of,
+    segment_of,
+    session_of,
+    snapshots_of,
+)
+from jaxstate.persist.segments import Segment, has_windows, joined, segment_name
+from jaxstate.records import Record
+from jaxstate.text import Place
+
+_log = logging.getLogger("jaxstate")
+
+
+Candidate: TypeAlias = tuple[LoggedSnapshot, tuple[SegmentRow, ...]]
+
+
+class Reloader:
+    """Reads snapshots.
+
+    Args:
+        desk: of the engine.
+        executor: reads pieces.
+        journal: has the pieces, and is told which snapshots are damaged.
+    """
+
+    def __init__(self, desk: Desk, executor: Executor, journal: Journal) -> None:
+        self._desk = desk
+        self._executor = executor
+        self._journal = journal
+        self._segments = journal.segments
+
+    def leave(self, book: Book, candidates: Sequence[Candidate]) -> None:
+        """A session's cells are on disk, until they are wanted; the caller holds the lock."""
+        newest, rows = candidates[0]
+        load = functools.partial(self._load, book, tuple(candidates))
+        self._desk.vault.put_saved(book.key, newest.row.bytes, load)
+        book.saved = SavedCells(newest.row.version, _segments(rows))
+        self._desk.look_for(book)
+
+    def set_aside(self, numbers: Sequence[int], reason: str) -> None:
+        """Snapshots that cannot be used."""
+        _log.warning("%d snapshots are set aside: %s", len(numbers), reason)
+        try:
+            self._journal.submit(Ticket(set_aside(numbers, reason), "memory"))
+        except JournalError:  # the engine is being closed: the next one finds it out again
+            _log.warning("which could not be noted, since the journal is closed")
+
+    def _load(self, book: Book, candidates: Sequence[Candidate]) -> HostCells | None:
+        """The first that is whole; or what there is of the one of which most is good."""
+        layout, best = self._desk.limits.layout, list[Arrays]()
+        good: tuple[SegmentRow, ...] = ()
+        for snapshot, rows in candidates:
+            parts = self._parts(book, snapshot, rows)
+            whole = len(parts) == len(rows)
+            # Windows lie in the last piece alone.
+            usable = parts if whole or not has_windows(layout) else []
+            if usable and (not good or rows[len(usable) - 1].last > good[-1].last):
+                best, good = usable, rows[: len(usable)]
+            if whole:
+                break
+        if good != candidates[0][1]:
+            with self._desk.lock:
+                book.saved = SavedCells(segments=_segments(good))  # so that a new one is taken
+        return HostCells(cells=good[-1].last, arrays=joined(layout, best)) if good else None
+
+    def _parts(
+        self, book: Book, snapshot: LoggedSnapshot, rows: Sequence[SegmentRow]
+    ) -> list[Arrays]:
+        """Those from the first on that can be read, and are what their names say."""
+        parts: list[Arrays] = []
+        for row in rows:
+            try:
+                parts.append(self._part(row))
+            except Exception as error:
+                # Of a session that was closed, pieces may be on their way out.
+                if not (book.closed or is_passing(error)):
+                    self._segments.set_aside(row.name)
+                    self.set_aside([snapshot.number], f"cells {row.first} on: {error}")
+                break
+        return parts
+
+    def _part(self, row: SegmentRow) -> Arrays:
+        arrays = self._executor.load(self._segments.path(row.name) / "cells").cells.arrays
+        ends = np.array(ends_of(row.ends), np.int64).reshape(-1, 2)
+        if segment_name(arrays, row.first, tokens_of(row.tokens), ends) != row.name:
+            raise SnapshotDamaged("they are not those that the journal names")
+        return arrays
+
+
+def _segments(rows: Sequence[SegmentRow]) -> tuple[Segment, ...]:
+    return tuple(Segment(row.name, row.first, row.last) for row in rows)
+
+
+_NO_TOKENS = np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveredSession(Record):
+    """A session that a journal brought back.
+
+    Attributes:
+        id: its name.
+        version: at which it is there again; -1 if it is read from its beginning.
+        last: number of its last entry: it will have that version again.
+        tokens_to_read: of its opening and entries that no snapshot holds.
+    """
+
+    id: str
+    version: int
+    last: int
+    tokens_to_read: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery(Record):
+    """What an engine found in its journal.
+
+    Attributes:
+        sessions: that are open again, the one that was used last first.
+        failed: names of those that could not be brought back, and why; they are still in the
+            journal.
+        set_aside: snapshots that could not be used, and why.
+        unasked: registered questions that cannot be asked here, and why; they are still in the
+            journal as well.
+    """
+
+    sessions: tuple[RecoveredSession, ...] = ()
+    failed: tuple[tuple[str, str], ...] = ()
+    set_aside: tuple[str, ...] = ()
+    unasked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Found:
+    """A snapshot that may be used."""
+
+    snapshot: LoggedSnapshot
+    rows: tuple[SegmentRow, ...]
+
+
+class Recoverer:
+    """Brings a journal's sessions into the books.
+
+    Args:
+        desk: of the engine; its loop does not turn yet.
+        lives: likewise.
+        asker: makes tokens of entries.
+        executor: reads pieces.
+        journal: open.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        lives: Lifecycle,
+        asker: Asker,
+        executor: Executor,
+        journal: Journal,
+    ) -> None:
+        self._desk = desk
+        self._lives = lives
+        self._asker = asker
+        self._segments = journal.segments
+        self._fingerprint = cells_and_text(executor, desk)
+        self._reloader = Reloader(desk, executor, journal)
+        self._source = journal.read()
+        self._set_aside: list[str] = []
+        self._unasked: list[str] = []
+
+    def recover(self) -> Recovery:
+        """Brings back every session that was not closed."""
+        with contextlib.closing(self._source):
+            self._desk.keeper.keys_from(largest_key(self._source))
+            back: list[RecoveredSession] = []
+            failed: list[tuple[str, str]] = []
+            for key, name in keys_of(self._source):
+                try:
+                    back.append(self._bring_back(session_of(self._source, key)))
+                except JaxstateError as error:
+                    _log.error("session %r could not be brought back: %s", name, error)
+                    failed.append((name, str(error)))
+        self._desk.ledger.lost = dict(failed)
+        self._desk.keeper.clear_segments()
+        self._lives.come_in()
+        return Recovery(
+            sessions=tuple(back),
+            failed=tuple(failed),
+            set_aside=tuple(self._set_aside),
+            unasked=tuple(self._unasked),
+        )
+
+    def bring_back(self, key: int) -> Book:
+        """One session, whose rows are in the journal.
+
+        Raises:
+            JaxstateError: it cannot be brought back.
+        """
+        with contextlib.closing(self._source):
+            session = session_of(self._source, key)
+            self._bring_back(session)
+        with self._desk.changing() as ledger:
+            book = ledger.by_id[session.opening.id]
+            book.residence.coming = True
+            ledger.room.update(book)
+        return book
+
+    def _bring_back(self, session: LoggedSession) -> RecoveredSession:
+        found = self._usable(session)
+        name = session.opening.id
+        try:
+            state = self._state(session, found)
+        except ValueError as error:  # of JSON, or of an array
+            if isinstance(error, JaxstateError):
+                raise
+            raise JournalDamaged(
+                f"what the journal has of session {name!r} cannot be read: {error!r}"
+            ) from error
+        except JaxstateError:
+            raise
+        except Exception as error:
+            raise _own_fault(name, error) from error
+        try:
+            book = self._lives.come_back(session.opening, state)
+        except JaxstateError:
+            raise
+        except Exception as error:
+            raise _own_fault(name, error) from error
+        return RecoveredSession(
+            id=session.opening.id,
+            version=state.version,
+            last=session.last,
+            tokens_to_read=book.queue.unread_tokens,
+        )
+
+    def _state(self, session: LoggedSession, found: Sequence[_Found]) -> CameBack:
+        """What is known of a session, with its newest snapshot or without one."""
+        root = root_of(self._source, session)
+        opening = _NO_TOKENS
+        if root.prefix is not None:
+            fingerprint = self._desk.keeper.text_fingerprint
+            opening = opening_tokens(root, self._asker, fingerprint)
+        first_place = self._asker.first_place(root.prefix)
+        log, version = self._read_before(root, found)
+        answers = _answers_of(found[0].snapshot.row.answers) if found else {}
+        policy = policy_of(session.opening.policy, self._desk.config.queue_policy)
+        return CameBack(
+            log=log,
+            version=version,
+            prefix=opening,
+            opening=opening if version < 0 else _NO_TOKENS,
+            entries=self._entries(session, max(version, 0), first_place),
+            first_place=first_place,
+            last=session.last,
+            policy=policy,
+            prepare=functools.partial(
+                self._prepare, found, self._questions(session.opening), answers
+            ),
+        )
+
+    def _read_before(self, root: Opening, found: Sequence[_Found]) -> tuple[TokenLog, int]:
+        """The tokens of what need not be taken from entries, and the version that they end at."""
+        log = TokenLog()
+        if found:
+            for row in found[0].rows:
+                log.append(tokens_of(row.tokens), ends_of(row.ends))
+            return log, found[0].snapshot.row.version
+        if root.prefix is not None or root.base_tokens is None:
+            return log, -1
+        if root.text_fingerprint != self._desk.keeper.text_fingerprint:
+            raise JournalError(
+                f"session {root.id!r} was made from a saved one, with another tokenizer or "
+                "template, and the text of what it had read is not known; start the engine with "
+                "the model that it was saved with"
+            )
+        log.append(tokens_of(root.base_tokens), ends_of(root.base_ends or b""))
+        return log, root.base_version
+
+    def _entries(
+        self, session: LoggedSession, after: int, first_place: Place
+    ) -> list[tuple[int, Tokens]]:
+        return [
+            (
+                one.sequence,
+                self._asker.entry(one.text, first_place if one.sequence == 1 else "text"),
+            )
+            for one in entries_of(self._source, session, after)
+        ]
+
+    def _usable(self, session: LoggedSession) -> list[_Found]:
+        """Snapshots of a session that may be good, the newest first; the others are set aside."""
+        found: list[_Found] = []
+        for snapshot in snapshots_of(self._source, session.opening.key):
+            if snapshot.set_aside is not None:
+                continue
+            rows = [segment_of(self._source, name) for name in snapshot.row.segments]
+            whole = tuple(row for row in rows if row is not None)
+            reason = self._reason(session, snapshot, rows, whole)
+            if reason is None:
+                found.append(_Found(snapshot=snapshot, rows=whole))
+            else:
+                self._reloader.set_aside([snapshot.number], reason)
+                self._set_aside.append(
+                    f"snapshot of session {session.opening.id!r} at version "
+                    f"{snapshot.row.version}: {reason}"
+                )
+        return found
+
+    def _reason(
+        self,
+        session: LoggedSession,
+        snapshot: LoggedSnapshot,
+        rows: Sequence[SegmentRow | None],
+        whole: Sequence[SegmentRow],
+    ) -> str | None:
+        """Why a snapshot cannot be used; None if nothing speaks against it yet."""
+        row = snapshot.row
+        if not snapshot.sound:
+            return "what the journal says of it is damaged"
+        if row.fingerprint != self._fingerprint:
+            return "it was made with another model, tokenizer, template, dtype or cell layout"
+        if len(whole) < len(rows) or not all(self._segments.has(one.name) for one in whole):
+            return "pieces of it are missing, or what the journal says of them is damaged"
+        borders = [0, *(one.last for one in whole)]
+        firsts = [one.first for one in whole]
+        if not whole or firsts != borders[:-1] or borders[-1] != row.cells:
+            return "its pieces do not follow each other"
+        if not all(len(one.tokens) == 4 * (one.last - one.first) for one in whole):
+            return "its tokens are damaged"
+        if row.version > session.last:
+            return f"it is of version {row.version}, and the journal ends at {session.last}"
+        return None
+
+    def _questions(self, opening: Opening) -> _Questions:
+        """Flash queries and warm questions that can be asked of this model; the others are logged,
+        and stay in the journal."""
+        key, session_id = opening.key, opening.id
+        found = _Questions(names=flash_names_of(self._source, key))
+        for name, settings in questions_of(self._source, key, "flash"):
+            with self._logged(session_id, name):
+                found.flash.append((name, registered_of(self._asker, settings)))
+        for question, _ in questions_of(self._source, key, "warm"):
+            with self._logged(session_id, question):
+                found.warm.append(self._asker.warm(question))
+        return found
+
+    def _prepare(
+        self,
+        found: Sequence[_Found],
+        questions: _Questions,
+        answers: Mapping[str, tuple[Answer, int]],
+        book: Book,
+    ) -> None:
+        """Where its cells are, and what it is asked; the caller holds the lock."""
+        if found:
+            self._reloader.leave(book, [(one.snapshot, one.rows) for one in found])
+        for name in questions.names:
+            book.flash.names_from(name)
+        for name, one in questions.flash:
+            with self._logged(book.id, name):
+                book.flash.bring_back(one, name, self._desk.clock())
+                if name in answers:
+                    book.flash.answered(one, *answers[name])
+        for asked in questions.warm:
+            with self._logged(book.id, asked.question):
+                book.warm.add(asked)
+
+    @contextlib.contextmanager
+    def _logged(self, session_id: str, question: str) -> Iterator[None]:
+        """A question that cannot be asked here keeps no session from coming back."""
+        try:
+            yield
+        except (JaxstateError, ValueError, KeyError, TypeError, AttributeError) as error:
+            _log.error("%r is not asked of session %r any more: %r", question, session_id, error)
+            self._unasked.append(f"{question!r} of session {session_id!r}: {error}")
+
+
+def _own_fault(name: str, error: Exception) -> JournalError:
+    """Not every error while reading a journal is the journal's."""
+    _log.error("session %r could not be brought back", name, exc_info=error)
+    return JournalError(
+        f"session {name!r} could not be brought back, for a fault of jaxstate's own, not of the "
+        f"journal, which keeps it: {error!r}. Please report it"
+    )
+
+
+@dataclass(slots=True, eq=False)
+class _Questions:
+    """What a session is asked: names that flash queries have or had, flash queries, warm ones."""
+
+    names: list[str]
+    flash: list[tuple[str, Registered]] = field(default_factory=list)
+    warm: list[Asked] = field(default_factory=list)
+
+
+def _answers_of(kept: str) -> dict[str, tuple[Answer, int]]:
+    """By the name of the flash query, with the steps that the answer took."""
+    return {
+        str(one["id"]): (_answer_of(one["answer"]), int(str(one["steps"])))
+        for one in answers_of(kept)
+    }
+
+
+def _answer_of(kept: object) -> Answer:
+    """An answer as `dataclasses.asdict` and JSON left it."""
+    if not isinstance(kept, dict):
+        raise ValueError("an answer is no record")
+    fields = dict(kept)
+    usage = fields.pop("usage")
+    tuples = ("token_ids", "choice_logprobs")
+    shaped = {
+        name: tuple(value) if name in tuples and isinstance(value, list) else value
+        for name, value in fields.items()
+    }
+    return Answer(usage=Usage(**usage), **shaped)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,501 @@
+"""Registered questions: which are due, what was answered, and their form in a journal.
+
+Comes in: a question with its settings, versions, answers. Goes out: which question is due, whether
+one fired, and the answers that are there. Does not know: cells, sessions, threads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxstate.engine.flash.conditions import (
+    Changed,
+    Condition,
+    ConfidenceAbove,
+    Crosses,
+    Equals,
+    Watch,
+)
+from jaxstate.engine.requests.encoding import GREEDY, Asker, Settings, checked_settings
+from jaxstate.engine.requests.request import Asked, chosen_answer
+from jaxstate.engine.types.values import Answer, Source, Usage
+from jaxstate.errors import FlashLimit, InvalidInput
+from jaxstate.records import shown
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Registered:
+    """A flash question and where it stands.
+
+    Attributes:
+        asked: the question.
+        watch: decides which answers are news.
+        id: its name within the session, given when it is added.
+        min_interval_s: it is computed no more often than that.
+        deadline_s: once its answer has been out of date for so long, it is as urgent as an ask.
+        staleness_s: how old its answer may become while the session reads on; None for the book's.
+        on_fire: called with each answer that is news, on a thread of the engine's own.
+        answer: the newest one.
+        given: the same as whoever asks that question gets it, and `answer_steps`: one reference, so
+            that it can be read without the engine's lock.
+        answer_steps: tokens that were chosen for it, the one that ended it and what a stop string
+            cut off included.
+        error: why it could not be computed at the newest version, if so.
+        answered_version: the newest version that was answered or refused.
+        running: whether it is under way.
+        started_s: when it was last begun, but for those beginnings that were given up.
+        stale_since_s: since when its answer is out of date (or missing).
+        outdated_s: when the session first went past what is under way; None if it did not.
+        registered_s: when it was registered.
+        drops: how many times in a row it was given up.
+        brought_back: it comes from a journal, and nobody has registered it since.
+    """
+
+    asked: Asked
+    watch: Watch
+    id: str = ""
+    min_interval_s: float = 0.0
+    deadline_s: float | None = None
+    staleness_s: float | None = None
+    on_fire: Callable[[Answer], None] | None = None
+    answer: Answer | None = None
+    given: tuple[Answer, int] | None = None
+    answer_steps: int = 0
+    error: str | None = None
+    answered_version: int = -1
+    running: bool = False
+    started_s: float | None = None
+    stale_since_s: float = 0.0
+    outdated_s: float | None = None
+    registered_s: float = 0.0
+    drops: int = 0
+    brought_back: bool = False
+    _started_before_s: float | None = None
+
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """All that it was registered with, but the callback."""
+        asked = self.asked
+        how = (asked.max_tokens, asked.choices, asked.stop, asked.sampling)
+        when = (self.min_interval_s, self.deadline_s, self.staleness_s)
+        return asked.question, how, self.watch.condition, *when
+
+    def begin(self, now_s: float) -> None:
+        """It is under way."""
+        self.running, self.outdated_s = True, None
+        self._started_before_s, self.started_s = self.started_s, now_s
+
+    def give_up(self) -> None:
+        """What was under way is thrown away, as if it had not begun."""
+        self.running, self.started_s = False, self._started_before_s
+        self.drops += 1
+
+    def may_start_s(self) -> float:
+        """The earliest time at which it may be begun again."""
+        return -np.inf if self.started_s is None else self.started_s + self.min_interval_s
+
+
+class FlashBook:
+    """The flash questions of one session.
+
+    Args:
+        limit: how many there may be.
+        staleness_s: how old an answer may become while the session reads on, where its question
+            does not say.
+    """
+
+    def __init__(self, limit: int, staleness_s: float = 5.0) -> None:
+        self._limit = limit
+        self._staleness_s = staleness_s
+        self._by_id: dict[str, Registered] = {}
+        self._by_text: dict[str, Registered] = {}
+        self._stale: dict[str, Registered] = {}
+        self._given = 0
+        self.version = -1
+        self.served = 0
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Registered]:
+        return iter(tuple(self._by_id.values()))
+
+    @property
+    def stale(self) -> int:
+        """How many are not answered at the session's version."""
+        return len(self._stale)
+
+    def add(self, one: Registered, now_s: float, flash_id: str | None = None) -> None:
+        """Registers a question, under a name of our own if it has none; it is due at once.
+
+        Raises:
+            FlashLimit: there are as many as there may be.
+            InvalidInput: the same text is registered already.
+        """
+        if len(self._by_id) >= self._limit:
+            raise FlashLimit(
+                f"this session has {self._limit} registered questions, as many as it may; remove "
+                "one with unflash(id), or raise flash_limit in EngineConfig"
+            )
+        if (same := self._by_text.get(one.asked.question)) is not None:
+            raise InvalidInput(
+                f"{one.asked.question!r} is registered already, as {same.id!r}; remove that one "
+                "first to register it with other settings"
+            )
+        if flash_id is None:
+            self._given += 1
+        one.id = flash_id or f"q{self._given}"
+        self._by_id[one.id] = self._by_text[one.asked.question] = one
+        one.stale_since_s = one.registered_s = now_s
+        if self.version >= 0:
+            self._stale[one.id] = one
+
+    def names_from(self, flash_id: str) -> None:
+        """Names up to that one were given."""
+        self._given = max(self._given, int(flash_id.removeprefix("q")))
+
+    def bring_back(self, one: Registered, flash_id: str, now_s: float) -> None:
+        """A question that a journal has, under the name that it had.
+
+        Raises:
+            FlashLimit, InvalidInput: as `add`.
+        """
+        self.add(one, now_s, flash_id)
+        one.brought_back = True
+
+    def taken_up(self, one: Registered) -> Registered | None:
+        """The question that was brought back, if it is just that one: it gets the callback, which
+        no journal can keep."""
+        same = self._by_text.get(one.asked.question)
+        if same is None or not (same.brought_back and same.settings == one.settings):
+            return None
+        same.brought_back, same.on_fire = False, one.on_fire
+        return same
+
+    def check_there(self, flash_id: str) -> None:
+        """Refuses a name that no question has.
+
+        Raises:
+            InvalidInput: there is none of that name.
+        """
+        if flash_id not in self._by_id:
+            raise InvalidInput(f"no flash query {flash_id!r}; there are {sorted(self._by_id)}")
+
+    def discard(self, flash_id: str) -> None:
+        """Forgets a question, if it is there."""
+        one = self._by_id.pop(flash_id, None)
+        if one is not None:
+            del self._by_text[one.asked.question]
+            self._stale.pop(flash_id, None)
+
+    def get(self, flash_id: str) -> Registered | None:
+        """The question of that name, if it is still registered."""
+        return self._by_id.get(flash_id)
+
+    def of_text(self, question: str) -> Registered | None:
+        """The question with that text."""
+        return self._by_text.get(question)
+
+    def committed(self, version: int, now_s: float) -> None:
+        """The session has a new version: everything is out of date."""
+        for one in self._by_id.values():
+            if one.id not in self._stale:
+                one.stale_since_s = now_s
+            elif one.running and one.outdated_s is None:
+                one.outdated_s = now_s
+        self.version = version
+        self._stale = dict(self._by_id)
+
+    def is_fresh(self, one: Registered) -> bool:
+        """Whether its answer is that of the session's version."""
+        return one.answer is not None and self.is_current(one.answer)
+
+    def is_current(self, answer: Answer) -> bool:
+        """Whether an answer is that of the session's version; needs no lock."""
+        return answer.version == self.version
+
+    def due(self, now_s: float) -> Iterator[Registered]:
+        """Those out of date that may be begun now, the longest unanswered first."""
+        due = (one for one in self._stale.values() if not one.running)
+        ready = [one for one in due if one.may_start_s() <= now_s]
+        return iter(sorted(ready, key=lambda one: one.answered_version))
+
+    def next_due_s(self, now_s: float) -> float | None:
+        """When one that may not be begun now may be."""
+        later = (one.may_start_s() for one in self._stale.values() if not one.running)
+        return min((time_s for time_s in later if time_s > now_s), default=None)
+
+    def is_overdue(self, now_s: float) -> bool:
+        """Whether one that is under way, or due, has been out of date for its deadline."""
+        return any(
+            one.stale_since_s + one.deadline_s <= now_s
+            for one in self._stale.values()
+            if one.deadline_s is not None and (one.running or one.may_start_s() <= now_s)
+        )
+
+    def is_old(self, now_s: float) -> bool:
+        """Whether one that is under way, or due, has used half of the time that its answer may be
+        out of date: the other half is for computing it."""
+        return any(
+            one.stale_since_s + self.target_s(one) / 2 <= now_s
+            for one in self._stale.values()
+            if one.running or one.may_start_s() <= now_s
+        )
+
+    def target_s(self, one: Registered) -> float:
+        """How old its answer may become."""
+        return self._staleness_s if one.staleness_s is None else one.staleness_s
+
+    def missed_s(self, one: Registered, now_s: float) -> float:
+        """By how much its answer has become older than it may, if it is replaced now."""
+        return now_s - one.stale_since_s - self.target_s(one)
+
+    @property
+    def since_s(self) -> float:
+        """Since when the longest unanswered one is."""
+        return min((one.stale_since_s for one in self._stale.values()), default=0.0)
+
+    def answered(self, one: Registered, answer: Answer, steps: int = 0) -> bool:
+        """Keeps an answer that took so many chosen tokens; returns whether it is news."""
+        one.answer, one.answer_steps, one.error = answer, steps, None
+        one.given = as_given(answer, "flash"), steps
+        self._settle(one, answer.version)
+        return one.watch.observe(answer)
+
+    def refused(self, one: Registered, version: int, reason: str) -> None:
+        """It cannot be computed at that version; it is tried again at the next."""
+        one.error = reason
+        self._settle(one, version)
+
+    def _settle(self, one: Registered, version: int) -> None:
+        one.running, one.answered_version, one.drops = False, version, 0
+        if version == self.version:
+            self._stale.pop(one.id, None)
+        elif one.outdated_s is not None:
+            one.stale_since_s = one.outdated_s
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Warm:
+    """A question whose log-probabilities at the start of an answer are kept.
+
+    Attributes:
+        asked: the question.
+        version: that they belong to, -1 for none yet.
+        tried_version: the newest version at which they were computed or could not be.
+        seen_cells: that they saw.
+        logprobs: float32 [V].
+        scored: answers that were computed since, by their choices with what ends them: whole
+            answers of more than one token need more than that.
+    """
+
+    asked: Asked
+    version: int = -1
+    tried_version: int = -1
+    seen_cells: int = 0
+    logprobs: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    scored: dict[tuple[object, ...], Answer] = field(default_factory=dict)
+
+    def ready(self, asked: Asked, version: int) -> Answer | None:
+        """What computing `asked` at that version would give, if it is known."""
+        kept = self.scored.get(_scored(asked))
+        if kept is not None and kept.version == version:
+            return kept
+        single = bool(asked.choice_tokens) and all(len(ids) == 1 for ids in asked.choice_tokens)
+        return self.answer(asked) if single and self.version == version else None
+
+    def answer(self, asked: Asked) -> Answer:
+        """The best of `asked`'s choices, each of one token; in no time."""
+        totals = [float(self.logprobs[int(tokens[0])]) for tokens in asked.choice_tokens]
+        computed = chosen_answer(
+            asked, totals, version=self.version, context_tokens=self.seen_cells, latency_s=0.0
+        )
+        return as_given(computed, "ready")
+
+
+def _scored(asked: Asked) -> tuple[object, ...]:
+    """What decides the scores of choices, beside the question and what was read."""
+    return asked.choices, *(tokens.tobytes() for tokens in asked.choice_tokens)
+
+
+def as_given(answer: Answer, source: Source) -> Answer:
+    """An answer as whoever asks gets it that did not have to be computed for it."""
+    usage = Usage(context_tokens=answer.usage.context_tokens, question_tokens=0, answer_tokens=0)
+    return dataclasses.replace(answer, source=source, usage=usage)
+
+
+# Sets of choices of a warm question whose answers are kept.
+_MOST_SCORED = 16
+
+
+class WarmBook:
+    """The warm questions of one session.
+
+    Args:
+        limit: how many there may be.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._by_text: dict[str, Warm] = {}
+        self.version = -1
+        self.running = False
+        self.served = 0
+
+    def __len__(self) -> int:
+        return len(self._by_text)
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """Their texts."""
+        return tuple(self._by_text)
+
+    def add(self, asked: Asked) -> bool:
+        """Registers a question; False, and nothing happens, if it is registered already.
+
+        Raises:
+            FlashLimit: there are as many as there may be.
+        """
+        if asked.question in self._by_text:
+            return False
+        if len(self._by_text) >= self._limit:
+            raise FlashLimit(
+                f"this session has {self._limit} warm questions, as many as it may; remove one "
+                "with unwarm(question), or raise warm_limit in EngineConfig"
+            )
+        self._by_text[asked.question] = Warm(asked=asked)
+        return True
+
+    def check_there(self, question: str) -> None:
+        """Refuses what is no warm question.
+
+        Raises:
+            InvalidInput: it is not registered.
+        """
+        if question not in self._by_text:
+            raise InvalidInput(f"{question!r} is not a warm question; there are {self.questions}")
+
+    def discard(self, question: str) -> None:
+        """Forgets a question, if it is there."""
+        self._by_text.pop(question, None)
+
+    def due(self) -> list[Warm]:
+        """Those that are out of date."""
+        if self.running or self.version < 0:
+            return []
+        return [one for one in self._by_text.values() if one.tried_version != self.version]
+
+    def fresh(self, asked: Asked) -> Answer | None:
+        """What `asked` is answered with, exactly, at the session's version, if that is known."""
+        one = self._by_text.get(asked.question)
+        return None if one is None or self.version < 0 else one.ready(asked, self.version)
+
+    def computed(self, asked: Asked, answer: Answer) -> None:
+        """Choices of a warm question were scored: whoever asks for the same again has them."""
+        one = self._by_text.get(asked.question)
+        if one is None or asked.choices is None or answer.version != self.version:
+            return
+        if len(one.scored) >= _MOST_SCORED:
+            one.scored.clear()
+        one.scored[_scored(asked)] = as_given(answer, "ready")
+
+    def keep(
+        self, warm: Iterable[Warm], logprobs: NDArray[np.float32], version: int, seen_cells: int
+    ) -> None:
+        """Keeps what a step computed for some of them."""
+        for one, row in zip(warm, logprobs, strict=True):
+            one.version, one.seen_cells, one.logprobs = version, seen_cells, np.array(row)
+            one.tried_version = version
+
+
+OnFire: TypeAlias = Callable[[Answer], None]
+
+
+def new_registered(
+    asker: Asker,
+    question: str,
+    settings: Settings,
+    *,
+    when: Condition | None,
+    on_fire: OnFire | None,
+    min_interval_s: float,
+    deadline_s: float | None,
+    staleness_s: float | None = None,
+) -> Registered:
+    """A question to be registered, with its settings; the other arguments as for `Session.flash`.
+
+    Raises:
+        InvalidInput, PromptTooLong: it cannot be asked, or its condition can never hold.
+    """
+    watch = Watch(when)
+    if on_fire is not None and not callable(on_fire):
+        raise InvalidInput(f"on_fire={shown(on_fire)} must be a function of an answer, or None")
+    asked = asker.ask(question, settings)
+    if isinstance(when, Equals) and asked.choices and when.choice not in asked.choices:
+        raise InvalidInput(f"when={when!r} can never hold: the choices are {asked.choices}")
+    return Registered(
+        asked=asked,
+        watch=watch,
+        on_fire=on_fire,
+        min_interval_s=_checked_seconds("min_interval_s", min_interval_s),
+        deadline_s=None if deadline_s is None else _checked_seconds("deadline_s", deadline_s),
+        staleness_s=None if staleness_s is None else _checked_seconds("staleness_s", staleness_s),
+    )
+
+
+_CONDITIONS: dict[str, type[Condition]] = {
+    kind.__name__: kind for kind in (Changed, ConfidenceAbove, Crosses, Equals)
+}
+
+
+def flash_json(one: Registered) -> str:
+    """A registered question as a journal keeps it; its callback cannot be kept."""
+    asked, when = one.asked, one.watch.condition
+    condition = None if when is None else [type(when).__name__, dataclasses.asdict(when)]
+    return json.dumps(
+        {
+            "question": asked.question,
+            "max_tokens": asked.max_tokens,
+            "choices": asked.choices,
+            "stop": asked.stop,
+            "when": condition,
+            "min_interval_s": one.min_interval_s,
+            "deadline_s": one.deadline_s,
+            "staleness_s": one.staleness_s,
+        }
+    )
+
+
+def registered_of(asker: Asker, kept: str) -> Registered:
+    """The question again, without its callback.
+
+    Raises:
+        InvalidInput, PromptTooLong: it cannot be asked of this model.
+    """
+    given = json.loads(kept)
+    when, choices = given.pop("when"), given.pop("choices")
+    max_tokens, stop = given.pop("max_tokens"), given.pop("stop")
+    settings = checked_settings(
+        # Beside choices they are what goes without saying, and bind nothing.
+        max_tokens=max_tokens if choices is None else None,
+        choices=choices,
+        stop=stop if choices is None else None,
+        sampling=GREEDY,
+    )
+    condition = None if when is None else _CONDITIONS[when[0]](**when[1])
+    return new_registered(
+        asker, given.pop("question"), settings, when=condition, on_fire=None, **given
+    )
+
+
+def _checked_seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+        raise InvalidInput(f"{name}={value!r} must be seconds, 0 or more")
+    return float(value)

@@ -1,0 +1,1 @@
+"""Questions: as tokens, under way, and as futures."""

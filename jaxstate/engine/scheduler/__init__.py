@@ -1,0 +1,1 @@
+"""What runs next: pure functions of what is seen at one moment."""

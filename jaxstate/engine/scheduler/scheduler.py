@@ -1,0 +1,316 @@
+"""Which step comes next: a pure function of a view of the engine and its policy.
+
+Comes in: `View`, plain numbers about sessions and questions at one moment, and `Policy`. Goes out:
+a `Plan`: one step, or how long there is nothing to do. Does not know: devices, tokens, text,
+threads.
+
+Four classes of work, in order of urgency: ask, ingest, flash, warm. The most urgent one that can
+run runs, with three exceptions that keep everything moving:
+
+- A class that could have run in each of the last `patience` steps, and did not, gets the next step.
+  One that only lacks what questions under way hold (cells, tail blocks) is counted as well; once
+  registered questions have lacked blocks for so long, no ask begins before they do.
+- What an ask waits for (a version that is not read yet, an entry that is half read) is as urgent as
+  the ask, and so is a registered question past its deadline, or given up too often.
+- Asks that begin and asks that go on take turns, so neither can keep the other waiting for more
+  than a step; and no two steps in a row serve such registered questions while an ask could run.
+
+Within a class, the tenant that had least work comes first, and of its sessions the one that was
+served longest ago. No ask overtakes another for tail blocks: while the first that could begin does
+not find enough of them, none begins. A tenant that has asks under way leaves some to the others.
+
+What other sessions have to do joins the step, where steps are shared: first what is of the same
+class and kind, then what costs nothing beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jaxstate.engine.scheduler.views import (
+    Begin,
+    GoOn,
+    Ingest,
+    Plan,
+    RunView,
+    SessionView,
+    Step,
+    View,
+)
+from jaxstate.engine.types.options import Policy
+from jaxstate.engine.types.values import WORKS, Stage, Work
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A step that could be next; the smallest order comes first.
+
+    `begins` tells questions that begin from those that go on, `lent` registered questions that are
+    as urgent as asks from asks.
+    """
+
+    step: Step
+    tenant_work: float
+    served: int
+    since_s: float
+    begins: bool = False
+    lent: bool = False
+
+    @property
+    def order(self) -> tuple[float, int, float, int]:
+        return (self.tenant_work, self.served, self.since_s, self.step.session)
+
+
+def plan(view: View, policy: Policy) -> Plan:
+    """The next step."""
+    candidates: dict[Work, list[_Candidate]] = {work: [] for work in WORKS}
+    held_up = _held_up(view)
+    begins = _asks_may_begin(view, policy, held_up)
+    for session in view.sessions:
+        candidates["ask"] += _ask_candidates(session, view, policy, may_begin=begins)
+        candidates["ingest"] += _ingest_candidates(session, view)
+        candidates["flash"] += _flash_candidates(session, view)
+        candidates["warm"] += _warm_candidates(session)
+    runnable = frozenset[Work](work for work in WORKS if candidates[work])
+    work = _choose_class(runnable, view, policy)
+    if work is None:
+        return Plan(step=None, held_up=held_up, until_s=view.next_due_s)
+    step = _choose_ask(candidates["ask"], view) if work == "ask" else _first(candidates[work])
+    joined = _joined(step, candidates, view, policy) if view.step_sessions > 1 else ()
+    return Plan(step=step, joined=joined, runnable=runnable, held_up=held_up)
+
+
+def _joined(
+    step: Step, candidates: dict[Work, list[_Candidate]], view: View, policy: Policy
+) -> tuple[Step, ...]:
+    """What shares the step, the most urgent first; one part of each other session."""
+    found: dict[int, Step] = {}
+    for work in WORKS:
+        for one in sorted(candidates[work], key=lambda one: one.order):
+            if one.step.session != step.session and _goes_with(one.step, step):
+                found.setdefault(one.step.session, one.step)
+    if not isinstance(step, GoOn):
+        return tuple(found.values())
+    others = [one for one in found.values() if isinstance(one, GoOn)]
+    return _rows_beside(step, others, view, policy)
+
+
+def _goes_with(other: Step, step: Step) -> bool:
+    """Whether a part can be of the same step, apart from how many rows that has."""
+    if isinstance(step, GoOn):
+        same = isinstance(other, GoOn) and other.stage == step.stage != "reading"
+        return same and (other.work == step.work or step.stage == "decoding")
+    if isinstance(other, GoOn) or (isinstance(other, Begin) and other.evict):
+        return False
+    return (other.work == "warm") == (step.work == "warm")
+
+
+def _rows_beside(step: GoOn, others: list[GoOn], view: View, policy: Policy) -> tuple[GoOn, ...]:
+    """Rows that go on in the same step: as many of its class as make one cheapest, then those that
+    cost next to nothing."""
+    if len(step.runs) > view.session_rows:
+        return ()
+    alike = [one for one in others if one.work == step.work][: view.step_sessions - 1]
+    riders = [one for one in others if one.work != step.work] if step.work == "ask" else []
+    rows = len(step.runs)
+    waiting = rows + sum(min(len(one.runs), view.session_rows) for one in alike)
+    most = view.row_sizes.take(waiting, 1, view.rows) if step.stage == "decoding" else view.rows
+    joined: list[GoOn] = []
+    for one, bound in (
+        *((one, most) for one in alike),
+        *((one, min(policy.ride_rows, view.rows)) for one in riders),
+    ):
+        room = min(bound - rows, view.session_rows)
+        if room > 0 and len(joined) + 1 < view.step_sessions:
+            joined.append(dataclasses.replace(one, runs=one.runs[:room]))
+            rows += len(joined[-1].runs)
+    return tuple(joined)
+
+
+def _held_up(view: View) -> frozenset[Work]:
+    """Classes that have something to do which questions under way keep from being done."""
+    held_up: set[Work] = set()
+    for session in view.sessions:
+        if session.held_up:
+            held_up.add("ingest")
+        if _flash_wants_to_begin(session, view) and view.free_blocks < session.flash_blocks:
+            held_up.add("flash")
+    return frozenset(held_up)
+
+
+def _asks_may_begin(view: View, policy: Policy, held_up: frozenset[Work]) -> bool:
+    """Whether the first ask that is ready finds its blocks, and nobody has waited for some in
+    vain for too long."""
+    if "flash" in held_up and view.waited.get("flash", 0) >= policy.patience("flash"):
+        return False
+    ready = (
+        (one.tenant_work, run.arrived_s, run.blocks)
+        for one in view.sessions
+        for run in one.runs
+        if _is_ready(run)
+    )
+    *_, blocks = min(ready, default=(0.0, 0.0, 0))
+    return blocks <= view.free_blocks + view.evictable_blocks
+
+
+def _is_ready(run: RunView) -> bool:
+    return run.stage == "waiting" and not run.blocked
+
+
+def _choose_class(runnable: frozenset[Work], view: View, policy: Policy) -> Work | None:
+    for work in WORKS:
+        patient = work == "ask" or view.waited.get(work, 0) < policy.patience(work)
+        if work in runnable and not patient:
+            return work
+    return next((work for work in WORKS if work in runnable), None)
+
+
+def _choose_ask(candidates: list[_Candidate], view: View) -> Step:
+    """Registered questions that are as urgent as asks take turns with them, and so do asks that
+    begin with asks that go on."""
+    asks = [one for one in candidates if not one.lent]
+    chosen = asks if asks and view.flash_lent else candidates
+    return _first([one for one in chosen if one.begins != view.asks_began] or chosen)
+
+
+def _first(candidates: list[_Candidate]) -> Step:
+    return min(candidates, key=lambda one: one.order).step
+
+
+def _ask_candidates(
+    session: SessionView, view: View, policy: Policy, *, may_begin: bool
+) -> Iterator[_Candidate]:
+    asks = [run for run in session.runs if run.work == "ask"]
+    waiting = sorted((run for run in asks if run.stage == "waiting"), key=lambda run: run.arrived_s)
+    blocked = [run for run in waiting if run.blocked]
+    if blocked and session.ingest_entries:
+        yield from _ingest_candidates(session, view, work="ask", since_s=blocked[0].arrived_s)
+    ready = [run for run in waiting if not run.blocked]
+    # What begins in one step looks at one version; the oldest says which.
+    ready = [run for run in ready if run.seen_cells == ready[0].seen_cells]
+    if may_begin and (begun := _fitting(ready, session.leaves_blocks, view)):
+        evict = sum(run.blocks for run in begun) > view.free_blocks
+        keys = tuple(run.key for run in begun)
+        step = Begin(work="ask", session=session.key, runs=keys, evict=evict)
+        yield _Candidate(
+            step, session.tenant_work, session.asks_served, begun[0].arrived_s, begins=True
+        )
+    yield from _going_on(session, asks, view, policy)
+    if session.flash_overdue:
+        yield from _flash_candidates(session, view, work="ask")
+
+
+def _fitting(waiting: list[RunView], leaves_blocks: int, view: View) -> list[RunView]:
+    """As many of these, oldest first, as tail blocks allow and one step should take."""
+    taken: list[RunView] = []
+    blocks_left, longest = view.free_blocks + view.evictable_blocks - leaves_blocks, 0
+    for run in waiting:
+        longest = max(longest, run.tokens)
+        if run.blocks > blocks_left or len(taken) >= start_size(longest, view.start_rows)[1]:
+            break
+        taken.append(run)
+        blocks_left -= run.blocks
+    if not taken:
+        return []
+    tokens, rows = start_size(max(run.tokens for run in taken), view.start_rows)
+    return taken[: view.row_sizes.take(len(taken), tokens, rows)]
+
+
+def start_size(tokens: int, start_rows: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+    """To how many tokens a question is padded, and how many of that size can begin together."""
+    return next(one for one in start_rows if tokens <= one[0])
+
+
+def _going_on(
+    session: SessionView, runs: list[RunView], view: View, policy: Policy
+) -> Iterator[_Candidate]:
+    """One candidate for each stage and pinned length; questions still reading go one by one."""
+    groups: dict[tuple[Stage, int, int], list[RunView]] = {}
+    for run in runs:
+        if run.stage != "waiting":
+            alone = run.key if run.stage == "reading" else -1
+            groups.setdefault((run.stage, run.seen_cells, alone), []).append(run)
+    for (stage, seen_cells, _), members in groups.items():
+        chosen = sorted(members, key=lambda run: (run.served, run.arrived_s))
+        chosen = chosen[: _rows_going_on(stage, len(chosen), view)]
+        riding = _riders(session, stage, seen_cells, len(chosen), view, policy)
+        step = GoOn(
+            work=chosen[0].work,
+            session=session.key,
+            stage=stage,
+            runs=tuple(run.key for run in (*chosen, *riding)),
+        )
+        yield _Candidate(step, session.tenant_work, chosen[0].served, chosen[0].arrived_s)
+
+
+def _rows_going_on(stage: Stage, waiting: int, view: View) -> int:
+    """How many go on together; how many choices a step scores is decided where they are known."""
+    if stage == "reading":
+        return 1
+    return view.row_sizes.take(waiting, 1, view.rows) if stage == "decoding" else view.rows
+
+
+def _riders(
+    session: SessionView, stage: Stage, seen_cells: int, rows: int, view: View, policy: Policy
+) -> list[RunView]:
+    """Registered questions that decode at the same length and cost next to nothing in this step."""
+    room = min(policy.ride_rows, view.rows) - rows
+    riders = [
+        run
+        for run in session.runs
+        if run.work == "flash" and run.stage == stage and run.seen_cells == seen_cells
+    ]
+    return riders[: max(room, 0)] if stage == "decoding" else []
+
+
+def _ingest_candidates(
+    session: SessionView, view: View, *, work: Work = "ingest", since_s: float | None = None
+) -> Iterator[_Candidate]:
+    tokens = min(view.extend_tokens, session.growth_tokens, session.ingest_tokens)
+    if session.ingest_entries and (tokens > 0 or session.ingest_tokens == 0):
+        step = Ingest(work=work, session=session.key, tokens=tokens)
+        began_s = session.ingest_since_s if since_s is None else since_s
+        yield _Candidate(step, session.tenant_work, session.ingest_served, began_s, begins=True)
+
+
+def _flash_candidates(
+    session: SessionView, view: View, *, work: Work = "flash"
+) -> Iterator[_Candidate]:
+    """Those of one session go together: all that are due begin before any goes on."""
+    if _flash_wants_to_begin(session, view) and view.free_blocks >= session.flash_blocks:
+        step = Begin(work=work, session=session.key)
+        since_s, lent, share = session.flash_since_s, work == "ask", session.tenant_work
+        yield _Candidate(step, share, session.flash_served, since_s, begins=True, lent=lent)
+    else:
+        running = [run for run in session.runs if run.work == "flash"]
+        yield from _going_on_alone(session, running, view, work)
+
+
+def _flash_wants_to_begin(session: SessionView, view: View) -> bool:
+    """Whether some are due and there are rows for them, beside none that look at an old version."""
+    running = (run for run in session.runs if run.work == "flash")
+    outdated = any(run.seen_cells != session.seen_cells for run in running)
+    return session.flash_due > 0 and session.flash_rows < view.rows and not outdated
+
+
+def _going_on_alone(
+    session: SessionView, running: list[RunView], view: View, work: Work
+) -> Iterator[_Candidate]:
+    by_stage: dict[Stage, list[RunView]] = {}
+    for run in running:
+        by_stage.setdefault(run.stage, []).append(run)
+    for stage, members in by_stage.items():
+        chosen = sorted(members, key=lambda run: run.served)
+        chosen = chosen[: _rows_going_on(stage, len(chosen), view)]
+        keys = tuple(run.key for run in chosen)
+        step = GoOn(work=work, session=session.key, stage=stage, runs=keys)
+        since_s, lent, share = session.flash_since_s, work == "ask", session.tenant_work
+        yield _Candidate(step, share, session.flash_served, since_s, lent=lent)
+
+
+def _warm_candidates(session: SessionView) -> Iterator[_Candidate]:
+    if session.warm_due:
+        step = Begin(work="warm", session=session.key)
+        yield _Candidate(step, session.tenant_work, session.warm_served, 0.0, begins=True)

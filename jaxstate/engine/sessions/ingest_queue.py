@@ -1,0 +1,399 @@
+"""One session's queue of entries that are to be read.
+
+Comes in: entries as tokens, whole pushes at a time. Goes out: sequence numbers, the ranges that
+were displaced, and the tokens of the next chunk with the entry that it completes. Does not know:
+text, cells (only how many are left), clocks, threads; the caller holds one lock around every call.
+
+A push is taken whole or not at all. An entry that a chunk has begun to read is read to its end;
+nothing displaces it. A push may be *held* until it is in a journal: nothing of it is read before
+`release`, and `retract` takes it back. No call but that one looks at entries that it does not move.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from itertools import islice
+
+from jaxstate.engine.executor.protocol import Tokens
+from jaxstate.engine.sessions.token_log import Entry, Offer, Taken, spans_of, taken_of
+from jaxstate.engine.types.options import Coalesce, QueuePolicy, checked_policy
+from jaxstate.errors import CapacityExceeded, InvalidInput, QueueFull
+from jaxstate.records import checked_int
+
+
+class IngestQueue:
+    """Entries of one session that wait to be read, oldest first.
+
+    Args:
+        max_entries: how many may wait, the one that is partly read included, the opening not.
+        policy: what happens to a push that finds no room.
+        last: the sequence number to go on from.
+
+    Raises:
+        InvalidInput: `max_entries` is not positive, `last` is negative, or there is no such policy.
+    """
+
+    def __init__(self, max_entries: int, policy: QueuePolicy, *, last: int = 0) -> None:
+        self._max_entries = checked_int("max_entries", max_entries)
+        self._last = checked_int("last", last)
+        if self._max_entries < 1 or self._last < 0:
+            raise InvalidInput(
+                f"max_entries={max_entries} must be positive, last={last} not negative"
+            )
+        self._policy: QueuePolicy = checked_policy(policy)
+        # Ordered by sequence number, and any entry leaves in O(1).
+        self._waiting: OrderedDict[int, Entry] = OrderedDict()
+        self._of_key: dict[Hashable, Entry] = {}
+        # The entry under way has left `_waiting`; the opening never was there.
+        self._reading: Entry | None = None
+        self._read_tokens = 0
+        self._unread_tokens = 0
+        self._dropped = 0
+        # Entries that may not be read yet, with their tokens: all behind `_released`.
+        self._held: dict[int, int] = {}
+        self._released = self._last
+        # Entries that a held push displaced, and its last number: they may come back, so nothing
+        # behind them is read.
+        self._unsettled: dict[int, int] = {}
+        # Entries up to that one came back from a journal; so many of them wait.
+        self._returned_last = self._returned = 0
+
+    @property
+    def pending(self) -> int:
+        """Entries that are not completely taken."""
+        return len(self._waiting) + (self._reading is not None and self._reading.sequence > 0)
+
+    @property
+    def pending_tokens(self) -> int:
+        """Tokens of those entries that are not taken yet."""
+        opening = self._reading is not None and self._reading.sequence == 0
+        return self._unread_tokens - (self._rest() if opening else 0)
+
+    @property
+    def unread_tokens(self) -> int:
+        """The same, the opening's included."""
+        return self._unread_tokens
+
+    @property
+    def takeable_tokens(self) -> int:
+        """The same, without those of entries that are held."""
+        return self._unread_tokens - sum(self._held.values())
+
+    @property
+    def holds(self) -> bool:
+        """Whether entries are held."""
+        return bool(self._held)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to take, not even an entry or opening without tokens."""
+        return self._next() is None
+
+    @property
+    def oldest_s(self) -> float | None:
+        """When the oldest pending entry was pushed, in monotonic seconds; None without one."""
+        if self._reading is not None and self._reading.sequence > 0:
+            return self._reading.pushed_s
+        return next(iter(self._waiting.values())).pushed_s if self._waiting else None
+
+    @property
+    def partly_read(self) -> bool:
+        """Whether some, and not all, tokens of an entry (or of the opening) are taken."""
+        return self._read_tokens > 0
+
+    @property
+    def partly_read_tokens(self) -> int:
+        """How many tokens of the entry under way are taken; 0 at an entry's border."""
+        return self._read_tokens
+
+    @property
+    def rest_tokens(self) -> int:
+        """How many tokens of the entry under way are not taken; 0 at an entry's border."""
+        return self._rest() if self.partly_read else 0
+
+    @property
+    def policy(self) -> QueuePolicy:
+        """What happens to a push that finds no room."""
+        return self._policy
+
+    @property
+    def last(self) -> int:
+        """The last sequence number given."""
+        return self._last
+
+    @property
+    def dropped(self) -> int:
+        """How many entries were displaced so far."""
+        return self._dropped
+
+    def has_room(self, count: int) -> bool:
+        """Whether `count` more entries could wait without displacing any. Those that came back take
+        no room: they had theirs, and may have been read long ago."""
+        return self._new_pending + count <= self._max_entries
+
+    @property
+    def _new_pending(self) -> int:
+        """Entries that did not come back, and are not completely taken."""
+        reading = self._reading is not None and self._reading.sequence > self._returned_last
+        return len(self._waiting) - self._returned + reading
+
+    def open_with(self, tokens: Tokens) -> None:
+        """Puts what the session starts with, int32 [n], before the first entry.
+
+        Raises:
+            InvalidInput: there are entries already, or an opening.
+        """
+        if self._last > 0 or self._reading is not None:
+            raise InvalidInput("a session's opening comes once, before its first entry")
+        self._reading = Entry(sequence=0, tokens=tokens, pushed_s=0.0)
+        self._unread_tokens = len(tokens)
+
+    def offer(
+        self,
+        texts_tokens: Sequence[tuple[Tokens, Hashable | None]],
+        now_s: float,
+        room_tokens: int,
+        *,
+        hold: bool = False,
+    ) -> Offer | None:
+        """Takes all entries of a push, or none.
+
+        Args:
+            texts_tokens: each entry's tokens, int32 [n], n >= 0 (kept, not copied), and its key.
+            now_s: the time, in monotonic seconds.
+            room_tokens: cells of the session that are neither committed nor being read.
+            hold: nothing of it is to be read before `release`.
+
+        Returns:
+            What was taken; None if the policy is "block" and there is no room now.
+
+        Raises:
+            InvalidInput: no entries, more than can ever wait, or a key that is not hashable.
+            CapacityExceeded: the session will have no cells for them, however long one waits.
+            QueueFull: too many entries wait, and the policy cannot or may not make room.
+        """
+        self._check_size(len(texts_tokens))
+        keyed = isinstance(self._policy, Coalesce)
+        new = [
+            Entry(sequence=number, tokens=tokens, pushed_s=now_s, key=key if keyed else None)
+            for number, (tokens, key) in enumerate(texts_tokens, self._last + 1)
+        ]
+        displaced = self._displaced_by(new)
+        self._check_cells(new, displaced, room_tokens)
+        if not self.has_room(len(new) - len(displaced)):
+            if self._policy == "block":
+                return None
+            raise QueueFull(self._full_message(len(new)))
+        assert hold or not self._held, "it would be read before what was pushed before it"
+        self._swap(new, displaced, hold=hold)
+        if hold:
+            self._unsettled.update((one.sequence, self._last) for one in displaced)
+        dropped = spans_of([entry.sequence for entry in displaced])
+        return Offer(
+            first=new[0].sequence, last=self._last, dropped=dropped, displaced=tuple(displaced)
+        )
+
+    def release(self, through: int) -> None:
+        """Entries up to that number may be read."""
+        self._released = max(self._released, through)
+        for number in tuple(self._held):
+            if number > self._released:
+                break
+            del self._held[number]
+        if self._unsettled:
+            self._unsettled = {
+                number: last for number, last in self._unsettled.items() if last > self._released
+            }
+
+    def retract(self, offer: Offer) -> None:
+        """Takes back the last push, which is still held, as if it had never come."""
+        assert offer.last == self._last and offer.first > self._released, "it may have been read"
+        own = range(offer.first, offer.last + 1)
+        back = [one for one in offer.displaced if one.sequence not in own]
+        stay = [one for one in self._waiting.values() if one.sequence not in own]
+        was_waiting = sum(len(one.tokens) for one in self._waiting.values())
+        waiting = sorted([*stay, *back], key=lambda one: one.sequence)
+        self._waiting = OrderedDict((one.sequence, one) for one in waiting)
+        self._unread_tokens += sum(len(one.tokens) for one in waiting) - was_waiting
+        self._of_key = {one.key: one for one in waiting if one.key is not None}
+        self._last, self._dropped = offer.first - 1, self._dropped - len(offer.displaced)
+        self._held = {
+            one.sequence: len(one.tokens) for one in waiting if one.sequence > self._released
+        }
+        self._unsettled = {
+            number: last for number, last in self._unsettled.items() if last < offer.last
+        }
+
+    def bring_back(self, entries: Sequence[tuple[int, Tokens]], last: int, now_s: float) -> None:
+        """Entries of a journal that are still to be read, however many; nothing was offered yet.
+
+        None of them is ever displaced: whoever asked before the engine ended may have had an answer
+        that saw it, and so may forks.
+
+        Args:
+            entries: number and tokens of each, in order.
+            last: the last number that was given.
+            now_s: the time, in monotonic seconds.
+        """
+        assert not self._waiting, "what is brought back comes first"
+        for number, tokens in entries:
+            self._waiting[number] = Entry(sequence=number, tokens=tokens, pushed_s=now_s)
+            self._unread_tokens += len(tokens)
+        self._last = self._released = self._returned_last = last
+        self._returned = len(entries)
+
+    def refuse(self, taken: int) -> None:
+        """Drops all that waits, the entry under way, and so many that were taken and did not land:
+        nothing of it can be read."""
+        self._dropped += self.pending + taken
+        self._reading, self._read_tokens, self._unread_tokens = None, 0, 0
+        for waiting in (self._waiting, self._of_key, self._held, self._unsettled):
+            waiting.clear()
+        self._returned = 0
+
+    def skip(self, count: int) -> Tokens:
+        """The next `count` tokens of the opening, which need not be read: its cells are there.
+
+        They complete nothing; the opening has more tokens.
+        """
+        taken = self.take(count)
+        assert taken is not None and taken.completes is None, "an opening has one token to read"
+        return taken.tokens
+
+    def take(self, max_tokens: int) -> Taken | None:
+        """Takes what the next chunk reads, from the front, across entries.
+
+        Args:
+            max_tokens: at most so many, >= 0. Entries without tokens complete even with 0.
+
+        Returns:
+            None if there is nothing to take.
+
+        Raises:
+            InvalidInput: `max_tokens` is negative.
+        """
+        if max_tokens < 0:
+            raise InvalidInput(f"max_tokens={max_tokens} must not be negative")
+        parts: list[Tokens] = []
+        done: list[Entry] = []
+        ends: list[tuple[int, int]] = []
+        left = max_tokens
+        while (front := self._front(left)) is not None:
+            part = front.tokens[self._read_tokens : self._read_tokens + left]
+            parts.append(part)
+            left -= len(part)
+            self._advance(len(part))
+            if self._reading is None:
+                done.append(front)
+                ends.append((front.sequence, max_tokens - left))
+        return taken_of(parts, done, ends) if parts else None
+
+    def _front(self, left: int) -> Entry | None:
+        """The entry to read next, if `left` tokens are enough to get on with it."""
+        front = self._next()
+        if front is None or (left == 0 and len(front.tokens) > 0):
+            return None
+        if self._reading is None:
+            self._remove(front)
+            self._reading = front
+        return front
+
+    def _next(self) -> Entry | None:
+        """The entry to read next; None if there is none, or it is held."""
+        if self._reading is not None:
+            return self._reading
+        front = next(iter(self._waiting.values()), None)
+        if front is None or front.sequence in self._held:
+            return None
+        if self._unsettled and front.sequence > min(self._unsettled):
+            return None
+        return front
+
+    def _advance(self, tokens: int) -> None:
+        self._read_tokens += tokens
+        self._unread_tokens -= tokens
+        if self._rest() == 0:
+            self._reading = None
+            self._read_tokens = 0
+
+    def _rest(self) -> int:
+        """Tokens of the entry under way that are not taken yet."""
+        return 0 if self._reading is None else len(self._reading.tokens) - self._read_tokens
+
+    def _check_size(self, count: int) -> None:
+        if count == 0:
+            raise InvalidInput("a push needs at least one entry")
+        if count > self._max_entries:
+            raise InvalidInput(
+                f"{count} entries in one push, and at most {self._max_entries} may wait; push "
+                "fewer at once or open the session with a longer queue"
+            )
+
+    def _displaced_by(self, new: Sequence[Entry]) -> list[Entry]:
+        """What the policy takes out for `new`, by sequence number; nothing is changed."""
+        if isinstance(self._policy, Coalesce):
+            return self._outdated_by(new)
+        if self._policy == "drop_oldest":
+            excess = max(0, self._new_pending + len(new) - self._max_entries)
+            return list(islice(self._waiting.values(), self._returned, self._returned + excess))
+        return []
+
+    def _outdated_by(self, new: Sequence[Entry]) -> list[Entry]:
+        """Waiting and new entries whose key a later one has."""
+        outdated: list[Entry] = []
+        newest: dict[Hashable, Entry] = {}
+        for entry in new:
+            if entry.key is None:
+                continue
+            try:
+                older = newest.get(entry.key) or self._of_key.get(entry.key)
+            except TypeError as error:
+                raise InvalidInput(f"the key {entry.key!r} of an entry is not hashable") from error
+            if older is not None:
+                outdated.append(older)
+            newest[entry.key] = entry
+        return sorted(outdated, key=lambda entry: entry.sequence)
+
+    def _check_cells(
+        self, new: Sequence[Entry], displaced: Sequence[Entry], room_tokens: int
+    ) -> None:
+        added = sum(len(entry.tokens) for entry in new)
+        freed = sum(len(entry.tokens) for entry in displaced)
+        needed = self._unread_tokens + added - freed
+        if needed > room_tokens:
+            raise CapacityExceeded(
+                f"the push has {added} tokens and {self._unread_tokens} wait ({freed} of all these "
+                f"displaced): {needed} cells, and the session has {room_tokens} left; nothing was "
+                "added; push less, or open a session with more cells"
+            )
+
+    def _full_message(self, count: int) -> str:
+        reading = ", one of them partly read" if self.partly_read else ""
+        return (
+            f"{count} entries do not fit: {self.pending} wait{reading}, and at most "
+            f"{self._max_entries} may; nothing was added; wait until some are read, or open the "
+            'session with a longer queue or the policy "block"'
+        )
+
+    def _swap(self, new: Sequence[Entry], displaced: Sequence[Entry], *, hold: bool) -> None:
+        """Adds `new`, then removes `displaced`, which may be among them."""
+        for entry in new:
+            self._waiting[entry.sequence] = entry
+            self._unread_tokens += len(entry.tokens)
+            if hold:
+                self._held[entry.sequence] = len(entry.tokens)
+        self._last = new[-1].sequence
+        if not hold:
+            self._released = self._last
+        for entry in displaced:
+            self._remove(entry)
+            self._unread_tokens -= len(entry.tokens)
+        self._dropped += len(displaced)
+        self._of_key.update((entry.key, entry) for entry in new if entry.key is not None)
+
+    def _remove(self, entry: Entry) -> None:
+        del self._waiting[entry.sequence]
+        self._returned -= entry.sequence <= self._returned_last
+        self._of_key.pop(entry.key, None)
+        self._held.pop(entry.sequence, None)

@@ -1,0 +1,267 @@
+"""One session's bookkeeping, all under the engine's lock: what it read, what is asked of it.
+
+Comes in: entries, asks, registrations, commits. Goes out: the facts that the ledger, the room and
+the launcher look at. Does not know: other sessions, devices, threads, text.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from jaxstate.engine.flash.registry import FlashBook, Registered, WarmBook
+from jaxstate.engine.requests.request import Run
+from jaxstate.engine.sessions.dedup import Receipts
+from jaxstate.engine.sessions.ingest_queue import IngestQueue
+from jaxstate.engine.sessions.residence import Residence
+from jaxstate.engine.sessions.token_log import Border, Taken
+from jaxstate.engine.types.events import Subscription
+from jaxstate.engine.types.options import EngineConfig, QueuePolicy
+from jaxstate.engine.types.values import Answer
+from jaxstate.errors import ClosedError, NotFinite
+from jaxstate.persist.journal import Ticket
+from jaxstate.persist.segments import Segment
+from jaxstate.text import Place
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Ask:
+    """A question that somebody waits for.
+
+    Attributes:
+        run: it.
+        future: its answer.
+        min_version: it waits until its session has that version.
+        as_of: the earlier version that it is about; None for the newest.
+    """
+
+    run: Run
+    future: Future[Answer]
+    min_version: int
+    as_of: Border | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SavedCells:
+    """The newest snapshot of a session.
+
+    Attributes:
+        version: that it is of; -1 if there is none.
+        segments: its pieces, in order.
+    """
+
+    version: int = -1
+    segments: tuple[Segment, ...] = ()
+
+    def until(self, cells: int) -> tuple[Segment, ...]:
+        """Those that lie within the first `cells`."""
+        return tuple(one for one in self.segments if one.last <= cells)
+
+
+class TailBlocks:
+    """Blocks for the private cells of questions under way.
+
+    Args:
+        count: how many there are.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free = list(range(count - 1, -1, -1))
+
+    def __len__(self) -> int:
+        return len(self._free)
+
+    def take(self, count: int) -> tuple[int, ...]:
+        """So many free ones; the caller has looked that there are."""
+        taken = self._free[-count:]
+        del self._free[-count:]
+        return tuple(taken)
+
+    def give_back(self, blocks: Iterable[int]) -> None:
+        """Free again."""
+        self._free.extend(blocks)
+
+
+class Book:
+    """One session.
+
+    Attributes:
+        key: its name in the executor.
+        id: its name for users.
+        version: sequence number of the last committed entry; -1 before the opening is read.
+        seen_cells: committed cells at that version.
+        residence: its cells: `residence.cells` once every launched step is done, more than
+            `seen_cells` while an entry is half read.
+        committed_s: when the version was committed.
+        landing: entries whose tokens are launched to be read: the cells at their end, and what was
+            taken.
+        stopped: why it reads nothing more, though it can be asked; None while it reads.
+        stranded: the step that should have landed them failed.
+        asks: all, in the order of arrival; `asks_begun` are those of them that are under way.
+        asks_served, ingest_served: numbers of the steps that last began an ask, and last read.
+        past_served: number of the step that last began an ask about an earlier version which keeps
+            the session from reading on.
+        stands_for: the session that it is an earlier version of, made for one question; users
+            never see it. None for sessions of their own.
+        stand_ins: those of this session.
+        room_waiters: pushes that wait for room, in the order in which they came; only the first is
+            let in, so that a large one does not starve behind small ones. `room_told` is that of
+            the one who has been told, and has not come yet.
+        leave_waiters, come_waiters: those who wait for it to leave the device, or for all its cells
+            to be there.
+        border_jobs: forks and saves that wait for the end of the entry that is half read.
+        first_place: what its first entry follows; all others follow text.
+        opens: whether it begins with an opening, and is not made from another or a saved one.
+        ending: its end is on the way to the journal, and it is open until it is there; what came
+            now would be behind it.
+        has_ended: its user has ended it, and the journal knows.
+        log_key: its key in the journal; 0 without one.
+        noted: tells when the journal has the session.
+        receipts: of clients that number their pushes.
+        saved: the pieces of its cells that are on disk, in order, and the version that they end at.
+    """
+
+    def __init__(
+        self,
+        key: int,
+        session_id: str,
+        policy: QueuePolicy,
+        config: EngineConfig,
+        residence: Residence,
+    ) -> None:
+        self.key = key
+        self.id = session_id
+        self.residence = residence
+        self.queue = IngestQueue(config.queue_entries, policy)
+        self._queue_entries = config.queue_entries
+        self.flash = FlashBook(config.flash_limit, config.flash_staleness_s)
+        self.warm = WarmBook(config.warm_limit)
+        self.version = -1
+        self.seen_cells = 0
+        self.committed_s = 0.0
+        self.ingest_served = self.past_served = 0
+        self.opened = False
+        self.opens = False
+        self.first_place: Place = "text"
+        self.border_jobs = 0
+        self.closed_because: str | None = None
+        self.ending = self.has_ended = False
+        self.landing: deque[tuple[int, Taken]] = deque()
+        self.stranded = False
+        self.stopped: NotFinite | None = None
+        self.asks: dict[int, Ask] = {}
+        self.asks_begun: dict[int, Ask] = {}
+        self.asks_served = 0
+        self.flash_runs: dict[int, tuple[Run, Registered]] = {}
+        self.leave_waiters: list[Future[None]] = []
+        self.come_waiters: list[Future[None]] = []
+        self.waiters: list[tuple[int, Future[None]]] = []
+        self.room_waiters: dict[object, Future[None]] = {}
+        self.room_told: Future[None] | None = None
+        self.subscriptions: list[Subscription] = []
+        self.log_key = 0
+        self.noted: Ticket | None = None
+        self.receipts = Receipts()
+        self.saved = SavedCells()
+        self.stands_for: Book | None = None
+        self.stand_ins: list[Book] = []
+
+    @property
+    def border(self) -> Border:
+        """Where its version ends: what a question that begins now looks at."""
+        return Border(self.version, self.seen_cells)
+
+    @property
+    def pending(self) -> int:
+        """Entries that were pushed and are not committed: those that wait, and those under way."""
+        return self.queue.pending + sum(taken.entries for _, taken in self.landing)
+
+    @property
+    def pending_tokens(self) -> int:
+        """Tokens of those entries."""
+        under_way = self.residence.cells - self.seen_cells if self.version >= 0 else 0
+        return self.queue.pending_tokens + max(0, under_way)
+
+    @property
+    def oldest_s(self) -> float | None:
+        """When the oldest of those entries was pushed; None without one."""
+        pushed_s = next((taken.pushed_s for _, taken in self.landing if taken.pushed_s), ())
+        return pushed_s[0] if pushed_s else self.queue.oldest_s
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self.closed_because is not None
+
+    def check_open(self) -> None:
+        """Refuses a session that is closed, or is about to be.
+
+        Raises:
+            ClosedError: with the reason.
+        """
+        if self.closed_because is not None:
+            raise ClosedError(f"session {self.id!r} is closed: {self.closed_because}")
+        if self.ending:
+            raise ClosedError(f"session {self.id!r} is being closed")
+
+    def check_reads(self, version: int) -> None:
+        """Refuses to wait for a version that will not come.
+
+        Raises:
+            NotFinite: what comes next could not be read.
+        """
+        if self.stopped is not None and version > self.version:
+            raise NotFinite(str(self.stopped))
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the journal may not have it yet: what is pushed counts no sooner than it."""
+        return self.noted is not None and not (self.noted.stays or self.noted.settled.done())
+
+    def stays(self) -> None:
+        """Its end could not be journaled."""
+        self.ending = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether there may be something to do."""
+        waits = bool(self.asks or self.flash_runs) or not self.queue.empty
+        waits = waits or self.residence.missing > 0 or bool(self.landing)
+        return self.opened and (waits or self.flash.stale > 0 or bool(self.warm.due()))
+
+    def has_work(self, now_s: float) -> bool:
+        """Whether something could be done now, were there room on the device."""
+        if not self.opened or self.closed:
+            return False
+        reads = not self.queue.empty or self.residence.missing > 0 or bool(self.landing)
+        asked = any(ask.run.begun or ask.min_version <= self.version for ask in self.asks.values())
+        flashes = bool(self.flash_runs) or next(self.flash.due(now_s), None) is not None
+        return reads or asked or flashes or bool(self.warm.due())
+
+    def holding(self) -> Iterator[Run]:
+        """Questions under way that may not lose what they have."""
+        yield from (ask.run for ask in self.asks_begun.values())
+        yield from (run for run, _ in self.flash_runs.values() if run.holds)
+
+    def number_from(self, version: int) -> None:
+        """Entries 1 .. `version` were read elsewhere: those pushed from now on follow them."""
+        assert self.queue.empty, "nobody can push before a session is there"
+        self.queue = IngestQueue(self._queue_entries, self.queue.policy, last=version)
+
+    @property
+    def usable(self) -> bool:
+        """Whether users may see it: not before what it is made from is there."""
+        return self.stands_for is None and (self.version >= 0 or self.opens)
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether everything pushed is committed, and every registered question settled there."""
+        return self.version >= self.queue.last and self.flash.stale == 0
+
+    def commit(self, version: int, seen_cells: int, now_s: float) -> None:
+        """A new version: whatever was answered before is out of date."""
+        self.version, self.seen_cells, self.committed_s = version, seen_cells, now_s
+        self.flash.committed(version, now_s)
+        self.warm.version = version

@@ -1,0 +1,216 @@
+"""What a session has read: a log of tokens that knows where each entry ends.
+
+Comes in: tokens of entries. Goes out: spans of tokens, ends of versions. Does not know: cells.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from jaxstate.engine.executor.protocol import Tokens
+from jaxstate.engine.types.values import Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Entry:
+    """One pushed piece of text, as tokens.
+
+    Attributes:
+        sequence: its number in the session, from 1; 0 is the session's opening.
+        tokens: int32 [n], n >= 0.
+        pushed_s: when, in monotonic seconds.
+        key: entries that share one displace each other (policy `Coalesce`); None never does.
+    """
+
+    sequence: int
+    tokens: Tokens
+    pushed_s: float
+    key: Hashable | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """A push that was taken.
+
+    Attributes:
+        first, last: sequence numbers of its entries.
+        dropped: entries that it displaced, in order, ranges as long as they can be; with `Coalesce`
+            some may be of this very push. They will never be read.
+        displaced: the same, for `IngestQueue.retract`.
+    """
+
+    first: int
+    last: int
+    dropped: tuple[Span, ...] = ()
+    displaced: tuple[Entry, ...] = field(default=(), compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Taken:
+    """What one chunk reads.
+
+    Attributes:
+        tokens: int32 [n], n >= 0, a copy.
+        completes: the last entry whose tokens are all in after it, 0 for the opening; None if it
+            completes none.
+        entries: how many it completes, the opening not counted.
+        pushed_s: when those were pushed, in monotonic seconds.
+        ends: of each that it completes, the opening included: its number, and how many of these
+            tokens there are up to its end.
+    """
+
+    tokens: Tokens
+    completes: int | None
+    entries: int
+    pushed_s: tuple[float, ...]
+    ends: tuple[tuple[int, int], ...] = ()
+
+
+def taken_of(
+    parts: Sequence[Tokens], done: Sequence[Entry], ends: Sequence[tuple[int, int]]
+) -> Taken:
+    """What a chunk reads, of the parts of entries that it takes and those that end with it."""
+    pushed_s = tuple(entry.pushed_s for entry in done if entry.sequence > 0)
+    return Taken(
+        tokens=np.concatenate(parts),
+        completes=done[-1].sequence if done else None,
+        entries=len(pushed_s),
+        pushed_s=pushed_s,
+        ends=tuple(ends),
+    )
+
+
+def split(taken: Taken, count: int) -> tuple[Taken, Taken] | None:
+    """What ends within the first `count` tokens of a chunk, and the rest; None if nothing does.
+    Tokens stay with the rest: both are about entries only."""
+    done = sum(end <= count for _, end in taken.ends)
+    if done == 0:
+        return None
+    opening = taken.ends[0][0] == 0
+    entries = done - opening
+    head = Taken(
+        tokens=taken.tokens[:0],
+        completes=taken.ends[done - 1][0],
+        entries=entries,
+        pushed_s=taken.pushed_s[:entries],
+        ends=taken.ends[:done],
+    )
+    rest = dataclasses.replace(
+        taken,
+        entries=taken.entries - entries,
+        pushed_s=taken.pushed_s[entries:],
+        ends=taken.ends[done:],
+    )
+    return head, rest
+
+
+def spans_of(sequences: Sequence[int]) -> tuple[Span, ...]:
+    """Ascending numbers as ranges, neighbours merged."""
+    spans: list[Span] = []
+    for number in sequences:
+        if spans and spans[-1].last == number - 1:
+            spans[-1] = Span(first=spans[-1].first, last=number)
+        else:
+            spans.append(Span(first=number, last=number))
+    return tuple(spans)
+
+
+@dataclass(frozen=True, slots=True)
+class Border:
+    """Where a version ends.
+
+    Attributes:
+        version: it saw the opening and entries 1 .. `version`, nothing else.
+        cells: how many those are.
+    """
+
+    version: int
+    cells: int
+
+
+class TokenLog:
+    """Every token that a session has read, in order, half-read entries included, and where entries
+    end: that is what a version saw.
+
+    Args:
+        unknown: how many were read before, by whoever saved the session without its tokens.
+    """
+
+    def __init__(self, unknown: int = 0) -> None:
+        self._unknown = unknown
+        self._tokens = np.zeros(0, np.int32)
+        self._count = 0
+        # Ascending: entries that were read to their end, and how many tokens there were then.
+        self._entries = array("q")
+        self._ends = array("q")
+
+    def __len__(self) -> int:
+        return self._unknown + self._count
+
+    @property
+    def complete(self) -> bool:
+        """Whether cells can be computed again from it."""
+        return self._unknown == 0
+
+    def append(self, tokens: Tokens, ends: Iterable[tuple[int, int]] = ()) -> None:
+        """Tokens that were taken to be read.
+
+        Args:
+            tokens: int32 [n].
+            ends: entries that end among them, each with the number of these tokens up to its end.
+        """
+        for entry, count in ends:
+            self._entries.append(entry)
+            self._ends.append(len(self) + count)
+        end = self._count + len(tokens)
+        if end > len(self._tokens):
+            grown = np.zeros(max(end, 2 * len(self._tokens), 64), np.int32)
+            grown[: self._count] = self._tokens[: self._count]
+            self._tokens = grown
+        self._tokens[self._count : end] = tokens
+        self._count = end
+
+    def tokens(self, start: int, count: int) -> Tokens:
+        """int32 [n]: at most `count` from position `start` on, a copy."""
+        assert self.complete, "this log does not know what was read first"
+        return self._tokens[start : min(start + count, self._count)].copy()
+
+    def border(self, version: int) -> int | None:
+        """How many tokens that version saw: those of entries 1 .. `version` that were not displaced
+        (0: of the opening alone). None for one that was not read, or not by this log."""
+        known = bisect_right(self._entries, version)
+        return self._ends[known - 1] if known else None
+
+    def first_version(self, cells: int) -> int | None:
+        """The first version that saw at least so many tokens; None if the log has none."""
+        known = bisect_left(self._ends, cells)
+        return self._entries[known] if known < len(self._entries) else None
+
+    def ends(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Entries that end beyond token `start`, up to token `end`, as `append` takes them."""
+        first, last = bisect_right(self._ends, start), bisect_right(self._ends, end)
+        first = 0 if start == 0 else first  # an opening without tokens ends at 0
+        found = zip(self._entries[first:last], self._ends[first:last], strict=True)
+        return [(entry, cells - start) for entry, cells in found]
+
+    def cut(self, count: int) -> None:
+        """Forgets all but the first `count` tokens."""
+        assert count >= self._unknown, "it does not know what was read first"
+        known = bisect_right(self._ends, count)
+        del self._entries[known:], self._ends[known:]
+        self._count = count - self._unknown
+
+    def copy(self, count: int | None = None) -> TokenLog:
+        """The same, or its first `count` tokens, going on by itself."""
+        end = len(self) if count is None else count
+        assert end >= self._unknown, "it does not know what was read first"
+        twin = TokenLog(self._unknown)
+        ends = [(entry, cells - self._unknown) for entry, cells in self.ends(0, end)]
+        twin.append(self._tokens[: end - self._unknown], ends)
+        return twin

@@ -1,0 +1,1 @@
+"""What is given and told: values, options, events. Knows nothing of the engine."""
