@@ -223,7 +223,14 @@ def sloppy_imports(sources: Sources) -> list[str]:
     return wrong
 
 
-RULES = [wrong_arrows, wrong_floors, circles, jax_where_none_belongs, compiles_outside_steps, sloppy_imports]
+RULES = [
+    wrong_arrows,
+    wrong_floors,
+    circles,
+    jax_where_none_belongs,
+    compiles_outside_steps,
+    sloppy_imports,
+]
 
 
 @pytest.mark.parametrize("rule", RULES)
