@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxstate.errors import InvalidInput, JournalDamaged, JournalError
-from jaxstate.persist.changes import Opening, opened
+from jaxstate.persist.changes import SessionOpened, opened
 from jaxstate.persist.files import sync_tree
 from jaxstate.persist.journal import Change
 from jaxstate.persist.logged import (
@@ -97,9 +97,9 @@ def _copy(
     _copy_snapshot(source, segments, session.opening.key, to)
 
 
-def flat_opening(opening: Opening, root: Opening, key: int, name: str) -> Opening:
+def flat_opening(opening: SessionOpened, root: SessionOpened, key: int, name: str) -> SessionOpened:
     """A session's opening as if it had read its forebears' entries itself."""
-    return Opening(
+    return SessionOpened(
         key=key,
         id=name,
         tenant=opening.tenant,

@@ -21,7 +21,7 @@ QuestionKind: TypeAlias = Literal["flash", "warm"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opening:
+class SessionOpened:
     """How a session came to be.
 
     Attributes:
@@ -136,7 +136,7 @@ class SnapshotRow:
         return checksum_of(self.version, self.cells, self.fingerprint, list(self.segments))
 
 
-def opened(opening: Opening) -> Change:
+def opened(opening: SessionOpened) -> Change:
     """A session begins."""
     values = (
         opening.key,

@@ -52,7 +52,7 @@ Change: TypeAlias = Callable[[sqlite3.Connection], None]
 
 
 @dataclass(slots=True, eq=False)
-class Ticket:
+class PendingWrite:
     """A change that is to be written.
 
     Attributes:
@@ -84,7 +84,7 @@ class Ticket:
         return self.level == "memory" and not self.hopeless
 
 
-Settle: TypeAlias = Callable[[Sequence[Ticket], Exception | None], None]
+Settle: TypeAlias = Callable[[Sequence[PendingWrite], Exception | None], None]
 
 
 class Journal:
@@ -109,7 +109,7 @@ class Journal:
     def __init__(self, path: str | os.PathLike[str], *, connect: Connect = connect) -> None:
         self.path = Path(path).absolute()
         self.settle: Settle = _no_settle
-        self._waiting: deque[Ticket] = deque()
+        self._waiting: deque[PendingWrite] = deque()
         self._vacuums: list[Future[None]] = []
         self._wake = threading.Condition()
         self._closing = False
@@ -133,7 +133,7 @@ class Journal:
         """Changes in line."""
         return len(self._waiting)
 
-    def submit(self, ticket: Ticket) -> None:
+    def submit(self, ticket: PendingWrite) -> None:
         """Puts a change in line, behind all before it.
 
         Raises:
@@ -145,14 +145,14 @@ class Journal:
             self._waiting.append(ticket)
             self._wake.notify()
 
-    def drain(self) -> list[Ticket]:
+    def drain(self) -> list[PendingWrite]:
         """Takes everything out of line; the caller holds the lock under which changes come."""
         with self._wake:
             tickets = list(self._waiting)
             self._waiting.clear()
             return tickets
 
-    def put_back(self, tickets: Sequence[Ticket]) -> None:
+    def put_back(self, tickets: Sequence[PendingWrite]) -> None:
         """Puts changes in front of all others."""
         with self._wake:
             self._waiting.extendleft(reversed(tickets))
@@ -163,7 +163,7 @@ class Journal:
         Raises:
             JournalError: it could not be written.
         """
-        ticket = Ticket(change, level)
+        ticket = PendingWrite(change, level)
         self.submit(ticket)
         ticket.settled.result()
 
@@ -239,7 +239,7 @@ class Journal:
         if self._waiting:
             _log.error("%d changes were never written to %s", len(self._waiting), self.path)
 
-    def _settled(self, batch: list[Ticket]) -> bool:
+    def _settled(self, batch: list[PendingWrite]) -> bool:
         """Writes a batch, and tells; whether it is written."""
         try:
             self._commit(batch)
@@ -252,7 +252,7 @@ class Journal:
         self._tell(batch, None)
         return True
 
-    def _settled_alone(self, batch: list[Ticket]) -> bool:
+    def _settled_alone(self, batch: list[PendingWrite]) -> bool:
         """Each change by itself, up to the one that contradicts what is there: whatever came after
         it may build on it."""
         for number, ticket in enumerate(batch):
@@ -266,7 +266,7 @@ class Journal:
             self._tell([ticket], None)
         return True
 
-    def _tell(self, batch: Sequence[Ticket], error: Exception | None) -> None:
+    def _tell(self, batch: Sequence[PendingWrite], error: Exception | None) -> None:
         """Whoever is told may fail; this thread must not end, or all would wait for ever."""
         try:
             self.settle(batch, error)
@@ -276,7 +276,7 @@ class Journal:
                 if not ticket.settled.done():
                     ticket.settled.set_exception(could_not_write(trouble))
 
-    def _commit(self, batch: Sequence[Ticket]) -> None:
+    def _commit(self, batch: Sequence[PendingWrite]) -> None:
         """All of it in one transaction, or none."""
         connection = self._connection
         self._heal()
@@ -352,7 +352,7 @@ def _is_hopeless(error: BaseException) -> bool:
     return not isinstance(error, disk) and type(error) is not sqlite3.DatabaseError
 
 
-def _no_settle(tickets: Sequence[Ticket], error: Exception | None) -> None:
+def _no_settle(tickets: Sequence[PendingWrite], error: Exception | None) -> None:
     """For those who only call `write`."""
     for ticket in tickets:
         if error is None:

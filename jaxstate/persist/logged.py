@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from jaxstate.errors import JournalDamaged
-from jaxstate.persist.changes import Opening, Push, QuestionKind, SegmentRow, SnapshotRow
+from jaxstate.persist.changes import Push, QuestionKind, SegmentRow, SessionOpened, SnapshotRow
 from jaxstate.persist.schema import bytes_text, entry_checksum
 
 # Entries that are read in one go.
@@ -31,7 +31,7 @@ class LoggedSession:
         ended_s: when it was closed; None if it was not.
     """
 
-    opening: Opening
+    opening: SessionOpened
     last: int
     opened_s: float
     used_s: float
@@ -125,10 +125,10 @@ def session_of(source: sqlite3.Connection, key: int) -> LoggedSession:
     )
 
 
-def _opening(row: sqlite3.Row) -> Opening:
+def _opening(row: sqlite3.Row) -> SessionOpened:
     try:
         prefix = row["prefix"]
-        opening = Opening(
+        opening = SessionOpened(
             key=row["key"],
             id=row["id"],
             tenant=row["tenant"],
@@ -192,7 +192,7 @@ def _not_sound(session: LoggedSession, sequence: int) -> JournalDamaged:
     )
 
 
-def root_of(source: sqlite3.Connection, session: LoggedSession) -> Opening:
+def root_of(source: sqlite3.Connection, session: LoggedSession) -> SessionOpened:
     """What a session, or the one that its forebears were forked from, began with.
 
     Raises:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from jaxstate.engine.api.session import FlashQuery, Session
 from jaxstate.engine.requests.futures import AskFuture
-from jaxstate.engine.requests.request import Asked
+from jaxstate.engine.requests.request import Question
 from jaxstate.engine.types.options import EngineConfig, Policy, Tenant
 from jaxstate.engine.types.values import Span
 
@@ -35,7 +35,7 @@ class Life:
     dropped: set[int] = field(default_factory=set)
     base: tuple[int, tuple[int, ...]] | None = None
     flashes: dict[str, FlashQuery] = field(default_factory=dict)
-    asked: dict[str, Asked] = field(default_factory=dict)
+    asked: dict[str, Question] = field(default_factory=dict)
     warm: set[str] = field(default_factory=set)
 
     def read(self, version: int) -> tuple[int, ...]:
@@ -68,7 +68,7 @@ class Waiting:
 
     life: Life
     future: AskFuture
-    asked: Asked
+    asked: Question
     least_version: int
     as_of: int | None = None
 

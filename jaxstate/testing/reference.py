@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from jaxstate.engine.requests.request import Asked
+from jaxstate.engine.requests.request import Question
 from jaxstate.engine.types.values import Answer
 from jaxstate.model.bundle import Model
 from jaxstate.records import QueryResult
@@ -33,7 +33,7 @@ class Reference:
     cells: int
     _known: dict[Key, QueryResult] = field(default_factory=dict, repr=False)
 
-    def check(self, answer: Answer, read: tuple[int, ...], asked: Asked) -> None:
+    def check(self, answer: Answer, read: tuple[int, ...], asked: Question) -> None:
         """Compares an engine's answer with the reference.
 
         Args:
@@ -50,7 +50,7 @@ class Reference:
         else:
             self._check_chosen(answer, read, asked)
 
-    def _check_free(self, answer: Answer, read: tuple[int, ...], asked: Asked) -> None:
+    def _check_free(self, answer: Answer, read: tuple[int, ...], asked: Question) -> None:
         question = tuple(int(token) for token in asked.tokens)
         result = self._query(read, question, asked.max_tokens, asked.stop)
         assert answer.token_ids == tuple(result.tokens.tolist()), "other tokens than query's"
@@ -60,7 +60,7 @@ class Reference:
         top = np.sort(result.logits)[-2:]
         np.testing.assert_allclose(answer.confidence, top[1] - top[0], atol=1e-4)
 
-    def _check_chosen(self, answer: Answer, read: tuple[int, ...], asked: Asked) -> None:
+    def _check_chosen(self, answer: Answer, read: tuple[int, ...], asked: Question) -> None:
         totals = [
             self._total(read, tuple(asked.tokens.tolist()), tuple(choice.tolist()))
             for choice in asked.choice_tokens

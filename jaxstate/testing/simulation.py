@@ -24,8 +24,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from jaxstate.engine.flash.conditions import Changed, ConfidenceAbove
-from jaxstate.engine.requests.encoding import Asker, Settings
-from jaxstate.engine.requests.request import Asked
+from jaxstate.engine.requests.encoding import PromptEncoder, Settings
+from jaxstate.engine.requests.request import Question
 from jaxstate.engine.types.options import Coalesce, QueuePolicy
 from jaxstate.engine.types.values import Answer
 from jaxstate.errors import (
@@ -97,7 +97,7 @@ class Simulation:
             template=TEMPLATE,
         )
         limits = self._executor.limits
-        self._asker = Asker(tokenizer=model.text, template=model.template, limits=limits)
+        self._encoder = PromptEncoder(tokenizer=model.text, template=model.template, limits=limits)
         self._seen: dict[int, Answer] = {}
         self._lives: list[Life] = []
         self._waiting: list[Waiting] = []
@@ -207,7 +207,7 @@ class Simulation:
         settings = Settings(max_tokens=max_tokens, choices=choices)
         if registered is not None and choices is None:
             settings = self._adopted(life.asked[registered.id], max_tokens)
-        asked = self._asker.ask(question, settings)
+        asked = self._encoder.ask(question, settings)
         waiting = Waiting(life, future, asked, max(min_version or 0, version))
         if future.done():
             answer = future.result()
@@ -225,7 +225,7 @@ class Simulation:
             return question, ("y", "n")
         return question, self._random.choice(CHOICES)
 
-    def _adopted(self, asked: Asked, max_tokens: int | None) -> Settings:
+    def _adopted(self, asked: Question, max_tokens: int | None) -> Settings:
         """What an ask without choices means where that question is registered."""
         if asked.choices is None:
             return Settings(max_tokens=max_tokens or asked.max_tokens)
@@ -251,7 +251,7 @@ class Simulation:
         )
         life.flashes[query.id] = query
         settings = Settings(max_tokens=max_tokens, choices=choices)
-        life.asked[query.id] = self._asker.ask(question, settings)
+        life.asked[query.id] = self._encoder.ask(question, settings)
 
     def _unflash(self) -> None:
         life = self._some_life()
@@ -294,7 +294,7 @@ class Simulation:
         future = life.session.submit(
             question, choices=choices, max_tokens=max_tokens, as_of=version, rebuild_tokens=rebuild
         )
-        asked = self._asker.ask(question, Settings(max_tokens=max_tokens, choices=choices))
+        asked = self._encoder.ask(question, Settings(max_tokens=max_tokens, choices=choices))
         self._waiting.append(Waiting(life, future, asked, version, version))
 
     def _fork_past(self) -> None:
@@ -325,14 +325,14 @@ class Simulation:
         if question in known or any(question in life.warm for life in self._lives):
             return
         choices = self._random.choice(CHOICES)
-        lives = list(self._lives)
+        manager = list(self._lives)
         max_tokens = 3 if choices is None else None
         settings = Settings(max_tokens=max_tokens, choices=choices)
         futures = self._engine.submit_many(
-            question, [life.session for life in lives], max_tokens=max_tokens, choices=choices
+            question, [life.session for life in manager], max_tokens=max_tokens, choices=choices
         )
-        for life, future in zip(lives, futures, strict=True):
-            asked = self._asker.ask(question, settings)
+        for life, future in zip(manager, futures, strict=True):
+            asked = self._encoder.ask(question, settings)
             self._waiting.append(Waiting(life, future, asked, max(life.session.version, 0)))
 
     def _pass_time(self) -> None:
@@ -373,7 +373,7 @@ class Simulation:
                     self._seen[id(query)] = answer
                     self._check_answer(life, answer, life.asked[name])
 
-    def _check_answer(self, life: Life, answer: Answer, asked: Asked) -> None:
+    def _check_answer(self, life: Life, answer: Answer, asked: Question) -> None:
         self._sources[answer.source] = self._sources.get(answer.source, 0) + 1
         self._reference.check(answer, life.read(answer.version), asked)
 

@@ -13,12 +13,12 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 from jaxstate.engine.api.engine import SessionHost
 from jaxstate.engine.api.session import Session
-from jaxstate.engine.core.desk import Desk
-from jaxstate.engine.core.loop import Loop
+from jaxstate.engine.core.engine_core import EngineCore
+from jaxstate.engine.core.loop import EngineLoop
 from jaxstate.engine.core.session_manager import Lifecycle
 from jaxstate.engine.durability.transfer import Durable, opened_keeper
 from jaxstate.engine.executor.protocol import Executor
-from jaxstate.engine.requests.encoding import Asker
+from jaxstate.engine.requests.encoding import PromptEncoder
 from jaxstate.engine.types.options import EngineConfig
 from jaxstate.errors import ClosedError
 from jaxstate.records import Durability
@@ -53,12 +53,14 @@ class SteppedEngine(SessionHost):
     ) -> None:
         tokenizer = ByteTokenizer()
         shape = plain_template(tokenizer.bos) if template is None else template
-        with opened_keeper(journal, durability, tokenizer, shape) as keeper:
-            desk = Desk(executor, config or EngineConfig(), clock, lambda call: call(), keeper)
-            asker = Asker(tokenizer=tokenizer, template=shape, limits=executor.limits)
-            lives = Lifecycle(desk, executor)
-            super().__init__(desk, lives, asker, Durable(desk, lives, asker, executor))
-        self._loop = Loop(desk, executor, tokenizer)
+        with opened_keeper(journal, durability, tokenizer, shape) as journal_writer:
+            core = EngineCore(
+                executor, config or EngineConfig(), clock, lambda call: call(), journal_writer
+            )
+            encoder = PromptEncoder(tokenizer=tokenizer, template=shape, limits=executor.limits)
+            manager = Lifecycle(core, executor)
+            super().__init__(core, manager, encoder, Durable(core, manager, encoder, executor))
+        self._loop = EngineLoop(core, executor, tokenizer)
 
     def turn(self) -> bool:
         """One turn of the loop; False if there was nothing to do."""
@@ -88,11 +90,11 @@ class SteppedEngine(SessionHost):
         Raises:
             AssertionError: nothing is left to do, and it is not there.
         """
-        book, future = self._lives.fork(session.book, None, version, rebuild_tokens)
+        record, future = self._manager.fork(session.record, None, version, rebuild_tokens)
         while not future.done():
             assert turn() or future.done(), "the fork never came to be"
         future.result()
-        return self._handle(book)
+        return self._handle(record)
 
     def snapshot(self) -> int:
         """A snapshot of every session that has read something since its last, for which the loop
@@ -108,7 +110,7 @@ class SteppedEngine(SessionHost):
     @property
     def free_tail_blocks(self) -> int:
         """Tail blocks that no question holds."""
-        return len(self._desk.ledger.blocks)
+        return len(self._core.state.blocks)
 
     def check_blocks(self) -> None:
         """Every block of the pool is free, kept, or has the owners that it should have.
@@ -116,17 +118,17 @@ class SteppedEngine(SessionHost):
         Raises:
             AssertionError: it has not.
         """
-        ledger = self._desk.ledger
-        tables = [book.residence.table for book in ledger.books.values()]
-        ledger.tables.check(tables, ledger.prefixes.blocks)
-        promised = ledger.room.blocks - ledger.room.free - ledger.tables.primary.held
+        state = self._core.state
+        tables = [record.residence.table for record in state.records.values()]
+        state.tables.check(tables, state.prefixes.blocks)
+        promised = state.budget.blocks - state.budget.free - state.tables.primary.held
         assert promised >= 0, "blocks were promised that are not there"
         away = sum(
-            book.residence.reserve_blocks
-            for book in ledger.books.values()
-            if not book.residence.on_device
+            record.residence.reserve_blocks
+            for record in state.records.values()
+            if not record.residence.on_device
         )
-        assert ledger.room.free + away >= 0, "more blocks were granted than there are"
+        assert state.budget.free + away >= 0, "more blocks were granted than there are"
 
     @property
     def until_s(self) -> float | None:
@@ -137,5 +139,5 @@ class SteppedEngine(SessionHost):
         """Ends every session."""
         self._loop.close(ClosedError("the engine was closed"))
         self._loop.turn()
-        self._desk.vault.close()
+        self._core.cell_store.close()
         self._durable.close()

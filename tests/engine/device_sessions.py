@@ -14,7 +14,7 @@ from jaxstate.records import Sampling
 
 
 class DeviceSessions:
-    """What a ledger does: tables, tokens read; one executor."""
+    """What a state does: tables, tokens read; one executor."""
 
     def __init__(self, executor: DeviceExecutor) -> None:
         self.executor = executor

@@ -23,7 +23,7 @@ SMALL = EngineConfig(snapshot_bytes=64)  # pieces of two blocks of 8 cells
 
 def killed(rig: Rig) -> Path:
     """What is on the disk if the process dies now; the engine that is dead goes its own way."""
-    journal = rig.desk.keeper.journal
+    journal = rig.core.journal_writer.journal
     assert journal is not None
     journal.write(lambda _: None, "os")  # what is in line would be lost, or not: here it is not
     for number in itertools.count():
@@ -39,7 +39,7 @@ def read_all(rig: Rig) -> None:
     """Everything that waits is read, cells that come from the disk included."""
     for _ in range(200):
         did = rig.engine.run()
-        rig.desk.vault.rest()
+        rig.core.cell_store.rest()
         if not did and not rig.engine.turn():
             return
     raise AssertionError("it never ends")

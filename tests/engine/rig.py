@@ -66,7 +66,7 @@ class Rig:
             journal=journal,
             durability=durability,
         )
-        self.desk, self.lives = self.engine._desk, self.engine._lives
+        self.core, self.manager = self.engine._core, self.engine._manager
         self._told = 0
 
     def open(self, text: str | None = None, **settings: object) -> Session:
@@ -81,7 +81,7 @@ class Rig:
 
     def news(self, *, times: bool = False) -> list[str]:
         """Device steps since the last look: "extend s1 5", "start s1 x2", "decode s1 s2 x2"."""
-        names = {key: book.id for key, book in self.desk.ledger.books.items()}
+        names = {key: record.id for key, record in self.core.state.records.items()}
         fresh = self.executor.steps[self._told :]
         self._told = len(self.executor.steps)
         told = []
@@ -95,8 +95,8 @@ class Rig:
 
     def cells(self, session: Session) -> list[int]:
         """The tokens in its cells, as the device has them."""
-        book = session.book
-        return self.executor.cells(book.residence.seen(book.key, book.residence.table.cells))
+        record = session.record
+        return self.executor.cells(record.residence.seen(record.key, record.residence.table.cells))
 
     def turns(self, count: int) -> None:
         for _ in range(count):
@@ -110,7 +110,7 @@ class Rig:
         self, session: Session, entries: Sequence[tuple[Tokens, Hashable | None]]
     ) -> Pushed | Future[None]:
         """Entries whose tokens no text has."""
-        return push(self.desk, session.book, self.entries_of(entries))
+        return push(self.core, session.record, self.entries_of(entries))
 
     def entries_of(self, entries: Sequence[tuple[Tokens, Hashable | None]]) -> NewEntries:
         """The same, to be pushed again if there is no room."""
@@ -121,19 +121,19 @@ class Rig:
         """Nothing is under way, and everything that a question borrows is back."""
         gauges = self.engine.metrics().gauges
         assert (gauges.asks_waiting, gauges.asks_running) == (0, 0)
-        blocks = self.desk.ledger.blocks
+        blocks = self.core.state.blocks
         assert sorted(blocks._free) == list(range(self.executor.limits.tail_blocks))
-        for book in self.desk.ledger.books.values():
-            assert not book.asks and not book.flash_runs
+        for record in self.core.state.records.values():
+            assert not record.asks and not record.flash_requests
         assert not self.engine._loop._in_flight
         self.check_blocks()
 
     def check_blocks(self) -> None:
         """Every block of the pool is free, or has the owners that it should have."""
-        ledger = self.desk.ledger
-        tables = [book.residence.table for book in ledger.books.values()]
-        ledger.tables.check(tables, ledger.prefixes.blocks)
-        assert ledger.tables.primary.held + ledger.room._promised <= ledger.room.blocks
+        state = self.core.state
+        tables = [record.residence.table for record in state.records.values()]
+        state.tables.check(tables, state.prefixes.blocks)
+        assert state.tables.primary.held + state.budget._promised <= state.budget.blocks
 
 
 def read(subscription: Subscription) -> list[Event]:

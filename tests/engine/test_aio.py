@@ -21,7 +21,7 @@ from jaxstate.engine.executor.protocol import Chunk, Pending
 from jaxstate.engine.types.options import EngineConfig, Tenant
 from jaxstate.errors import BudgetExceeded, ClosedError, SequenceGap, TimedOut
 from jaxstate.model.bundle import Model
-from jaxstate.persist.journal import Journal, Ticket
+from jaxstate.persist.journal import Journal, PendingWrite
 from jaxstate.testing import FakeClock, FakeExecutor, tiny_model
 from jaxstate.testing.simulation import TEMPLATE
 
@@ -314,7 +314,7 @@ def test_what_is_not_awaited_does_not_wait_for_the_journal(
     """While the disk hangs, all of it comes straight back; what is awaited waits for the disk."""
     released, commit = threading.Event(), Journal._commit
 
-    def hanging(journal: Journal, batch: Sequence[Ticket]) -> None:
+    def hanging(journal: Journal, batch: Sequence[PendingWrite]) -> None:
         assert released.wait(60)
         commit(journal, batch)
 

@@ -236,8 +236,8 @@ def test_nothing_of_an_erased_session_stays(path: Path) -> None:
     assert SECRET.encode() not in everything(path)
     tokens = rig.executor._tokens.astype("u1").reshape(-1)
     assert b"secret" not in bytes(tokens) and whole[1] == bytes(rig.cells(other))
-    assert rig.desk.vault.where(session.book.key) == "log"
-    assert not rig.desk.ledger.prefixes.blocks
+    assert rig.core.cell_store.where(session.record.key) == "log"
+    assert not rig.core.state.prefixes.blocks
     rig.check_blocks()
     with pytest.raises(ClosedError):
         session.push("x")
@@ -259,7 +259,7 @@ def test_a_session_that_was_closed_can_still_be_erased(path: Path) -> None:
     assert b"a secret" in bytes(rig.executor._tokens.astype("u1").reshape(-1))
     assert erased_of(rig, "feed") == 2 and erased_of(rig, "feed") == 0
     assert SECRET.encode() not in everything(path)
-    assert not rig.executor._tokens.any() and not rig.desk.ledger.prefixes.blocks
+    assert not rig.executor._tokens.any() and not rig.core.state.prefixes.blocks
     rig.engine.close()
 
 
@@ -277,8 +277,8 @@ def test_what_a_fork_has_read_is_the_forks(path: Path) -> None:
     read_all(rig)
     assert found(rig, fork.id) == whole == (2, b"shared\nfork's\n")
     erase(rig, rig.engine.session(fork.id))
-    assert b"shared" not in everything(rig.desk.keeper.journal.path)  # pyright: ignore
-    with contextlib.closing(read_only(rig.desk.keeper.journal.path)) as source:  # pyright: ignore
+    assert b"shared" not in everything(rig.core.journal_writer.journal.path)  # pyright: ignore
+    with contextlib.closing(read_only(rig.core.journal_writer.journal.path)) as source:  # pyright: ignore
         assert source.execute("SELECT count(*) FROM sessions").fetchone() == (0,)
     rig.engine.close()
 
@@ -294,7 +294,7 @@ def test_an_erase_of_what_is_closed_does_not_touch_what_is_open(path: Path) -> N
 
 
 def closed_keys_of(rig: Rig, name: str) -> list[int]:
-    with contextlib.closing(rig.desk.keeper.journal.read()) as source:  # pyright: ignore
+    with contextlib.closing(rig.core.journal_writer.journal.read()) as source:  # pyright: ignore
         return archive.closed_keys(source, name)
 
 
@@ -303,7 +303,7 @@ def test_what_was_set_aside_goes_with_an_erase(path: Path) -> None:
     session = rig.open(SECRET, id="feed")
     rig.engine.snapshot()
     for piece in (path / "segments").iterdir():
-        rig.desk.keeper.journal.segments.set_aside(piece.name)  # pyright: ignore
+        rig.core.journal_writer.journal.segments.set_aside(piece.name)  # pyright: ignore
     assert list((path / "set-aside").iterdir())
     erase(rig, session)
     assert not (path / "set-aside").exists() and SECRET.encode() not in everything(path)
@@ -314,7 +314,7 @@ def test_an_erase_while_the_engine_is_closed_ends(path: Path) -> None:
     """The journal has it, and the loop is gone: nobody waits for ever."""
     rig = started(path)
     session = rig.open("abcd", id="feed")
-    noted, wiped = erase_session(rig.desk, session.book)
+    noted, wiped = erase_session(rig.core, session.record)
     rig.engine._loop.close(ClosedError("the engine was closed"))
     rig.engine.turn()
     assert noted is not None

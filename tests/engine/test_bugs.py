@@ -230,15 +230,15 @@ def test_b4_waits_that_are_given_up() -> None:
     for version in (2, 99):
         with pytest.raises(TimedOut):
             session.wait(version, timeout=0)
-    kept = rig.desk.wait(session._book, 2)
-    assert len(session._book.waiters) <= 2
+    kept = rig.core.wait(session._record, 2)
+    assert len(session._record.waiters) <= 2
     for _ in range(100):
         with pytest.raises(TimedOut):
             session.wait(99, timeout=0)
-    assert len(session._book.waiters) <= 2, "waits that were given up pile up"
+    assert len(session._record.waiters) <= 2, "waits that were given up pile up"
     session.push("e")
     rig.engine.run()
-    assert kept.done() and session._book.waiters == []
+    assert kept.done() and session._record.waiters == []
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -288,7 +288,7 @@ def test_b4_random_cancellations(seed: int) -> None:
 def test_b5_half_an_entry_is_never_a_version(ring_cells: int | None, limits: Limits) -> None:
     """A preempted turn was committed half: a version's cells are always whole entries."""
     texts = ["a" * 3, "b" * 39, "c" * 15, "", "d" * 22]
-    border = {n: sum(len(text) + 1 for text in texts[:n]) for n in range(len(texts) + 1)}
+    version_end = {n: sum(len(text) + 1 for text in texts[:n]) for n in range(len(texts) + 1)}
     policy = Policy(ingest_patience=1)
     rig = Rig(limits=limits, ring_cells=ring_cells, config=EngineConfig(scheduling=policy))
     session = rig.open()
@@ -301,16 +301,16 @@ def test_b5_half_an_entry_is_never_a_version(ring_cells: int | None, limits: Lim
         if turn % 5 == 4:
             futures[-1].cancel()
         rig.turns(1)
-        assert session.info().tokens == border[session.version]
+        assert session.info().tokens == version_end[session.version]
         if query.answer is not None:
-            assert query.answer.text == f"{border[query.answer.version]}:2"
+            assert query.answer.text == f"{version_end[query.answer.version]}:2"
     rig.engine.run()
     assert session.version == 5
     for future in futures:
         if not future.cancelled():
             answer = future.result()
-            assert answer.usage.context_tokens == border[answer.version]
-            assert answer.text.startswith(f"{border[answer.version]}:")
+            assert answer.usage.context_tokens == version_end[answer.version]
+            assert answer.text.startswith(f"{version_end[answer.version]}:")
     rig.at_rest()
 
 

@@ -46,8 +46,8 @@ def engine_of(path: Path, kind: str, **settings: object) -> jaxstate.Engine:
 def cells_of(engine: jaxstate.Engine, session: jaxstate.Session) -> Arrays:
     """All that it still needs, as the device has it."""
     session.resume(30)
-    residence = session.book.residence
-    seen = residence.seen(session.book.key, session.book.seen_cells)
+    residence = session.record.residence
+    seen = residence.seen(session.record.key, session.record.seen_cells)
     return dict(engine._loop._executor.fetch(seen, seen.cells).arrays)  # pyright: ignore
 
 
@@ -245,7 +245,7 @@ def test_an_erased_session_leaves_zeros(tmp_path: Path, kind: str) -> None:
         session.close(erase=True)
         after = cells_of(engine, other)
         assert all(array.tobytes() == after[name].tobytes() for name, array in before.items())
-        tables = engine._desk.ledger.tables
+        tables = engine._core.state.tables
         pool = engine._loop._executor._pool.cells  # pyright: ignore
         for group, cells in enumerate(pool.groups):
             free = [one.block for one in tables.free_blocks() if one.group == group]
@@ -262,9 +262,9 @@ def test_snapshots_are_taken_in_the_background(tmp_path: Path) -> None:
             session.wait()
             assert session.ask(QUESTION, max_tokens=2, timeout=60).text is not None
         for _ in range(600):
-            if session.book.saved.version == len(ENTRIES):
+            if session.record.saved.version == len(ENTRIES):
                 break
             session.ask(QUESTION, max_tokens=1, timeout=60)
         counts = engine.metrics().counts
         assert counts.snapshots_taken >= 1 and counts.snapshots_failed == 0
-        assert session.book.saved.version == len(ENTRIES)
+        assert session.record.saved.version == len(ENTRIES)

@@ -108,12 +108,12 @@ def test_news_that_comes_while_the_loop_looks_elsewhere_is_not_lost() -> None:
     def look_and_miss() -> bool:
         did = look()
         if not came:
-            came.append(rig.lives.fork(session.book, None)[1])
+            came.append(rig.manager.fork(session.record, None)[1])
         return did
 
     loop._do_job = look_and_miss
     assert not rig.engine.turn()
-    assert rig.desk.news, "the loop would sleep now, with a fork to be made"
+    assert rig.core.news, "the loop would sleep now, with a fork to be made"
     rig.engine.turn()
     assert came[0].done()
 
@@ -131,9 +131,9 @@ def test_forks_beside_calls_that_wake_the_loop(engine: jaxstate.Engine) -> None:
     disturber.start()
     try:
         for _ in range(300):
-            book, future = engine._lives.fork(session.book, None)
+            record, future = engine._manager.fork(session.record, None)
             future.result(timeout=SOON_S)
-            close_session(engine._desk, book, "enough")
+            close_session(engine._core, record, "enough")
     finally:
         going.set()
         disturber.join()
@@ -212,10 +212,10 @@ def test_a_callback_may_call_the_engine_and_fail(
 
 def test_callbacks_that_are_too_slow(caplog: pytest.LogCaptureFixture) -> None:
     """One runs, one waits, the third is left out and counted; closing waits for the first only."""
-    runs, go_on = list[int](), threading.Event()
+    requests, go_on = list[int](), threading.Event()
 
     def on_fire(answer: jaxstate.Answer) -> None:
-        runs.append(answer.version)
+        requests.append(answer.version)
         go_on.wait(SOON_S)
 
     with caplog.at_level(logging.ERROR, "jaxstate"):
@@ -226,7 +226,7 @@ def test_callbacks_that_are_too_slow(caplog: pytest.LogCaptureFixture) -> None:
             session.push("a")
             session.wait_fresh(timeout=SOON_S)
             deadline_s = time.monotonic() + SOON_S
-            while not runs and time.monotonic() < deadline_s:
+            while not requests and time.monotonic() < deadline_s:
                 time.sleep(0.001)
         counts = engine.metrics().counts
         closing = threading.Thread(target=engine.close)
@@ -235,7 +235,7 @@ def test_callbacks_that_are_too_slow(caplog: pytest.LogCaptureFixture) -> None:
         closing.join(SOON_S)
     assert not closing.is_alive()
     assert counts.flash_answers >= 3 and counts.callbacks_dropped == counts.flash_answers - 2
-    assert len(runs) <= 2
+    assert len(requests) <= 2
     assert "one was dropped" in caplog.text
 
 

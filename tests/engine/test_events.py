@@ -75,7 +75,7 @@ def test_a_new_subscriber_does_not_hear_what_it_knows_already() -> None:
     session = rig.open("abcd")
     early = session.subscribe()
     late: list[Subscription] = []
-    rig.desk.wait(session._book, 2).add_done_callback(lambda _: late.append(session.subscribe()))
+    rig.core.wait(session._record, 2).add_done_callback(lambda _: late.append(session.subscribe()))
     session.push("e")
     rig.engine.run()
     session.push("f")

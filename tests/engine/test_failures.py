@@ -101,7 +101,7 @@ def test_a_session_that_closes_while_its_subscriber_is_dropped() -> None:
     session.push("e")
     future = other.submit("xyz", max_tokens=1)
     rig.engine.run()
-    assert said(future) == "5 v1" and rig.desk.ended is None
+    assert said(future) == "5 v1" and rig.core.ended is None
     assert [one.id for one in rig.engine.sessions()] == [other.id]
 
 
@@ -159,7 +159,7 @@ def test_what_a_failed_extend_was_to_read_is_read_again(limits: Limits) -> None:
     events = session.subscribe()
     session.push("e" * 40)
     rig.turns(1)
-    waiter = rig.desk.wait(session.book, 2)
+    waiter = rig.core.wait(session.record, 2)
     ask, beside = session.submit("xyz", min_version=2), other.submit("xyz", max_tokens=1)
     rig.executor.fail_next("extend")
     rig.engine.run()
@@ -196,7 +196,7 @@ def test_two_failed_extends_in_a_row_close_their_session_and_no_other(limits: Li
     events = session.subscribe()
     session.push("e" * 40)
     rig.turns(1)
-    waiter = rig.desk.wait(session.book, 2)
+    waiter = rig.core.wait(session.record, 2)
     ask = session.submit("xyz", min_version=2)
     for _ in range(2):
         rig.executor.fail_next("extend")
@@ -213,7 +213,7 @@ def test_two_failed_extends_in_a_row_close_their_session_and_no_other(limits: Li
         session.submit("xyz")
     with pytest.raises(UnknownSession):
         rig.engine.session(session.id)
-    assert rig.desk.ledger.tables.primary.held == 1, "its blocks are free, the other's 5 cells not"
+    assert rig.core.state.tables.primary.held == 1, "its blocks are free, the other's 5 cells not"
     future = other.submit("xyz")
     rig.engine.run()
     assert said(future) == "5:3 v1"
@@ -289,7 +289,7 @@ def test_a_session_that_closes_needs_nothing_of_the_device() -> None:
     rig = Rig()
     session, other = rig.open("abcd"), rig.open("efgh")
     session.close()
-    assert rig.desk.ledger.tables.primary.held == 1
+    assert rig.core.state.tables.primary.held == 1
     assert rig.engine.run() == 0 and rig.news() == []
     rig.check_blocks()
     future = other.submit("xyz")
@@ -328,7 +328,7 @@ def test_sessions_whose_step_failed_are_read_one_by_one() -> None:
         "extend s2 4",
         "extend s3 4",
     ]
-    assert [session.book.closed for session in sessions] == [True, False, False]
+    assert [session.record.closed for session in sessions] == [True, False, False]
     assert [session.version for session in sessions[1:]] == [2, 2]
     sessions[1].push("hi")
     sessions[2].push("hi")

@@ -8,7 +8,7 @@ import pytest
 
 from jaxstate.engine.api.session import Session
 from jaxstate.engine.executor.protocol import Limits
-from jaxstate.engine.scheduler.fairness import CELLS_PER_TOKEN, START_TOKENS, TenantShares
+from jaxstate.engine.scheduler.fairness import CELLS_PER_TOKEN, START_TOKENS, FairShare
 from jaxstate.engine.types.options import EngineConfig, Policy, Tenant
 from jaxstate.errors import BudgetExceeded, InvalidInput
 from jaxstate.testing import FAKE_LIMITS, SHARED_LIMITS, fake_layout
@@ -20,14 +20,14 @@ alone_and_shared = pytest.mark.parametrize(
 
 
 def test_work_is_tokens_and_cells_by_weight() -> None:
-    shares = TenantShares({"big": Tenant(weight=4.0)})
+    shares = FairShare({"big": Tenant(weight=4.0)})
     for tenant in ("big", "small"):
         shares.charge(tenant, tokens=10, seen_cells=2 * CELLS_PER_TOKEN)
     assert (shares.work("big"), shares.work("small")) == (3.0, 12.0)
 
 
 def test_a_tenant_that_comes_back_has_a_short_start() -> None:
-    shares = TenantShares({})
+    shares = FairShare({})
     shares.at_work(["busy", "other"])
     shares.charge("busy", 1000, 0)
     shares.charge("other", 800, 0)
@@ -40,7 +40,7 @@ def test_a_tenant_that_comes_back_has_a_short_start() -> None:
 
 
 def test_a_pause_of_everybody_is_not_made_up_for_either() -> None:
-    shares = TenantShares({})
+    shares = FairShare({})
     shares.at_work(["busy"])
     shares.charge("busy", 1_000_000, 0)
     shares.at_work([])
@@ -66,10 +66,10 @@ def one_chunk_a_step(limits: Limits) -> Limits:
 
 def served(rig: Rig, sessions: dict[str, list[Session]], turns: int) -> dict[str, int]:
     """Tokens that were read for each tenant within so many turns."""
-    before = {t: sum(s.book.residence.cells for s in group) for t, group in sessions.items()}
+    before = {t: sum(s.record.residence.cells for s in group) for t, group in sessions.items()}
     rig.turns(turns)
     return {
-        tenant: sum(s.book.residence.cells for s in group) - before[tenant]
+        tenant: sum(s.record.residence.cells for s in group) - before[tenant]
         for tenant, group in sessions.items()
     }
 

@@ -1,4 +1,4 @@
-"""Which registered questions are out of date, due, overdue: the book against a naive model."""
+"""Which registered questions are out of date, due, overdue: the record against a naive model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from jaxstate.engine.flash.conditions import Watch
-from jaxstate.engine.flash.registry import FlashBook, Registered, WarmBook
-from jaxstate.engine.requests.request import Asked
+from jaxstate.engine.flash.registry import FlashRegistry, Registered, WarmRegistry
+from jaxstate.engine.requests.request import Question
 from jaxstate.engine.types.values import Answer, Usage
 from jaxstate.errors import FlashLimit, InvalidInput
 from jaxstate.records import Sampling
@@ -22,8 +22,8 @@ from jaxstate.records import Sampling
 LIMIT = 4
 
 
-def asked(question: str, choices: tuple[tuple[str, tuple[int, ...]], ...] = ()) -> Asked:
-    return Asked(
+def asked(question: str, choices: tuple[tuple[str, tuple[int, ...]], ...] = ()) -> Question:
+    return Question(
         question=question,
         tokens=np.ones(3, np.int32),
         max_tokens=4,
@@ -70,11 +70,11 @@ class Model:
 
 
 class FlashMachine(RuleBasedStateMachine):
-    """The book against a model that keeps every commit and looks through all of them."""
+    """The record against a model that keeps every commit and looks through all of them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.book = FlashBook(LIMIT)
+        self.record = FlashRegistry(LIMIT)
         self.questions: list[Model] = []
         self.commits: dict[int, float] = {}  # version: when
         self.version = -1
@@ -125,9 +125,9 @@ class FlashMachine(RuleBasedStateMachine):
             refusal = InvalidInput
         if refusal is not None:
             with pytest.raises(refusal):
-                self.book.add(one, self.now_s)
+                self.record.add(one, self.now_s)
             return
-        self.book.add(one, self.now_s)
+        self.record.add(one, self.now_s)
         assert one.id not in self.names, "an id names one question for ever"
         self.names.add(one.id)
         self.questions.append(Model(one, self.now_s))
@@ -136,21 +136,21 @@ class FlashMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def remove(self, data: st.DataObject) -> None:
         q = data.draw(st.sampled_from(self.questions))
-        self.book.check_there(q.one.id)
-        self.book.discard(q.one.id)
+        self.record.check_there(q.one.id)
+        self.record.discard(q.one.id)
         with pytest.raises(InvalidInput):
-            self.book.check_there(q.one.id)
+            self.record.check_there(q.one.id)
         self.questions.remove(q)
 
     @rule(by=st.integers(1, 3))
     def commit(self, by: int) -> None:
         self.version = max(self.version, 0) + by
         self.commits[self.version] = self.now_s
-        self.book.committed(self.version, self.now_s)
+        self.record.committed(self.version, self.now_s)
 
     @rule(count=st.integers(1, 3))
     def begin(self, count: int) -> None:
-        for one in list(self.book.due(self.now_s))[:count]:
+        for one in list(self.record.due(self.now_s))[:count]:
             q = next(q for q in self.questions if q.one is one)
             one.begin(self.now_s)
             q.began = (self.now_s, self.version)
@@ -169,34 +169,34 @@ class FlashMachine(RuleBasedStateMachine):
             return
         q.settled = version
         if fate == "answered":
-            self.book.answered(q.one, answer(version))
+            self.record.answered(q.one, answer(version))
             q.answered, q.error = version, None
         else:
-            self.book.refused(q.one, version, "no")
+            self.record.refused(q.one, version, "no")
             q.error = "no"
 
     # what must hold --------------------------------------------------------------------------
 
     @invariant()
     def the_list_is_right(self) -> None:
-        assert list(self.book) == [q.one for q in self.questions]
-        assert len(self.book) == len(self.questions)
+        assert list(self.record) == [q.one for q in self.questions]
+        assert len(self.record) == len(self.questions)
         for q in self.questions:
-            assert self.book.get(q.one.id) is q.one
-            assert self.book.of_text(q.one.asked.question) is q.one
-        assert self.book.of_text("never") is None
+            assert self.record.get(q.one.id) is q.one
+            assert self.record.of_text(q.one.asked.question) is q.one
+        assert self.record.of_text("never") is None
 
     @invariant()
     def what_is_fresh_is_fresh(self) -> None:
         for q in self.questions:
             fresh = q.answered is not None and q.answered == self.version
-            assert self.book.is_fresh(q.one) == fresh
+            assert self.record.is_fresh(q.one) == fresh
             assert q.one.error == q.error
 
     @invariant()
     def what_is_due_is_due(self) -> None:
-        assert self.book.stale == sum(map(self.stale, self.questions))
-        due = list(self.book.due(self.now_s))
+        assert self.record.stale == sum(map(self.stale, self.questions))
+        due = list(self.record.due(self.now_s))
         assert {one.id for one in due} == {q.one.id for q in self.due()}
         settled = [next(q.settled for q in self.questions if q.one is one) for one in due]
         assert settled == sorted(settled), "the longest unanswered first"
@@ -205,7 +205,7 @@ class FlashMachine(RuleBasedStateMachine):
             for q in self.questions
             if self.stale(q) and q.began is None and self.may_start_s(q) > self.now_s
         ]
-        assert self.book.next_due_s(self.now_s) == min(later, default=None)
+        assert self.record.next_due_s(self.now_s) == min(later, default=None)
 
     @invariant()
     def what_is_overdue_is_overdue(self) -> None:
@@ -216,12 +216,12 @@ class FlashMachine(RuleBasedStateMachine):
             if q.one.deadline_s is not None
             and self.stale_since_s(q) + q.one.deadline_s <= self.now_s
         ]
-        assert self.book.is_overdue(self.now_s) == bool(overdue)
+        assert self.record.is_overdue(self.now_s) == bool(overdue)
 
     @invariant()
     def the_oldest_is_the_oldest(self) -> None:
         since = [self.stale_since_s(q) for q in self.questions if self.stale(q)]
-        assert self.book.since_s == min(since, default=0.0)
+        assert self.record.since_s == min(since, default=0.0)
 
 
 FlashMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
@@ -229,41 +229,41 @@ TestFlashMachine = FlashMachine.TestCase
 
 
 def test_an_answer_at_an_old_version_leaves_it_stale() -> None:
-    book = FlashBook(8)
+    record = FlashRegistry(8)
     one = registered("a")
-    book.add(one, 0.0)
-    assert list(book.due(0.0)) == [] and book.stale == 0  # nothing is read yet
-    book.committed(0, 1.0)
+    record.add(one, 0.0)
+    assert list(record.due(0.0)) == [] and record.stale == 0  # nothing is read yet
+    record.committed(0, 1.0)
     one.begin(2.0)
-    book.committed(3, 5.0)
-    book.committed(4, 6.0)
-    book.answered(one, answer(0))
-    assert not book.is_fresh(one) and book.stale == 1
+    record.committed(3, 5.0)
+    record.committed(4, 6.0)
+    record.answered(one, answer(0))
+    assert not record.is_fresh(one) and record.stale == 1
     assert one.stale_since_s == 5.0  # when version 3 was committed, the first that it has not seen
-    assert list(book.due(6.0)) == [one]
+    assert list(record.due(6.0)) == [one]
 
 
 def test_news_are_told_once() -> None:
-    book = FlashBook(8)
+    record = FlashRegistry(8)
     one = registered("a")
-    book.add(one, 0.0)
+    record.add(one, 0.0)
     told = []
     for version, text in enumerate(["x", "x", "y", "y", "x"]):
-        book.committed(version, float(version))
-        told.append(book.answered(one, answer(version, text)))
+        record.committed(version, float(version))
+        told.append(record.answered(one, answer(version, text)))
     assert told == [True, False, True, False, True]
 
 
 def test_a_refusal_keeps_the_answer_before() -> None:
-    book = FlashBook(8)
+    record = FlashRegistry(8)
     one = registered("a")
-    book.add(one, 0.0)
-    book.committed(1, 0.0)
-    book.answered(one, answer(1))
-    book.committed(2, 0.0)
-    book.refused(one, 2, "too long")
+    record.add(one, 0.0)
+    record.committed(1, 0.0)
+    record.answered(one, answer(1))
+    record.committed(2, 0.0)
+    record.refused(one, 2, "too long")
     assert (one.answer, one.error) == (answer(1), "too long")
-    assert book.stale == 0 and not book.is_fresh(one)
+    assert record.stale == 0 and not record.is_fresh(one)
 
 
 # --- warm --------------------------------------------------------------------------------------
@@ -274,73 +274,73 @@ def rows(*values: float) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def test_warm_questions_are_due_once_a_version() -> None:
-    book = WarmBook(2)
-    book.add(asked("a"))
-    book.add(asked("b"))
-    book.add(asked("a"))
-    assert len(book) == 2 and book.questions == ("a", "b")
+    record = WarmRegistry(2)
+    record.add(asked("a"))
+    record.add(asked("b"))
+    record.add(asked("a"))
+    assert len(record) == 2 and record.questions == ("a", "b")
     with pytest.raises(FlashLimit):
-        book.add(asked("c"))
-    assert book.due() == []  # nothing is read yet
-    book.version = 1
-    due = book.due()
+        record.add(asked("c"))
+    assert record.due() == []  # nothing is read yet
+    record.version = 1
+    due = record.due()
     assert [one.asked.question for one in due] == ["a", "b"]
-    book.running = True
-    assert book.due() == []
-    book.running = False
-    book.keep(due[:1], rows(-1.0), 1, 10)
-    assert [one.asked.question for one in book.due()] == ["b"]
-    book.version = 2
-    assert len(book.due()) == 2
+    record.running = True
+    assert record.due() == []
+    record.running = False
+    record.keep(due[:1], rows(-1.0), 1, 10)
+    assert [one.asked.question for one in record.due()] == ["b"]
+    record.version = 2
+    assert len(record.due()) == 2
 
 
 def test_warm_answers_are_for_one_version_and_one_token() -> None:
-    book = WarmBook(2)
+    record = WarmRegistry(2)
     yes_no = (("yes", (1,)), ("no", (2,)))
-    book.add(asked("a"))
-    assert book.fresh(asked("a", yes_no)) is None
-    book.version = 1
-    assert book.fresh(asked("a", yes_no)) is None
-    book.keep(book.due(), np.array([[0.0, -1.0, -0.5, 0.0]], np.float32), 1, 10)
-    best = book.fresh(asked("a", yes_no))
+    record.add(asked("a"))
+    assert record.fresh(asked("a", yes_no)) is None
+    record.version = 1
+    assert record.fresh(asked("a", yes_no)) is None
+    record.keep(record.due(), np.array([[0.0, -1.0, -0.5, 0.0]], np.float32), 1, 10)
+    best = record.fresh(asked("a", yes_no))
     assert best is not None
     assert (best.text, best.choice_logprobs, best.version) == ("no", (-1.0, -0.5), 1)
     assert best.usage.context_tokens == 10 and best.source == "ready"
-    assert book.fresh(asked("b", yes_no)) is None
+    assert record.fresh(asked("b", yes_no)) is None
     longer = asked("a", (("yes", (1,)), ("nope", (2, 3))))
-    assert book.fresh(longer) is None
-    book.computed(longer, answer(0, "yes"))  # of a version that is gone
-    assert book.fresh(longer) is None
-    book.computed(longer, answer(1, "nope"))
-    again = book.fresh(longer)
+    assert record.fresh(longer) is None
+    record.computed(longer, answer(0, "yes"))  # of a version that is gone
+    assert record.fresh(longer) is None
+    record.computed(longer, answer(1, "nope"))
+    again = record.fresh(longer)
     assert again is not None and (again.text, again.source) == ("nope", "ready")
-    assert book.fresh(asked("a")) is None
-    book.version = 2
-    assert book.fresh(asked("a", yes_no)) is None
+    assert record.fresh(asked("a")) is None
+    record.version = 2
+    assert record.fresh(asked("a", yes_no)) is None
     with pytest.raises(InvalidInput):
-        book.check_there("b")
-    book.discard("a")
-    assert len(book) == 0
+        record.check_there("b")
+    record.discard("a")
+    assert len(record) == 0
 
 
 def test_what_is_kept_is_a_copy() -> None:
-    book = WarmBook(1)
-    book.add(asked("a"))
-    book.version = 1
+    record = WarmRegistry(1)
+    record.add(asked("a"))
+    record.version = 1
     logprobs = rows(-1.0)
-    book.keep(book.due(), logprobs, 1, 1)
+    record.keep(record.due(), logprobs, 1, 1)
     logprobs[:] = 0.0
-    kept = book.fresh(asked("a", (("x", (1,)),)))
+    kept = record.fresh(asked("a", (("x", (1,)),)))
     assert kept is not None and kept.logprob == -1.0
 
 
 def test_a_commit_during_warming_leaves_it_out_of_date() -> None:
     """What was begun at version 1 and kept at version 2 answers neither as 2, nor is it lost."""
-    book = WarmBook(1)
-    book.add(asked("a"))
-    book.version = 1
-    due = book.due()
-    book.version = 2
-    book.keep(due, rows(-1.0), 1, 5)
-    assert book.fresh(asked("a", (("x", (1,)),))) is None
-    assert book.due() == due
+    record = WarmRegistry(1)
+    record.add(asked("a"))
+    record.version = 1
+    due = record.due()
+    record.version = 2
+    record.keep(due, rows(-1.0), 1, 5)
+    assert record.fresh(asked("a", (("x", (1,)),))) is None
+    assert record.due() == due

@@ -427,6 +427,6 @@ class TestWaitFresh:
         rig.engine.run()
         with pytest.raises(ClosedError):
             kept.result(timeout=0)
-        assert rig.desk.ledger.fresh_waiters == []
+        assert rig.core.state.fresh_waiters == []
         with pytest.raises(ClosedError):
             session.wait_fresh()

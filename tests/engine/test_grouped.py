@@ -262,7 +262,7 @@ def mixtures(draw: st.DrawFn) -> Mixture:
 
 
 @dataclass(kw_only=True)
-class Asked:
+class Question:
     """One question, what its session had read when it began, and what was chosen so far."""
 
     row: RowTokens
@@ -272,7 +272,7 @@ class Asked:
 
     def check(self) -> None:
         """Greedy tokens and their log-probabilities are those of `query`."""
-        alone = jaxstate.query(model(), core(self.read), self.question, DECODES + 1)
+        alone = jaxstate.query(model(), functional(self.read), self.question, DECODES + 1)
         chosen = self.chosen[: len(alone.tokens)]  # what comes after an end does not count
         assert [token for token, _ in chosen] == alone.tokens.tolist()
         np.testing.assert_allclose([one for _, one in chosen], alone.logprobs, atol=1e-4)
@@ -282,13 +282,15 @@ class Asked:
         total = 0.0
         for number, token in enumerate(choice):
             asked = [*self.question, *choice[:number]]
-            total += log_softmax(jaxstate.query(model(), core(self.read), asked, 1).logits)[token]
+            total += log_softmax(jaxstate.query(model(), functional(self.read), asked, 1).logits)[
+                token
+            ]
         return total
 
 
 @functools.lru_cache(maxsize=256)
-def core(read: tuple[int, ...]) -> jaxstate.SessionState:
-    """The functional core's session; questions leave it as it is."""
+def functional(read: tuple[int, ...]) -> jaxstate.SessionState:
+    """The functional functional's session; questions leave it as it is."""
     return jaxstate.extend(model(), jaxstate.init_state(model(), 64), read)
 
 
@@ -296,16 +298,16 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return logits - np.log(np.exp(logits).sum())
 
 
-def begin(sessions: DeviceSessions, mixture: Mixture) -> list[Asked]:
+def begin(sessions: DeviceSessions, mixture: Mixture) -> list[Question]:
     """Starts all questions; chunks ride where a step has less than four rows."""
-    asked: list[Asked] = []
+    asked: list[Question] = []
     grows = list(range(len(mixture.lengths)))
     for numbers in mixture.steps(range(len(mixture.questions))):
         for number in numbers:
             name, count = mixture.questions[number]
             question = tokens(100 + number, count)
             row = sessions.row(name, 3 * number, question)
-            asked.append(Asked(row=row, read=tuple(sessions.read[name]), question=question))
+            asked.append(Question(row=row, read=tuple(sessions.read[name]), question=question))
         riding = [grows.pop(0) for _ in range(min(4 - len(numbers), len(grows)))]
         chunks = [sessions.chunk(name, mixture.chunk(name)) for name in riding]
         begun = [asked[number] for number in numbers]
@@ -314,7 +316,7 @@ def begin(sessions: DeviceSessions, mixture: Mixture) -> list[Asked]:
     return asked
 
 
-def go_on(mixture: Mixture, asked: list[Asked], round: int) -> None:
+def go_on(mixture: Mixture, asked: list[Question], round: int) -> None:
     """One decode of every question."""
     for numbers in mixture.steps(mixture.orders[round]):
         going = [asked[number] for number in numbers]
@@ -323,7 +325,7 @@ def go_on(mixture: Mixture, asked: list[Asked], round: int) -> None:
         note(going, chosen.tokens, chosen.logprobs)
 
 
-def note(asked: list[Asked], chosen: np.ndarray, logprobs: np.ndarray) -> None:
+def note(asked: list[Question], chosen: np.ndarray, logprobs: np.ndarray) -> None:
     for one, token, logprob in zip(asked, chosen.tolist(), logprobs.tolist(), strict=True):
         one.chosen.append((token, logprob))
 
@@ -338,12 +340,12 @@ def check_warm(sessions: DeviceSessions, mixture: Mixture) -> None:
         ]
         logprobs = executor().logits(rows).get()
         for line, (name, question) in zip(logprobs, warm.items(), strict=True):
-            state = core((*sessions.read[name], *question))
+            state = functional((*sessions.read[name], *question))
             alone = log_softmax(jaxstate.ready_logits(model(), state))
             np.testing.assert_allclose(line, alone, atol=1e-4)
 
 
-def check_scores(mixture: Mixture, asked: list[Asked]) -> None:
+def check_scores(mixture: Mixture, asked: list[Question]) -> None:
     """A choice of one or two tokens for every question, at the version that it saw."""
     for numbers in mixture.steps(mixture.orders[-1]):
         choices = [tokens(300 + number, 1 + number % 2) for number in numbers]

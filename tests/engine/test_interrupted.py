@@ -64,7 +64,7 @@ def test_what_else_waits_gives_back_what_it_held(
     session = engine.open()
     session.wait(timeout=20)
     interrupted(lambda: session.wait(9))
-    assert not session.book.waiters or session.book.waiters[0][1].cancelled()
+    assert not session.record.waiters or session.record.waiters[0][1].cancelled()
     # From here on the loop does no job: forks and saves wait for ever.
     loop = engine._loop
     monkeypatch.setattr(loop, "_do_job", lambda: False)
@@ -73,9 +73,9 @@ def test_what_else_waits_gives_back_what_it_held(
     monkeypatch.undo()
     session.wait(timeout=20)
     deadline = time.monotonic() + 20
-    while engine._desk.jobs and time.monotonic() < deadline:
+    while engine._core.jobs and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not engine._desk.jobs and session.book.border_jobs == 0
+    assert not engine._core.jobs and session.record.border_jobs == 0
     assert [one.id for one in engine.sessions()] == [session.id]
     session.fork("twin")  # its name is free again
 
@@ -85,7 +85,7 @@ def test_a_push_that_waits_for_room_leaves_the_line() -> None:
     session = rig.open()
     session.push("a")
     interrupted(lambda: session.push("b"))
-    assert not session.book.room_waiters
+    assert not session.record.room_waiters
     rig.engine.run()
     assert session.push("c").last == 2
 

@@ -57,7 +57,7 @@ def settled(engine: SteppedEngine) -> None:
     """Turns until neither the loop nor the disk has anything to do."""
     for _ in range(3):
         engine.run()
-        engine._desk.vault.rest()
+        engine._core.cell_store.rest()
     engine.run()
 
 
@@ -113,7 +113,7 @@ def test_canaries_of_one_tenant_do_not_reach_anothers_logits(tier: Place, tmp_pa
     settled(engine)
     assert later.result(timeout=0).version == 2, "and the spy's own session goes on"
     engine.close()
-    engine._desk.vault.close()
+    engine._core.cell_store.close()
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -126,7 +126,7 @@ def test_the_same_tenant_finds_its_prefix_and_another_does_not(tier: Place, tmp_
     for tenant, shared in (("other", 0), ("owner", KEPT), ("other", KEPT), ("third", 0)):
         assert opened(engine, tenant) == Opened(read=OPENING - shared, shared=shared)
     engine.close()
-    engine._desk.vault.close()
+    engine._core.cell_store.close()
 
 
 @pytest.mark.parametrize("reclaimed", [False, True], ids=["kept", "reclaimed"])
@@ -155,7 +155,7 @@ def test_what_is_away_comes_back_to_its_owner_and_helps_nobody_else(
     assert again == Opened(shared=kept, rebuilt=count - kept if tier == "log" else 0)
     check_cells_equal(cells_of(owner), before, atol=1e-4 if tier == "log" else 0.0)
     engine.close()
-    engine._desk.vault.close()
+    engine._core.cell_store.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +192,8 @@ def fill_pool(engine: SteppedEngine) -> None:
     for session in flood:
         session.push(["x" * 18] * 5)
     settled(engine)
-    assert engine._desk.ledger.tables.primary.free == 0
-    assert len(engine._desk.ledger.prefixes) == 0
+    assert engine._core.state.tables.primary.free == 0
+    assert len(engine._core.state.prefixes) == 0
     for session in flood:
         session.close()
     settled(engine)
@@ -218,13 +218,13 @@ def test_only_its_own_cells_come_back(tier: Place, tmp_path: Path) -> None:
         check_cells_equal(cells_of(session), cells)
     assert engine.metrics().counts.tokens_rebuilt == 0
     engine.close()
-    engine._desk.vault.close()
+    engine._core.cell_store.close()
 
 
 def cells_of(session: Session) -> dict[str, np.ndarray]:
-    book = session.book
-    count = book.residence.table.cells
-    return dict(device().fetch(book.residence.seen(book.key, count), count).arrays)
+    record = session.record
+    count = record.residence.table.cells
+    return dict(device().fetch(record.residence.seen(record.key, count), count).arrays)
 
 
 def check_cells_equal(

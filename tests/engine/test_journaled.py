@@ -22,7 +22,7 @@ from jaxstate.engine.types.options import Coalesce, EngineConfig
 from jaxstate.engine.types.values import Receipt, Span
 from jaxstate.errors import ClosedError, InvalidInput, JournalError, QueueFull, SequenceGap
 from jaxstate.persist import journal
-from jaxstate.persist.journal import Journal, Ticket
+from jaxstate.persist.journal import Journal, PendingWrite
 from jaxstate.persist.logged import keys_of
 from jaxstate.persist.places import DATABASE
 from jaxstate.records import Durability
@@ -50,14 +50,14 @@ def rig(tmp_path: Path, disk: FailingDisk) -> Iterator[Rig]:
 
 def held(rig: Rig) -> Callable[[], None]:
     """The journal writes nothing until what is returned is called."""
-    kept, go, begun = rig.desk.keeper.journal, threading.Event(), threading.Event()
+    kept, go, begun = rig.core.journal_writer.journal, threading.Event(), threading.Event()
     assert kept is not None
 
     def wait(_: object) -> None:
         begun.set()
         assert go.wait(20)
 
-    kept.submit(Ticket(wait, "os"))
+    kept.submit(PendingWrite(wait, "os"))
     assert begun.wait(20)
     return go.set
 
@@ -71,9 +71,9 @@ def until(done: Callable[[], bool]) -> None:
 
 
 def kept(session: Session) -> list[str]:
-    path = session._desk.keeper.journal
+    path = session._core.journal_writer.journal
     assert path is not None
-    return texts(path.path, session.book.log_key)
+    return texts(path.path, session.record.log_key)
 
 
 @pytest.mark.parametrize("level", ["os", "fsync"])
@@ -211,7 +211,7 @@ def test_repeats_of_long_ago_are_in_the_journal(rig: Rig, monkeypatch: pytest.Mo
     for number in range(1, 20):
         given.append(session.push(f"{number}", client="feed", client_seq=number))
         rig.engine.run()
-    assert len(session.book.receipts._given) <= 3
+    assert len(session.record.receipts._given) <= 3
     for number, receipt in enumerate(given, 1):
         assert session.push(f"{number}", client="feed", client_seq=number) == receipt
     with pytest.raises(InvalidInput, match="other entries"):
@@ -321,7 +321,7 @@ def test_room_that_comes_back_is_given_to_who_waits(rig: Rig, disk: FailingDisk)
         full = threads.submit(session.push, list("abcd"))
         until(lambda: session.info().pending == 4)
         waiting = threads.submit(session.push, "e", timeout=20)
-        until(lambda: bool(session.book.room_waiters))
+        until(lambda: bool(session.record.room_waiters))
         disk.full = True
         go()
         with pytest.raises(JournalError):
@@ -380,7 +380,7 @@ def test_nothing_is_added_to_a_session_that_is_about_to_end(rig: Rig, erase: boo
     """It would be behind the end in the journal: texts of a session that was erased would stay, and
     a fork would have lost what it has read."""
     session = rig.open("text", id="feed")
-    go, line = held(rig), rig.desk.keeper.journal
+    go, line = held(rig), rig.core.journal_writer.journal
     assert line is not None
     with ThreadPoolExecutor(4) as threads:
         closing = threads.submit(session.close, erase=erase)
@@ -437,9 +437,9 @@ def test_a_close_that_comes_too_late_says_so(tmp_path: Path) -> None:
 def test_a_session_that_broke_can_be_ended(rig: Rig) -> None:
     """It would come back, and be computed again."""
     session = rig.open("ab")
-    rig.desk.outcomes.close(session.book, "the device failed")
+    rig.core.results.close(session.record, "the device failed")
     session.close()
-    journal = rig.desk.keeper.journal
+    journal = rig.core.journal_writer.journal
     assert journal is not None
     with contextlib.closing(journal.read()) as source:
         assert keys_of(source) == []
@@ -459,7 +459,7 @@ def test_questions_that_cannot_be_kept(rig: Rig, disk: FailingDisk) -> None:
         with pytest.raises(JournalError):
             change()
     assert [one.question for one in session.flashes()] == ["abc"]
-    assert session.book.warm.questions == ("xyz",)
+    assert session.record.warm.questions == ("xyz",)
     disk.full = False
     session.unflash("q1")
     session.unwarm("xyz")
@@ -474,12 +474,12 @@ def test_questions_that_cannot_be_kept(rig: Rig, disk: FailingDisk) -> None:
 def test_a_fork_that_cannot_be_kept_is_closed(rig: Rig, disk: FailingDisk) -> None:
     session = rig.open("ab")
     disk.full = True
-    book, future = rig.lives.fork(session.book, "fork")
+    record, future = rig.manager.fork(session.record, "fork")
     rig.engine.run()
     future.result(0)
-    assert book.noted is not None
+    assert record.noted is not None
     with pytest.raises(JournalError):
-        book.noted.settled.result(20)
+        record.noted.settled.result(20)
     assert [one.id for one in rig.engine.sessions()] == [session.id]
     rig.check_blocks()
 

@@ -27,7 +27,7 @@ def test_a_fork_goes_its_own_way() -> None:
     rig = Rig()
     session = rig.open("abcd")
     session.flash("fl")
-    _, future = rig.lives.fork(session.book, "twin")
+    _, future = rig.manager.fork(session.record, "twin")
     rig.engine.run()
     future.result(timeout=0)
     twin = rig.engine.session("twin")
@@ -46,14 +46,14 @@ def test_a_fork_waits_for_an_entrys_end() -> None:
     session = rig.open("abcd")
     session.push("e" * 39)
     rig.turns(1)
-    book, future = rig.lives.fork(session.book, "twin")
+    record, future = rig.manager.fork(session.record, "twin")
     with pytest.raises(UnknownSession):
         rig.engine.session("twin")
     rig.turns(1)
     assert not future.done()
     rig.engine.run()
     future.result(timeout=0)
-    assert (book.version, book.seen_cells) == (2, 45)
+    assert (record.version, record.seen_cells) == (2, 45)
     assert rig.cells(rig.engine.session("twin")) == rig.cells(session)
 
 
@@ -65,7 +65,7 @@ def test_a_fork_of_a_session_that_is_closed_meanwhile() -> None:
         if half_read:
             session.push("e" * 39)
             rig.turns(1)
-        _, future = rig.lives.fork(session.book, "twin")
+        _, future = rig.manager.fork(session.record, "twin")
         session.close()
         rig.engine.run()
         assert future.done(), f"half_read={half_read}"
@@ -83,8 +83,8 @@ def test_forks_and_saves_get_their_turn_in_a_flood_of_pushes() -> None:
     session = rig.engine.open(prefix="x")
     session.push(["abc"] * 8)
     rig.turns(2)
-    assert session.book.queue.partly_read
-    _, future = rig.lives.fork(session.book, "twin")
+    assert session.record.queue.partly_read
+    _, future = rig.manager.fork(session.record, "twin")
     for _ in range(30):
         session.push(["abc"] * 4)
         rig.turns(1)
@@ -96,7 +96,7 @@ def test_a_failed_copy_of_a_shared_block_is_made_again() -> None:
     gets a copy. If that fails, nobody knows what is in the block, so all of it is read again."""
     rig = Rig()
     session = rig.open("abcd")
-    _, future = rig.lives.fork(session.book, "twin")
+    _, future = rig.manager.fork(session.record, "twin")
     rig.engine.run()
     future.result(timeout=0)
     assert rig.news() == []
@@ -124,17 +124,17 @@ def test_saved_and_restored(tmp_path: object) -> None:
     session.push("e" * 39)
     rig.turns(1)
     path = f"{tmp_path}/saved"
-    saved = rig.lives.capture(session.book, {"feed": "prices"})
+    saved = rig.manager.capture(session.record, {"feed": "prices"})
     rig.turns(1)
     assert not saved.done()
     rig.engine.run()
     session.push("later")
     rig.engine.run()
     saved.result(timeout=0)(path)  # on whatever thread, however late
-    read_back = rig.lives.load(path)
+    read_back = rig.manager.load(path)
     assert read_back.notes == {"feed": "prices", "entries": 2}
     rig.news()
-    book, _ = rig.lives.restore("back", read_back, 2, "block", tenant="default")
+    record, _ = rig.manager.restore("back", read_back, 2, "block", tenant="default")
     back = rig.engine.session("back")  # at once: what it has read is known, wherever it is
     assert (back.version, back.info().residency, back.info().tokens) == (2, "host", 45)
     rig.engine.run()
@@ -145,7 +145,7 @@ def test_saved_and_restored(tmp_path: object) -> None:
     rig.engine.run()
     assert said(ask) == "45:3 v2"  # ask before ingest
     assert back.version == 3
-    assert book is back.book
+    assert record is back.record
     assert rig.cells(back) == list(b"abcd\n" + b"e" * 39 + b"\n" + b"f\n")
     rig.at_rest()
 
@@ -155,7 +155,7 @@ def test_a_save_of_a_session_that_is_closed_meanwhile() -> None:
     session = rig.open("abcd")
     session.push("e" * 39)
     rig.turns(1)
-    saved = rig.lives.capture(session.book, {})
+    saved = rig.manager.capture(session.record, {})
     session.close()
     rig.engine.run()
     with pytest.raises(ClosedError):
@@ -177,7 +177,7 @@ def test_a_restore_that_fails_leaves_nothing(tmp_path: object) -> None:
     assert rig.engine.sessions() == []
     rig.executor.fail_next("place")
     rig.executor.fail_next("place")
-    rig.lives.restore("back", saved_cells(with_tokens=False), 2, "block", tenant="default")
+    rig.manager.restore("back", saved_cells(with_tokens=False), 2, "block", tenant="default")
     ask = rig.engine.session("back").submit("xyz")
     rig.engine.run()
     with pytest.raises(StepFailed, match="fails in place"):
@@ -192,7 +192,7 @@ def test_a_restore_that_fails_is_tried_again_then_made_up_for_by_reading(failure
     rig = Rig(cells=FAKE_LIMITS.session_cells)
     for _ in range(failures):
         rig.executor.fail_next("place")
-    rig.lives.restore("back", saved_cells(with_tokens=True), 2, "block", tenant="default")
+    rig.manager.restore("back", saved_cells(with_tokens=True), 2, "block", tenant="default")
     back = rig.engine.session("back")
     ask = back.submit("xyz")
     rig.engine.run()
@@ -229,12 +229,12 @@ def test_closing_while_busy(state: str, whole: bool, limits: Limits) -> None:
     if state == "half an entry":
         session.push("e" * 39)
     ask = BUSY[state](rig, session)
-    waiter = rig.desk.wait(session.book, 50)
+    waiter = rig.core.wait(session.record, 50)
     session.flash("fl")
     if state not in ("not opened", "waiting"):
         rig.turns(2)
     assert not ask.done()
-    launched = [step.sessions for step in rig.executor.steps].count((session.book.key,))
+    launched = [step.sessions for step in rig.executor.steps].count((session.record.key,))
     (rig.engine if whole else session).close()
     rig.engine.run()
     for future in (ask, waiter):
@@ -264,8 +264,8 @@ def test_closing_while_busy(state: str, whole: bool, limits: Limits) -> None:
         assert said(future) == "5:3 v1"
         assert "s1" not in [one.id for one in rig.engine.sessions()]
     # Nothing is done for it any more, and only the other's 5 cells are not free again.
-    assert [step.sessions for step in rig.executor.steps].count((session.book.key,)) == launched
-    assert rig.desk.ledger.tables.primary.held == (other is not None and not whole)
+    assert [step.sessions for step in rig.executor.steps].count((session.record.key,)) == launched
+    assert rig.core.state.tables.primary.held == (other is not None and not whole)
 
 
 def test_closing_makes_room_for_another_session() -> None:

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import jaxstate
-from jaxstate.engine.requests.encoding import Asker, Settings
+from jaxstate.engine.requests.encoding import PromptEncoder, Settings
 from jaxstate.engine.types.options import EngineConfig
 from jaxstate.errors import CapacityExceeded, ClosedError, TimedOut
 from jaxstate.model.bundle import Model
@@ -42,10 +42,10 @@ class Client:
         self.number = number
         self.random = random.Random(number)
         self.engine = engine
-        self.asker = Asker(
+        self.encoder = PromptEncoder(
             tokenizer=model().text,
             template=model().template,
-            limits=engine._desk.limits,  # pyright: ignore[reportPrivateUsage]
+            limits=engine._core.limits,  # pyright: ignore[reportPrivateUsage]
         )
         self.asked = self.pushed = self.flash_hits = self.sessions = 0
         self.samples: list[tuple[tuple[int, ...], jaxstate.Answer, Settings, str]] = []
@@ -54,7 +54,7 @@ class Client:
     def begin(self) -> None:
         self.sessions += 1
         self.session = self.engine.open(f"c{self.number}-{self.sessions}")
-        self.tokens = [tuple(self.asker.opening("").tolist())]
+        self.tokens = [tuple(self.encoder.opening("").tolist())]
 
     def entries(self) -> list[str]:
         return [
@@ -67,7 +67,7 @@ class Client:
             len(self.tokens),
             len(self.tokens) + len(texts) - 1,
         )
-        self.tokens += [tuple(self.asker.entry(text).tolist()) for text in texts]
+        self.tokens += [tuple(self.encoder.entry(text).tolist()) for text in texts]
         self.pushed += len(texts)
 
     def question(self) -> tuple[str, Settings]:
@@ -85,7 +85,7 @@ class Client:
         if settings.choices is not None:
             assert answer.text == settings.choices[0], "another client's answer"
         if answer.source == "computed":
-            asked = self.asker.ask(question, settings)
+            asked = self.encoder.ask(question, settings)
             assert answer.usage.question_tokens == len(asked.tokens)
         if self.random.random() < 0.05:
             self.samples.append((read, answer, settings, question))
@@ -224,4 +224,4 @@ def check_samples(clients: list[Client], at_most: int = 60) -> None:
     random.Random(0).shuffle(samples)
     assert len(samples) > 20
     for client, (read, answer, settings, question) in samples[:at_most]:
-        reference.check(answer, read, client.asker.ask(question, settings))
+        reference.check(answer, read, client.encoder.ask(question, settings))

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import jaxstate
-from jaxstate.engine.durability.recovery import Recoverer
+from jaxstate.engine.durability.recovery import JournalRecovery
 from jaxstate.engine.executor.protocol import RowSizes, Saved
-from jaxstate.engine.memory.cell_store import Vault
-from jaxstate.engine.sessions.dedup import Receipts
+from jaxstate.engine.memory.cell_store import CellStore
+from jaxstate.engine.sessions.dedup import IdempotencyTable
 from jaxstate.errors import JournalDamaged
 from jaxstate.persist.segments import SegmentStore
 from jaxstate.testing import SHARED_LIMITS, FakeClock, FakeExecutor, fake_layout, tiny_model
@@ -53,7 +53,7 @@ def test_forks_do_not_starve_asks() -> None:
     session = rig.open("x")
     asked, turns = session.submit("q", max_tokens=2), 0
     while not asked.done():
-        rig.lives.fork(session.book, None)
+        rig.manager.fork(session.record, None)
         rig.turns(1)
         turns += 1
         assert turns < 10
@@ -74,7 +74,7 @@ def test_what_was_erased_is_off_the_disk_at_return(tmp_path: Path, level: str) -
         session = engine.open("x")
         session.push(secret.decode() * 3)
         session.wait(timeout=SOON_S)
-        journal = engine._desk.keeper.journal
+        journal = engine._core.journal_writer.journal
         assert journal is not None
         commit = journal._commit
 
@@ -97,7 +97,7 @@ def test_a_flash_hit_needs_no_lock() -> None:
         session.flash("q")
         session.wait_fresh(timeout=SOON_S)
         found: list[jaxstate.Answer] = []
-        with engine._desk.lock:
+        with engine._core.lock:
             asking = threading.Thread(target=lambda: found.append(session.ask("q")))
             asking.start()
             asking.join(SOON_S)
@@ -111,7 +111,7 @@ def test_a_flash_hit_needs_no_lock() -> None:
 def test_nobody_waits_for_a_disk_under_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jaxstate.engine.core import journal_writer as keeper
+    from jaxstate.engine.core import journal_writer
 
     journal = tmp_path / "j"
     device = {"executor": FakeExecutor(FakeClock()), "clock": time.perf_counter}
@@ -121,15 +121,15 @@ def test_nobody_waits_for_a_disk_under_the_lock(
     with jaxstate.Engine(tiny_model(), journal=journal, **device) as engine:  # pyright: ignore
         looked: list[str] = []
         for name in ("last_seq", "push_of"):
-            real = getattr(keeper, name)
+            real = getattr(journal_writer, name)
 
             def look(*arguments: object, real: object = real, name: str = name) -> object:
-                assert engine._desk.lock.acquire(timeout=5), f"{name} is read under the lock"
-                engine._desk.lock.release()
+                assert engine._core.lock.acquire(timeout=5), f"{name} is read under the lock"
+                engine._core.lock.release()
                 looked.append(name)
                 return real(*arguments)  # pyright: ignore
 
-            monkeypatch.setattr(keeper, name, look)
+            monkeypatch.setattr(journal_writer, name, look)
         session = engine.session("a")
         again = session.push("one", client="c", client_seq=1)
         assert (again.first, again.last) == (first.first, first.last)
@@ -149,7 +149,7 @@ def test_clients_that_are_in_the_journal_are_forgotten_here(
         def push_of(self, client: str, seq: int) -> None:
             return None
 
-    receipts = Receipts(Older())
+    receipts = IdempotencyTable(Older())
     for number in range(100):
         read = receipts.unread(str(number))
         assert read is not None
@@ -163,12 +163,12 @@ def test_an_error_that_passes_does_not_cost_the_only_copy(
 ) -> None:
     monkeypatch.setattr("jaxstate.engine.memory.cell_store._PAUSE_S", 0.01)
     device, moved = FakeExecutor(FakeClock()), threading.Event()
-    vault = Vault(device, 0, str(tmp_path), lambda _: moved.set())
+    cell_store = CellStore(device, 0, str(tmp_path), lambda _: moved.set())
     rig = Rig()
     session = rig.open("abcd")
-    cells = rig.executor.fetch(session.book.residence.seen(session.book.key, 5), 5)
-    vault.put(7, cells)
-    assert moved.wait(SOON_S) and vault.where(7) == "disk"
+    cells = rig.executor.fetch(session.record.residence.seen(session.record.key, 5), 5)
+    cell_store.put(7, cells)
+    assert moved.wait(SOON_S) and cell_store.where(7) == "disk"
     load, left = device.load, [errno.EMFILE, errno.ENOMEM, errno.EMFILE]
 
     def failing(path: object) -> Saved:
@@ -178,10 +178,10 @@ def test_an_error_that_passes_does_not_cost_the_only_copy(
 
     monkeypatch.setattr(device, "load", failing)
     moved.clear()
-    assert vault.want(7) and moved.wait(SOON_S)
-    kept = vault.get(7)
+    assert cell_store.want(7) and moved.wait(SOON_S)
+    kept = cell_store.get(7)
     assert kept is not None and kept.arrays["cells"].tolist() == list(b"abcd\n")
-    vault.close()
+    cell_store.close()
 
 
 def test_a_fault_of_our_own_is_not_called_a_damaged_journal(
@@ -194,7 +194,7 @@ def test_a_fault_of_our_own_is_not_called_a_damaged_journal(
     def broken(*_: object) -> None:
         raise AttributeError("a bug")
 
-    monkeypatch.setattr(Recoverer, "_state", broken)
+    monkeypatch.setattr(JournalRecovery, "_state", broken)
     again = Rig(journal=tmp_path / "j")
     ((name, reason),) = again.engine.recovery.failed
     assert name == "a" and "fault of jaxstate's own" in reason

@@ -285,6 +285,6 @@ def test_what_rides_along_counts_for_its_class() -> None:
     session.submit("xyz")
     rig.turns(2)  # the ask's start, then a decode of both
     assert rig.news()[-1] == "decode s1 x2"
-    assert rig.desk.ledger.waited["flash"] == 0
+    assert rig.core.state.waited["flash"] == 0
     steps = rig.engine.metrics().step_s
     assert (steps["ask"].count, steps["flash"].count) == (2, 1)

@@ -64,7 +64,7 @@ def test_who_waits_for_what_cannot_be_read_hears_of_it(rig: Rig) -> None:
     for future in (asked, waited, fresh):
         with pytest.raises(NotFinite, match=r"entry 2 cannot be read.*Likely causes"):
             future.result(timeout=0)
-    assert session.version == 1 and not session.book.closed
+    assert session.version == 1 and not session.record.closed
     rig.at_rest()
 
 

@@ -59,9 +59,9 @@ def refused(future: AskFuture) -> str:
 
 def only(rig: Rig, *sessions: Session) -> None:
     """These sessions are there, and no others, hidden or not; nothing is held for nobody."""
-    ledger = rig.desk.ledger
-    assert [book.id for book in ledger.books.values()] == [one.id for one in sessions]
-    assert not any(one.book.stand_ins for one in sessions)
+    state = rig.core.state
+    assert [record.id for record in state.records.values()] == [one.id for one in sessions]
+    assert not any(one.record.stand_ins for one in sessions)
     rig.at_rest()
 
 
@@ -259,8 +259,8 @@ def test_with_a_ring_the_versions_that_it_still_has_are_held() -> None:
 def test_a_version_that_is_gone_is_computed_for_one_question() -> None:
     rig, session = rung()
     future = session.submit("xyz", as_of=1, rebuild_tokens=5)
-    (hidden,) = session.book.stand_ins
-    assert hidden.residence.tenant == session.book.residence.tenant
+    (hidden,) = session.record.stand_ins
+    assert hidden.residence.tenant == session.record.residence.tenant
     assert [one.id for one in rig.engine.sessions()] == ["s1"]
     with pytest.raises(UnknownSession):
         rig.engine.session(hidden.id)
@@ -449,7 +449,7 @@ def test_an_ask_waits_for_nothing_of_an_entry_that_is_half_read() -> None:
     session = filled(rig)
     session.push("y" * 40)
     rig.turns(1)
-    assert session.book.queue.partly_read
+    assert session.record.queue.partly_read
     asked = [session.submit("xyz", as_of=version) for version in (2, 3)]
     rig.engine.run()
     assert [said(one) for one in asked] == ["8:3 v2", "12:3 v3"]
@@ -460,7 +460,7 @@ def test_a_half_read_entry_may_have_overwritten_even_the_newest_version() -> Non
     rig, session = rung()
     session.push("y" * 40)
     rig.turns(1)
-    assert session.version == 3 and session.book.queue.partly_read
+    assert session.version == 3 and session.record.queue.partly_read
     with pytest.raises(VersionUnavailable, match="asked about none but its newest now"):
         session.submit("xyz", as_of=3)
     future = session.submit("xyz", as_of=3, rebuild_tokens=12)
@@ -495,7 +495,7 @@ def test_an_ask_waits_for_cells_that_are_computed_again(turns: int) -> None:
     rig.engine.run()
     session.resuming()
     rig.turns(turns)
-    assert session.book.residence.missing
+    assert session.record.residence.missing
     future = session.submit("xyz", as_of=2)
     child = rig.engine.fork(session, rig.engine.turn, version=1)
     rig.engine.run()
@@ -539,7 +539,7 @@ def test_a_ring_whose_copy_was_lost_is_computed_and_holds_what_it_did() -> None:
     rig, session = rung(ring_cells=6, config=EngineConfig(resume="copy"))
     session.suspending()
     rig.engine.run()
-    rig.desk.vault.drop(session.book.key)
+    rig.core.cell_store.drop(session.record.key)
     session.resuming()
     rig.engine.run()
     future = session.submit("xyz", as_of=2)
@@ -608,11 +608,11 @@ def test_a_fork_at_a_version_does_not_wait_for_an_entry_that_is_half_read() -> N
     session = filled(rig)
     session.push("y" * 100)
     rig.turns(1)
-    book, future = rig.lives.fork(session.book, None, 3)
+    record, future = rig.manager.fork(session.record, None, 3)
     rig.turns(1)
-    assert future.done() and session.book.queue.partly_read and book.version == 3
+    assert future.done() and session.record.queue.partly_read and record.version == 3
     rig.engine.run()
-    child = rig.engine.session(book.id)
+    child = rig.engine.session(record.id)
     assert rig.cells(child) == list(b"abcd\nef\nghi\n") and session.version == 4
     only(rig, session, child)
 
@@ -666,11 +666,11 @@ def test_a_shorter_fork_does_not_hold_what_its_parent_had_overwritten() -> None:
 def test_a_version_that_is_overwritten_before_the_fork_is_made(rebuild_tokens: int) -> None:
     """Another job came first, and more was read after it."""
     rig, session = rung(ring_cells=5)
-    book, future = rig.lives.fork(session.book, "late", 2, rebuild_tokens)
-    job = rig.desk.jobs.pop()
+    record, future = rig.manager.fork(session.record, "late", 2, rebuild_tokens)
+    job = rig.core.jobs.pop()
     session.push("yy")
     rig.engine.run()
-    rig.desk.jobs.append(job)
+    rig.core.jobs.append(job)
     rig.engine.run()
     if rebuild_tokens:
         assert future.result(timeout=0) is None
@@ -678,7 +678,7 @@ def test_a_version_that_is_overwritten_before_the_fork_is_made(rebuild_tokens: i
     else:
         with pytest.raises(VersionUnavailable, match="rebuild_tokens=8"):
             future.result(timeout=0)
-        assert book.closed
+        assert record.closed
         only(rig, session)
 
 

@@ -17,7 +17,7 @@ import jaxstate
 from jaxstate.config import LayerAttention, Rope, StepConfig
 from jaxstate.engine.api.session import Session
 from jaxstate.engine.executor.device import DeviceExecutor
-from jaxstate.engine.requests.encoding import Asker, Settings
+from jaxstate.engine.requests.encoding import PromptEncoder, Settings
 from jaxstate.engine.requests.futures import AskFuture
 from jaxstate.engine.types.options import EngineConfig
 from jaxstate.errors import VersionUnavailable
@@ -80,7 +80,9 @@ class Streams:
     def __init__(self, kind: str, config: EngineConfig | None = None) -> None:
         self.kind = kind
         self.engine = SteppedEngine(executor(kind), FakeClock(), config=config, template=PLAIN)
-        self.asker = Asker(tokenizer=model(kind).text, template=PLAIN, limits=executor(kind).limits)
+        self.encoder = PromptEncoder(
+            tokenizer=model(kind).text, template=PLAIN, limits=executor(kind).limits
+        )
 
     def filled(self, ends: tuple[int, ...] = ENDS) -> Session:
         """A session whose versions end there."""
@@ -92,7 +94,7 @@ class Streams:
         return session
 
     def check(self, future: AskFuture, read: list[int], question: str, **settings: object) -> None:
-        asked = self.asker.ask(question, Settings(max_tokens=4, **settings))  # pyright: ignore
+        asked = self.encoder.ask(question, Settings(max_tokens=4, **settings))  # pyright: ignore
         reference(self.kind).check(future.result(timeout=0), tuple(read), asked)
 
     def close(self) -> None:
@@ -109,8 +111,8 @@ def streams(request: pytest.FixtureRequest) -> Iterator[Streams]:
 
 
 def read_by(session: Session, version: int) -> list[int]:
-    log = session.book.residence.log
-    end = log.border(version)
+    log = session.record.residence.log
+    end = log.version_end(version)
     assert end is not None
     return log.tokens(0, end).tolist()
 
@@ -203,7 +205,7 @@ def test_a_fork_at_any_version_goes_on_like_a_session_that_read_just_that(
         streams.check(after[0], more, "up?")
         streams.check(after[1], read_by(parent, len(ENDS)), "up?")
         for earlier in range(version + 1):
-            if child.book.residence.oldest_cells <= len(read_by(child, earlier)) and held(
+            if child.record.residence.oldest_cells <= len(read_by(child, earlier)) and held(
                 streams, child, earlier
             ):
                 again = child.submit("up?", max_tokens=4, as_of=earlier)
@@ -216,9 +218,9 @@ def test_a_fork_at_any_version_goes_on_like_a_session_that_read_just_that(
 
 def check_ready(streams: Streams, session: Session, read: list[int]) -> None:
     """What `ready_logits` would say of it, saved and restored."""
-    own, book = model(streams.kind), session.book
+    own, record = model(streams.kind), session.record
     state = jaxstate.extend(own, jaxstate.init_state(own, CELLS), read)
-    seen = book.residence.seen(book.key, len(read))
+    seen = record.residence.seen(record.key, len(read))
     view = executor(streams.kind).view(seen)
     np.testing.assert_allclose(np.asarray(view.ready), np.asarray(state.ready), atol=1e-4)
 

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from jaxstate.cells.layout import GroupLayout, PoolLayout
 from jaxstate.cells.prefixes import PrefixCache
 from jaxstate.cells.tables import TableBook
-from jaxstate.engine.memory.block_budget import Room
-from jaxstate.engine.memory.swap_policy import PASSED_OVER, Move, Now, Swapper
-from jaxstate.engine.requests.request import Asked, Run
-from jaxstate.engine.sessions.record import Ask, Book
+from jaxstate.engine.memory.block_budget import BlockBudget
+from jaxstate.engine.memory.swap_policy import PASSED_OVER, Move, Now, SwapPolicy
+from jaxstate.engine.requests.request import Question, Request
+from jaxstate.engine.sessions.record import PendingAsk, SessionRecord
 from jaxstate.engine.sessions.residence import Residence
 from jaxstate.engine.types.options import EngineConfig, QueuePolicy
 from jaxstate.errors import BudgetExceeded, CapacityExceeded
@@ -74,16 +74,16 @@ class Pool:
         self.tables = TableBook(layout or layout_of(blocks))
         quota_cells = (quotas or {}).get
         self.prefixes = PrefixCache(self.tables, "a model")
-        self.room = Room(self.tables, sessions=sessions, quota_cells=quota_cells)
+        self.room = BlockBudget(self.tables, sessions=sessions, quota_cells=quota_cells)
         weight = (weights or {}).get
-        self.swapper = Swapper(
+        self.swapper = SwapPolicy(
             self.room, patience=patience, weight=lambda tenant: weight(tenant, 1.0)
         )
-        self.books: dict[int, Book] = {}
+        self.records: dict[int, SessionRecord] = {}
         self.keeps, self.one_text = keeps, one_text
         self.step = self.keys = 0
         self.moves: list[tuple[str, str]] = []
-        self.jobs: list[tuple[Book, Callable[[Book], None]]] = []
+        self.jobs: list[tuple[SessionRecord, Callable[[SessionRecord], None]]] = []
 
     # --- what callers do --------------------------------------------------------------------
 
@@ -96,103 +96,107 @@ class Pool:
         pinned: bool = False,
         tenant: str = "ann",
         policy: QueuePolicy = "block",
-    ) -> Book:
+    ) -> SessionRecord:
         """As `Lifecycle.open`; `reserve` in blocks."""
-        book = self._new(name, tenant, policy, pinned=pinned)
-        residence = book.residence
-        self.room.admit(book, reserve, cells)
-        self.books[book.key] = book
-        opening = np.arange(cells, dtype=np.int32) + 1000 * (0 if self.one_text else book.key)
+        record = self._new(name, tenant, policy, pinned=pinned)
+        residence = record.residence
+        self.room.admit(record, reserve, cells)
+        self.records[record.key] = record
+        opening = np.arange(cells, dtype=np.int32) + 1000 * (0 if self.one_text else record.key)
         residence.chain = self.prefixes.chain(opening, tenant)
-        book.queue.open_with(opening)
-        book.opened = True
+        record.queue.open_with(opening)
+        record.opened = True
         residence.used_s = self.time_s
-        if not self.room.has_line and self.room.has_room_for(book):
-            self.room.arrive(book, self.step)
+        if not self.room.has_line and self.room.has_room_for(record):
+            self.room.arrive(record, self.step)
         self.check()
-        return book
+        return record
 
-    def _new(self, name: str | None, tenant: str, policy: QueuePolicy, *, pinned: bool) -> Book:
+    def _new(
+        self, name: str | None, tenant: str, policy: QueuePolicy, *, pinned: bool
+    ) -> SessionRecord:
         self.keys += 1
         residence = Residence(table=self.tables.new(), tenant=tenant, pinned=pinned)
         config = EngineConfig(queue_entries=QUEUE)
-        return Book(self.keys, name or f"s{self.keys}", policy, config, residence)
+        return SessionRecord(self.keys, name or f"s{self.keys}", policy, config, residence)
 
-    def push(self, book: Book, tokens: int) -> None:
-        """As `Desk.push`; a push that finds the queue full is forgotten.
+    def push(self, record: SessionRecord, tokens: int) -> None:
+        """As `EngineCore.push`; a push that finds the queue full is forgotten.
 
         Raises:
             BudgetExceeded: the room does not allow it.
         """
-        residence, queue = book.residence, book.queue
-        most = min(self.tables.layout.cells, self.room.most_cells(book))
+        residence, queue = record.residence, record.queue
+        most = min(self.tables.layout.cells, self.room.most_cells(record))
         try:
             left = most - residence.cells
             if queue.offer([(np.zeros(tokens, np.int32), None)], self.time_s, left) is None:
                 return
         except CapacityExceeded:
             wanted = residence.cells + queue.unread_tokens + tokens
-            raise self.room.refusal(book, wanted) from None
-        self.room.order(book, residence.cells + queue.unread_tokens)
+            raise self.room.refusal(record, wanted) from None
+        self.room.order(record, residence.cells + queue.unread_tokens)
         residence.used_s = self.time_s
         self.check()
 
-    def suspend(self, book: Book) -> None:
+    def suspend(self, record: SessionRecord) -> None:
         """As `Lifecycle.suspend`."""
-        if book.residence.on_device and not book.residence.pinned:
-            book.residence.leaving, book.residence.coming = True, False
-            self.room.update(book)
+        if record.residence.on_device and not record.residence.pinned:
+            record.residence.leaving, record.residence.coming = True, False
+            self.room.update(record)
         self.check()
 
-    def resume(self, book: Book) -> None:
-        book.residence.coming = True
-        self.room.update(book)
+    def resume(self, record: SessionRecord) -> None:
+        record.residence.coming = True
+        self.room.update(record)
         self.check()
 
-    def close(self, book: Book) -> None:
-        book.closed_because = "test"
-        del self.books[book.key]
-        self.room.forget(book)
+    def close(self, record: SessionRecord) -> None:
+        record.closed_because = "test"
+        del self.records[record.key]
+        self.room.forget(record)
         self.check()
 
-    def job(self, book: Book, act: Callable[[Book], None] = lambda _: None) -> None:
+    def job(
+        self, record: SessionRecord, act: Callable[[SessionRecord], None] = lambda _: None
+    ) -> None:
         """As `Lifecycle` has forks and saves wait for the end of an entry."""
-        self.jobs.append((book, act))
-        book.border_jobs += 1
-        book.residence.coming = not book.residence.on_device
-        self.room.update(book)
+        self.jobs.append((record, act))
+        record.border_jobs += 1
+        record.residence.coming = not record.residence.on_device
+        self.room.update(record)
         self.check()
 
-    def fork(self, parent: Book) -> None:
+    def fork(self, parent: SessionRecord) -> None:
         """As `Lifecycle._fork_now`."""
         source = parent.residence
-        book = self._new(None, source.tenant, "block", pinned=False)
-        residence = book.residence
+        record = self._new(None, source.tenant, "block", pinned=False)
+        residence = record.residence
         residence.log = source.log.copy()
-        self.room.admit(book, 0, len(residence.log))
-        self.books[book.key] = book
+        self.room.admit(record, 0, len(residence.log))
+        self.records[record.key] = record
         if self.room.has_room(self.tables.fork_blocks(source.table.cells)):
             residence.table = self.tables.fork(source.table)
-            self.room.arrive(book, self.step)
+            self.room.arrive(record, self.step)
             self.room.update(parent)
-        book.number_from(parent.version)
-        book.commit(parent.version, len(residence.log), self.time_s)
-        book.opened = True
+        record.number_from(parent.version)
+        record.commit(parent.version, len(residence.log), self.time_s)
+        record.opened = True
 
-    def hold(self, book: Book) -> None:
+    def hold(self, record: SessionRecord) -> None:
         """A question is under way, which may not lose its cells."""
         self.keys += 1
-        asked = Asked(
+        asked = Question(
             question="?",
             tokens=np.zeros(1, np.int32),
             max_tokens=1,
             sampling=Sampling(),
             stop=(),
         )
-        run = Run(self.keys, "ask", asked, 0.0)
-        run.begin(0, book.residence.seen(book.key, book.seen_cells), (), None)
-        ask = Ask(run=run, future=Future(), min_version=0)
-        book.asks[run.key] = book.asks_begun[run.key] = ask
+        request = Request(self.keys, "ask", asked, 0.0)
+        request.begin(0, record.residence.seen(record.key, record.seen_cells), (), None)
+        ask = PendingAsk(request=request, future=Future(), min_version=0)
+        record.asks[request.key] = record.asks_begun[request.key] = ask
 
     # --- what the loop does -----------------------------------------------------------------
 
@@ -206,19 +210,19 @@ class Pool:
 
     def settle(self, *, idle: bool = False) -> tuple[str, str] | None:
         """The move that the room wants, not made."""
-        move = self.swapper.settle(self.books.values(), self.now, idle=idle)
+        move = self.swapper.settle(self.records.values(), self.now, idle=idle)
         self.check()
-        return None if move is None else (move.book.id, move.to)
+        return None if move is None else (move.record.id, move.to)
 
     def turn(self) -> bool:
         """A move, or a step, or a move since no step could be done."""
         if self._do_job():
             return True
-        move = self.swapper.settle(self.books.values(), self.now, idle=False)
+        move = self.swapper.settle(self.records.values(), self.now, idle=False)
         self.check()
         did = self._make(move) or self._begin_openings() or self._read() or self._answer()
         if not did:
-            did = self._make(self.swapper.settle(self.books.values(), self.now, idle=True))
+            did = self._make(self.swapper.settle(self.records.values(), self.now, idle=True))
         self.check()
         return did
 
@@ -230,139 +234,143 @@ class Pool:
         raise AssertionError(f"still busy after {turns} turns: {self.moves[-20:]}")
 
     def _do_job(self) -> bool:
-        for book, act in self.jobs:
-            residence = book.residence
-            there = residence.on_device and not residence.missing and book.version >= 0
-            if book.closed or (there and not book.queue.partly_read):
-                self.jobs.remove((book, act))
-                book.border_jobs -= 1
-                if not book.closed:
+        for record, act in self.jobs:
+            residence = record.residence
+            there = residence.on_device and not residence.missing and record.version >= 0
+            if record.closed or (there and not record.queue.partly_read):
+                self.jobs.remove((record, act))
+                record.border_jobs -= 1
+                if not record.closed:
                     with contextlib.suppress(BudgetExceeded):
-                        act(book)
+                        act(record)
                 return True
         return False
 
     def _make(self, move: Move | None) -> bool:
         if move is None:
             return False
-        book, residence = move.book, move.book.residence
-        self.moves.append((book.id, move.to))
+        record, residence = move.record, move.record.residence
+        self.moves.append((record.id, move.to))
         if move.to == "away":
             assert residence.on_device and not residence.pinned
-            assert not any(book.holding()), "a question would lose its cells"
+            assert not any(record.holding()), "a question would lose its cells"
             keeps = self.keeps and not residence.missing
-            self.room.leave(book)
+            self.room.leave(record)
             residence.place = "host" if keeps else "log"
         elif move.to == "host":
             residence.place, residence.fetching = "host", False
         else:
-            assert not residence.on_device and self.room.has_room_for(book)
+            assert not residence.on_device and self.room.has_room_for(record)
             if residence.place == "host":
                 self.tables.grow(residence.table, residence.cells)
-            self.room.arrive(book, self.step)
+            self.room.arrive(record, self.step)
         return True
 
     def _begin_openings(self) -> bool:
-        """As `Ledger.begin_openings`, though nobody waits for another to compute a prefix."""
-        for book in self.books.values():
-            residence = book.residence
+        """As `EngineState.begin_openings`, though nobody waits for another to compute a prefix."""
+        for record in self.records.values():
+            residence = record.residence
             if residence.on_device and residence.chain and not residence.table.cells:
                 cells = self.prefixes.adopt(residence.table, residence.chain)
                 if cells > len(residence.log):
-                    residence.log.append(book.queue.skip(cells - len(residence.log)))
-                self.room.update(book)
+                    residence.log.append(record.queue.skip(cells - len(residence.log)))
+                self.room.update(record)
                 self.check()
         return False
 
     def _read(self) -> bool:
         """A step for the first session that has something to read and room for it."""
-        for book in sorted(self.books.values(), key=lambda one: (one.ingest_served, one.key)):
-            residence = book.residence
+        for record in sorted(self.records.values(), key=lambda one: (one.ingest_served, one.key)):
+            residence = record.residence
             leaves = residence.draining or residence.leaving
-            if not residence.on_device or leaves or not (residence.missing or not book.queue.empty):
+            if (
+                not residence.on_device
+                or leaves
+                or not (residence.missing or not record.queue.empty)
+            ):
                 continue
-            unread = residence.missing + book.queue.unread_tokens
-            count = min(CHUNK, self.room.readable_tokens(book), residence.missing or CHUNK)
+            unread = residence.missing + record.queue.unread_tokens
+            count = min(CHUNK, self.room.readable_tokens(record), residence.missing or CHUNK)
             if unread and count <= 0:
                 continue
-            self.read(book, count)
+            self.read(record, count)
             return True
         return False
 
-    def read(self, book: Book, tokens: int) -> None:
+    def read(self, record: SessionRecord, tokens: int) -> None:
         """A step that reads so many tokens of one session."""
         self.step += 1
-        residence, start = book.residence, book.residence.table.cells
+        residence, start = record.residence, record.residence.table.cells
         residence.served += not residence.missing
         if residence.missing:
             count = min(tokens, residence.missing)
         else:
-            rest = book.queue.rest_tokens if book.border_jobs else 0
-            taken = book.queue.take(min(tokens, rest or tokens))
+            rest = record.queue.rest_tokens if record.border_jobs else 0
+            taken = record.queue.take(min(tokens, rest or tokens))
             assert taken is not None
             count = len(taken.tokens)
             residence.log.append(taken.tokens)
             if taken.completes is not None:
-                border = len(residence.log) - book.queue.partly_read_tokens
-                book.commit(taken.completes, border, self.time_s)
+                version_end = len(residence.log) - record.queue.partly_read_tokens
+                record.commit(taken.completes, version_end, self.time_s)
         self.tables.grow(residence.table, start + count)
         whole = min((start + count) // BLOCK, len(residence.chain))
         for index in range(start // BLOCK, whole):
             self.prefixes.keep(residence.chain, index, residence.table)
             self.prefixes.ready(residence.chain[index], residence.table)
-        book.ingest_served, residence.used_s = self.step, self.time_s
-        self.room.update(book)
+        record.ingest_served, residence.used_s = self.step, self.time_s
+        self.room.update(record)
         self.check()
 
     def _answer(self) -> bool:
         """The step that ends every question under way."""
-        held = [book for book in self.books.values() if book.asks_begun]
+        held = [record for record in self.records.values() if record.asks_begun]
         self.step += bool(held)
-        for book in held:
-            book.residence.served += 1
-            book.asks.clear()
-            book.asks_begun.clear()
-            book.residence.used_s = self.time_s
+        for record in held:
+            record.residence.served += 1
+            record.asks.clear()
+            record.asks_begun.clear()
+            record.residence.used_s = self.time_s
         return bool(held)
 
     # --- what must hold ---------------------------------------------------------------------
 
     def places(self) -> dict[str, str]:
-        return {book.id: book.residence.place for book in self.books.values()}
+        return {record.id: record.residence.place for record in self.records.values()}
 
-    def promise(self, book: Book) -> int:
+    def promise(self, record: SessionRecord) -> int:
         """Blocks that are kept free for a session."""
-        residence = book.residence
+        residence = record.residence
         if not residence.on_device:
             return residence.reserve_blocks
         if self.tables.layout.turns:
             # Of a ring nothing stays shared.
             return residence.granted_blocks
         copies = self.tables.copies_first(residence.table)
-        return max(0, residence.granted_blocks - self.held(book)) + copies
+        return max(0, residence.granted_blocks - self.held(record)) + copies
 
-    def held(self, book: Book) -> int:
-        return int((book.residence.table.blocks[0] >= 0).sum())
+    def held(self, record: SessionRecord) -> int:
+        return int((record.residence.table.blocks[0] >= 0).sum())
 
     def check(self) -> None:
-        books = self.books.values()
-        self.tables.check([book.residence.table for book in books], self.prefixes.blocks)
-        there = sum(self.promise(book) for book in books if book.residence.on_device)
+        records = self.records.values()
+        self.tables.check([record.residence.table for record in records], self.prefixes.blocks)
+        there = sum(self.promise(record) for record in records if record.residence.on_device)
         held = self.tables.primary.held if not self.tables.layout.turns else 0
         assert held + there <= self.room.blocks, "blocks were granted that are not there"
-        away = sum(b.residence.reserve_blocks for b in books if not b.residence.on_device)
+        away = sum(b.residence.reserve_blocks for b in records if not b.residence.on_device)
         assert self.room.free + away >= 0, "more is promised than was granted and reserved"
-        assert self.room.on_device == sum(book.residence.on_device for book in books)
-        for book in books:
-            residence = book.residence
-            assert self.held(book) <= residence.granted_blocks
-            assert residence.on_device or not self.held(book)
+        assert self.room.on_device == sum(record.residence.on_device for record in records)
+        for record in records:
+            residence = record.residence
+            assert self.held(record) <= residence.granted_blocks
+            assert residence.on_device or not self.held(record)
 
     def check_done(self) -> None:
-        for book in self.books.values():
-            assert not book.has_work(self.time_s), f"{book.id} was never served"
-            assert not book.border_jobs, f"{book.id} never came to a border"
-            assert book.queue.empty and not book.residence.missing
+        for record in self.records.values():
+            assert not record.has_work(self.time_s), f"{record.id} was never served"
+            assert not record.border_jobs, f"{record.id} never came to a border"
+            assert record.queue.empty and not record.residence.missing
 
 
 # --- who is admitted ----------------------------------------------------------------------------
@@ -370,12 +378,12 @@ class Pool:
 
 def test_sessions_without_a_reserve_may_be_more_than_the_pool_holds() -> None:
     pool = Pool()
-    books = [pool.open(cells=20) for _ in range(5)]
-    assert [book.residence.on_device for book in books] == [True, False, False, False, False]
+    records = [pool.open(cells=20) for _ in range(5)]
+    assert [record.residence.on_device for record in records] == [True, False, False, False, False]
     assert (pool.room.blocks, pool.room.free, pool.room.firm) == (8, 3, 0)
     pool.run()
     pool.check_done()
-    assert all(book.residence.cells == 20 for book in books)
+    assert all(record.residence.cells == 20 for record in records)
 
 
 def test_a_session_that_never_could_be_there_is_refused() -> None:
@@ -402,8 +410,8 @@ def test_a_reserve_is_kept_free_and_no_more_is_promised_than_there_is() -> None:
 
 def test_a_reserve_counts_once_with_what_lies_in_it() -> None:
     pool = Pool()
-    book = pool.open(cells=20, reserve=3)
-    assert (book.residence.granted_blocks, pool.room.free, pool.room.firm) == (5, 3, 3)
+    record = pool.open(cells=20, reserve=3)
+    assert (record.residence.granted_blocks, pool.room.free, pool.room.firm) == (5, 3, 3)
     small = pool.open(cells=4, reserve=3)
     assert (small.residence.granted_blocks, pool.room.free, pool.room.firm) == (3, 0, 6)
     pool.run()
@@ -459,12 +467,12 @@ def test_a_refusal_says_what_is_there_and_what_would_help() -> None:
 
 def test_a_refusal_changes_nothing() -> None:
     pool = Pool()
-    book = pool.open(cells=8, reserve=3)
+    record = pool.open(cells=8, reserve=3)
     pool.open(cells=20)
 
     def facts() -> object:
         room = pool.room
-        one = book.residence
+        one = record.residence
         return (room.free, room.firm, room.on_device, one.ordered_blocks, one.granted_blocks)
 
     before = facts()
@@ -472,7 +480,7 @@ def test_a_refusal_changes_nothing() -> None:
         lambda: pool.open(cells=24),
         lambda: pool.open(reserve=4),
         lambda: pool.open(cells=1, reserve=4, pinned=True),
-        lambda: pool.push(book, 25),
+        lambda: pool.push(record, 25),
     ):
         with pytest.raises(BudgetExceeded):
             refused()
@@ -722,13 +730,13 @@ def test_one_that_comes_from_disk_stays_the_first() -> None:
 def test_a_wait_that_ended_by_itself_does_not_count_later() -> None:
     pool = Pool(blocks=8, patience=3)
     pool.open("there", cells=24)
-    book = pool.open("mine", cells=4)
+    record = pool.open("mine", cells=4)
     pool.run()
-    pool.push(book, 8)
+    pool.push(record, 8)
     pool.settle()
-    assert book.residence.wants_since is not None
-    pool.room.order(book, book.residence.cells)
-    assert book.residence.wants_since is None
+    assert record.residence.wants_since is not None
+    pool.room.order(record, record.residence.cells)
+    assert record.residence.wants_since is None
 
 
 def test_sessions_of_the_tenant_that_has_most_leave_first() -> None:
@@ -748,8 +756,8 @@ def test_one_at_work_of_the_tenant_that_has_most_leaves_first() -> None:
     pool = Pool(patience=1)
     bob = pool.open("bob", cells=8, tenant="bob")
     anns = [pool.open(f"ann{number}", cells=8) for number in range(3)]
-    for book in (bob, *anns):
-        book.residence.served, book.residence.placed_at = 9, book.key
+    for record in (bob, *anns):
+        record.residence.served, record.residence.placed_at = 9, record.key
     pool.step += 99
     pool.open("more", cells=8, tenant="cy")
     pool.settle()
@@ -760,27 +768,27 @@ def test_one_at_work_of_the_tenant_that_has_most_leaves_first() -> None:
 def test_tokens_are_read_as_far_as_blocks_were_granted() -> None:
     pool = Pool(patience=100)
     pool.open(cells=20)
-    book = pool.open()
-    assert pool.room.readable_tokens(book) == 0
-    pool.push(book, 16)
-    assert pool.room.readable_tokens(book) == 0, "ordered is not granted"
+    record = pool.open()
+    assert pool.room.readable_tokens(record) == 0
+    pool.push(record, 16)
+    assert pool.room.readable_tokens(record) == 0, "ordered is not granted"
     pool.settle()
-    assert pool.room.readable_tokens(book) == 12
-    pool.read(book, 4)
-    assert pool.room.readable_tokens(book) == 8
+    assert pool.room.readable_tokens(record) == 12
+    pool.read(record, 4)
+    assert pool.room.readable_tokens(record) == 8
 
 
 def test_a_ring_that_is_granted_in_full_may_turn_for_ever() -> None:
     pool = Pool(layout=layout_of(8, width=3, window=4))
-    book = pool.open()
-    pool.push(book, 12)
+    record = pool.open()
+    pool.push(record, 12)
     pool.settle()
-    assert (book.residence.granted_blocks, pool.room.readable_tokens(book)) == (3, 1000)
-    assert pool.room.most_cells(book) == 1000
+    assert (record.residence.granted_blocks, pool.room.readable_tokens(record)) == (3, 1000)
+    assert pool.room.most_cells(record) == 1000
     pool.run()
-    pool.push(book, 100)
+    pool.push(record, 100)
     pool.run()
-    assert (book.residence.cells, pool.room.free) == (112, 5)
+    assert (record.residence.cells, pool.room.free) == (112, 5)
 
 
 def test_what_is_on_disk_is_fetched_once_and_keeps_nobody_waiting() -> None:
@@ -794,8 +802,8 @@ def test_what_is_on_disk_is_fetched_once_and_keeps_nobody_waiting() -> None:
     pool.run()
     pool.suspend(other)
     pool.run()
-    for book in (asleep, other):
-        pool.push(book, 4)
+    for record in (asleep, other):
+        pool.push(record, 4)
     assert pool.settle() == (asleep.id, "host")
     assert pool.settle() == (other.id, "device"), "the disk is slow, and the other need not wait"
     asleep.residence.place, asleep.residence.fetching = "host", False
@@ -806,13 +814,13 @@ def test_what_is_on_disk_is_fetched_once_and_keeps_nobody_waiting() -> None:
 # --- who leaves ---------------------------------------------------------------------------------
 
 
-def used(pool: Pool, *cells: int) -> list[Book]:
+def used(pool: Pool, *cells: int) -> list[SessionRecord]:
     """Sessions of so many cells, the first unused for longest."""
-    books = []
+    records = []
     for count in cells:
-        books.append(pool.open(cells=count))
+        records.append(pool.open(cells=count))
         pool.run()
-    return books
+    return records
 
 
 def test_the_longest_unused_of_those_that_rest_leaves_first() -> None:
@@ -915,16 +923,16 @@ def test_computing_cells_again_is_no_service_however_long_it_takes() -> None:
 
 def test_the_one_at_work_that_came_first_leaves_first() -> None:
     pool = Pool(patience=3)
-    books = [pool.open(cells=8) for _ in range(3)]
-    for number, book in zip((5, 2, 4), books, strict=True):
-        book.residence.placed_at, book.residence.served = number, 3
-    books[1].residence.served = 2
+    records = [pool.open(cells=8) for _ in range(3)]
+    for number, record in zip((5, 2, 4), records, strict=True):
+        record.residence.placed_at, record.residence.served = number, 3
+    records[1].residence.served = 2
     pool.open(cells=20)
     pool.settle()
     pool.step = 3
-    assert pool.settle() == (books[2].id, "away")
-    books[1].residence.served = 3
-    assert pool.settle() == (books[1].id, "away")
+    assert pool.settle() == (records[2].id, "away")
+    records[1].residence.served = 3
+    assert pool.settle() == (records[1].id, "away")
 
 
 def test_without_a_step_to_do_patience_would_be_in_vain() -> None:
@@ -964,33 +972,33 @@ def test_one_with_questions_under_way_is_drained_first_and_only_while_someone_wa
 
 def test_who_leaves_keeps_its_reserve_unless_its_user_sent_it_away() -> None:
     pool = Pool()
-    book = pool.open(cells=16, reserve=3)
+    record = pool.open(cells=16, reserve=3)
     pool.run()
     other = pool.open(cells=20)
     pool.run()
-    assert pool.places() == {book.id: "host", other.id: "device"}
+    assert pool.places() == {record.id: "host", other.id: "device"}
     assert (pool.room.free, pool.room.firm) == (0, 3)
     pool.close(other)
-    pool.resume(book)
+    pool.resume(record)
     pool.run()
-    assert (book.residence.granted_blocks, pool.room.free) == (4, 4)
-    pool.suspend(book)
+    assert (record.residence.granted_blocks, pool.room.free) == (4, 4)
+    pool.suspend(record)
     assert pool.room.free == 4
     pool.run()
-    assert (pool.room.free, pool.room.firm, book.residence.reserve_blocks) == (8, 0, 0)
+    assert (pool.room.free, pool.room.firm, record.residence.reserve_blocks) == (8, 0, 0)
 
 
 def test_a_closed_session_leaves_nothing_behind() -> None:
     pool = Pool()
     for where in ("before it is read", "read", "away", "leaving"):
-        book = pool.open(cells=20, reserve=6)
+        record = pool.open(cells=20, reserve=6)
         if where != "before it is read":
             pool.run()
         if where in ("away", "leaving"):
-            pool.suspend(book)
+            pool.suspend(record)
         if where == "away":
             pool.run()
-        pool.close(book)
+        pool.close(record)
         assert (pool.room.free, pool.room.firm, pool.room.on_device) == (8, 0, 0), where
         assert pool.settle() is None
 
@@ -1036,14 +1044,14 @@ def test_who_is_to_leave_does_so_before_others_wait_for_it() -> None:
 
 def test_a_session_that_was_sent_away_comes_back_for_a_fork_or_save() -> None:
     pool = Pool(keeps=False)
-    book = pool.open(cells=12)
+    record = pool.open(cells=12)
     pool.run()
-    pool.suspend(book)
+    pool.suspend(record)
     pool.run()
-    pool.job(book)
+    pool.job(record)
     pool.turn()
-    assert book.residence.on_device and book.residence.missing == 12
-    pool.suspend(book)
+    assert record.residence.on_device and record.residence.missing == 12
+    pool.suspend(record)
     pool.run()
     pool.check_done()
 
@@ -1067,12 +1075,12 @@ def test_a_pinned_session_gives_back_what_it_was_granted_for_displaced_entries()
 def test_two_that_are_computed_again_both_get_on() -> None:
     """Reading 24 cells again takes 6 steps, and the patience is of 2."""
     pool = Pool(patience=2, keeps=False)
-    books = used(pool, 24, 24)
-    for book in books:
-        pool.push(book, 8)
+    records = used(pool, 24, 24)
+    for record in records:
+        pool.push(record, 8)
     pool.run(100)
     pool.check_done()
-    assert [book.residence.cells for book in books] == [32, 32]
+    assert [record.residence.cells for record in records] == [32, 32]
 
 
 def test_rings_that_were_shared_find_blocks_when_they_turn() -> None:
@@ -1083,11 +1091,11 @@ def test_rings_that_were_shared_find_blocks_when_they_turn() -> None:
         (parent,) = used(pool, 24)
         pool.job(parent, pool.fork)
         pool.turn()
-        fork = pool.books[2]
+        fork = pool.records[2]
         assert fork.residence.on_device == together
         fillers = [pool.open(cells=8) for _ in range(2)]
-        for book in (parent, fork, *fillers):
-            pool.push(book, 20)
+        for record in (parent, fork, *fillers):
+            pool.push(record, 20)
         pool.run()
         pool.check_done()
 
@@ -1097,12 +1105,12 @@ def test_a_ring_that_begins_with_a_kept_prefix_finds_the_blocks_that_it_skipped(
     pool = Pool(layout=layout_of(4, width=3, window=4), one_text=True)
     (reader,) = used(pool, 9)
     pool.close(reader)
-    book = pool.open(cells=20)
+    record = pool.open(cells=20)
     pool._begin_openings()
-    assert (book.residence.table.cells, pool.held(book)) == (8, 1)
+    assert (record.residence.table.cells, pool.held(record)) == (8, 1)
     assert pool.room.free == 1
     other = pool.open(cells=8)
-    pool.push(book, 40)
+    pool.push(record, 40)
     pool.run()
     pool.check_done()
     assert other.residence.cells == 8
@@ -1112,7 +1120,7 @@ def test_a_ring_that_begins_with_a_kept_prefix_finds_the_blocks_that_it_skipped(
 
 
 @st.composite
-def lives(draw: st.DrawFn) -> list[tuple[str, int, int, int, bool]]:
+def manager(draw: st.DrawFn) -> list[tuple[str, int, int, int, bool]]:
     """What callers do: what, which session or with how many cells, ..., and turns after it."""
     what = ["open"] * 2 + ["push"] * 4 + ["close", "suspend", "resume", "hold", "save", "fork"]
     return draw(
@@ -1131,7 +1139,7 @@ def lives(draw: st.DrawFn) -> list[tuple[str, int, int, int, bool]]:
 
 @settings(deadline=None, max_examples=600)
 @given(
-    lives=lives(),
+    manager=manager(),
     sessions=st.integers(1, 6),
     patience=st.integers(1, 6),
     keeps=st.booleans(),
@@ -1140,7 +1148,7 @@ def lives(draw: st.DrawFn) -> list[tuple[str, int, int, int, bool]]:
     policy=st.sampled_from(["block", "drop_oldest"]),
 )
 def test_whatever_was_accepted_gets_done(
-    lives: list[tuple[str, int, int, int, bool]],
+    manager: list[tuple[str, int, int, int, bool]],
     sessions: int,
     patience: int,
     keeps: bool,
@@ -1152,36 +1160,36 @@ def test_whatever_was_accepted_gets_done(
     that is not there, and what was refused is not missed. `Pool.check` looks after every action."""
     layout = layout_of(8, width=3, window=4) if ring else None
     pool = Pool(sessions=sessions, patience=patience, keeps=keeps, layout=layout, one_text=one_text)
-    for what, number, cells, turns, firm in lives:
-        books = list(pool.books.values())
-        book = books[number % len(books)] if books else None
+    for what, number, cells, turns, firm in manager:
+        records = list(pool.records.values())
+        record = records[number % len(records)] if records else None
         with contextlib.suppress(BudgetExceeded):
-            if what == "open" and len(books) < 8:
+            if what == "open" and len(records) < 8:
                 reserve = number if firm else 0
                 pool.open(cells=cells, reserve=reserve % 5, pinned=number > 5, policy=policy)
-            elif book is not None:
-                _act(pool, what, book, cells)
+            elif record is not None:
+                _act(pool, what, record, cells)
         for _ in range(turns):
             pool.turn()
     pool.run()
     pool.check_done()
-    for book in tuple(pool.books.values()):
-        pool.close(book)
+    for record in tuple(pool.records.values()):
+        pool.close(record)
     assert (pool.room.free, pool.room.firm, pool.room.on_device) == (8, 0, 0)
 
 
-def _act(pool: Pool, what: str, book: Book, cells: int) -> None:
+def _act(pool: Pool, what: str, record: SessionRecord, cells: int) -> None:
     if what == "push":
-        pool.push(book, cells)
+        pool.push(record, cells)
     elif what == "close":
-        pool.close(book)
+        pool.close(record)
     elif what == "suspend":
-        pool.suspend(book)
+        pool.suspend(record)
     elif what == "resume":
-        pool.resume(book)
-    elif what == "hold" and book.residence.on_device and not book.residence.missing:
-        pool.hold(book)
+        pool.resume(record)
+    elif what == "hold" and record.residence.on_device and not record.residence.missing:
+        pool.hold(record)
     elif what == "save":
-        pool.job(book)
+        pool.job(record)
     elif what == "fork":
-        pool.job(book, pool.fork)
+        pool.job(record, pool.fork)

@@ -103,12 +103,12 @@ def test_wait_ends_with_the_version() -> None:
     rig = Rig()
     session = rig.open()
     session.push(["e" * 9, "f" * 9])  # 10 tokens each: after one chunk of 16 version 1 is there
-    first, second = rig.desk.wait(session._book, 1), rig.desk.wait(session._book, 2)
+    first, second = rig.core.wait(session._record, 1), rig.core.wait(session._record, 2)
     rig.turns(1)
     assert first.done() and not second.done()
     rig.turns(1)
     assert second.done()
-    assert rig.desk.wait(session._book, 2).done()
+    assert rig.core.wait(session._record, 2).done()
     assert session.wait(timeout=0) == 2
 
 

@@ -155,9 +155,9 @@ def test_a_session_comes_back_as_it_was(path: Path) -> None:
     assert [one.id for one in back.flashes()] == ["q1", "q2", "q4"]
     read_all(rig)
     assert back.info() == info
-    assert back.book.queue.policy == "reject" and back.book.warm.questions == ("warm one",)
-    settings = [one.settings for one in back.book.flash]
-    assert settings == [one.settings for one in session.book.flash]
+    assert back.record.queue.policy == "reject" and back.record.warm.questions == ("warm one",)
+    settings = [one.settings for one in back.record.flash]
+    assert settings == [one.settings for one in session.record.flash]
     assert back.push(["x", "y"], client="c", client_seq=7) == receipt
     assert back.flash("fresh one").id == "q5"
     assert back.push("z", client="c", client_seq=8).first == 3
@@ -333,13 +333,13 @@ def test_a_restored_session_comes_back(path: Path, tmp_path: Path) -> None:
     """Its tokens are in the journal, though nobody knows their text."""
     plain = Rig()
     session = plain.open("abcd")
-    plain.lives.capture(session.book, {})
-    saved = plain.lives.capture(session.book, {})
+    plain.manager.capture(session.record, {})
+    saved = plain.manager.capture(session.record, {})
     plain.engine.run()
     saved.result(0)(tmp_path / "saved")
     rig = started(path)
-    read_back = rig.lives.load(tmp_path / "saved")
-    rig.lives.restore("feed", read_back, 1, "block", tenant="default")
+    read_back = rig.manager.load(tmp_path / "saved")
+    rig.manager.restore("feed", read_back, 1, "block", tenant="default")
     rig.engine.session("feed").push("ef")
     rig = started(killed(rig))
     assert rig.engine.recovery.sessions[0].version == 1
@@ -415,7 +415,7 @@ def test_only_so_many_snapshots_are_kept(path: Path) -> None:
         session.push(f"{number}" * 20)
         rig.engine.run()
         rig.engine.snapshot()
-    rig.desk.keeper.clear_segments()
+    rig.core.journal_writer.clear_segments()
     with contextlib.closing(read_only(path)) as source:
         versions = [row[0] for row in source.execute("SELECT version FROM snapshots")]
     assert versions == [5, 6]
@@ -508,7 +508,7 @@ def test_a_snapshot_that_does_not_fit_is_set_aside(
     assert len(rig.engine.recovery.set_aside) == 2
     read_all(rig)
     assert {one: found(rig, one) for one in WHOLE} == WHOLE
-    rig.desk.keeper.journal.write(lambda _: None)  # pyright: ignore
+    rig.core.journal_writer.journal.write(lambda _: None)  # pyright: ignore
     with contextlib.closing(read_only(left)) as source:
         asides = [row[0] for row in source.execute("SELECT set_aside FROM snapshots")]
     assert len(asides) == 2 and None not in asides
@@ -633,7 +633,7 @@ def test_a_snapshot_that_fails_is_taken_the_next_time(
     monkeypatch.setattr(rig.executor, "save", full)
     for number in (1, 2, 2):  # what was written the last time is there
         failing = number
-        assert rig.engine.snapshot() == 0 and session.book.saved.version == -1
+        assert rig.engine.snapshot() == 0 and session.record.saved.version == -1
         assert not list((path / "segments").glob("*.new"))
     assert rig.engine.metrics().counts.snapshots_failed == 3
     failing = 0
@@ -676,7 +676,7 @@ def test_questions_that_cannot_be_asked_here_keep_nobody_from_coming_back(path: 
     session.warm("def")
     rig = started(killed(rig), config=dataclasses.replace(SMALL, warm_limit=1))
     assert not rig.engine.recovery.failed
-    assert rig.engine.session("feed").book.warm.questions == ("abc",)
+    assert rig.engine.session("feed").record.warm.questions == ("abc",)
     rig.engine.close()
 
 
@@ -732,7 +732,7 @@ def test_a_session_that_cannot_be_understood_leaves_no_half_made_books(
     read_all(rig)
     assert [name for name, _ in rig.engine.recovery.failed] == ["feed"]
     assert {one.id for one in rig.engine.sessions()} == {"other"}
-    assert set(rig.desk.ledger.by_id) == {"other"} and len(rig.desk.ledger.books) == 1
+    assert set(rig.core.state.by_id) == {"other"} and len(rig.core.state.records) == 1
     assert found(rig, "other") == (1, b"abcd\n")
     rig.check_blocks()
     rig.engine.close()
@@ -778,7 +778,7 @@ def test_a_forks_snapshots_do_not_name_pieces_that_are_gone(path: Path) -> None:
     rig.engine.snapshot()
     fork = rig.engine.fork(parent, rig.engine.turn, version=1)
     parent.close()
-    rig.desk.keeper.clear_segments()
+    rig.core.journal_writer.clear_segments()
     fork.push("c" * 40)
     rig.engine.run()
     rig.engine.snapshot()
@@ -796,5 +796,5 @@ def test_keys_are_not_used_twice(path: Path) -> None:
     rig.open("abcd", id="two").close()
     erased_of(rig, "two")
     rig = started(killed(rig))
-    assert rig.open("x", id="three").book.log_key == 3
+    assert rig.open("x", id="three").record.log_key == 3
     rig.engine.close()

@@ -24,7 +24,7 @@ def test_a_closed_engine_gives_the_device_its_memory_back() -> None:
     session = engine.open()
     session.push("09:30 101.20")
     session.wait()
-    pool_bytes = engine._desk.limits.layout.pool_bytes(itemsize=4)
+    pool_bytes = engine._core.limits.layout.pool_bytes(itemsize=4)
     assert live_bytes() - before > pool_bytes > 0
     engine.close()
     assert live_bytes() - before < pool_bytes / 8

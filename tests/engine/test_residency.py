@@ -16,7 +16,7 @@ import pytest
 from jaxstate.engine.api.session import Session
 from jaxstate.engine.executor.protocol import Lost
 from jaxstate.engine.memory.swap_policy import Move, Now
-from jaxstate.engine.sessions.record import Book
+from jaxstate.engine.sessions.record import SessionRecord
 from jaxstate.engine.types.options import EngineConfig, Policy
 from jaxstate.engine.types.values import Moved
 from jaxstate.errors import BudgetExceeded, InvalidInput
@@ -147,7 +147,7 @@ def test_a_session_at_work_leaves_after_its_patience() -> None:
     flash = busy.flash("f" * 8, max_tokens=9)
     other.push("y" * 15)
     for _ in range(200):
-        if flash.fresh and not busy.book.asks:
+        if flash.fresh and not busy.record.asks:
             busy.submit("q" * 8, max_tokens=9)
         if not rig.engine.turn():
             break
@@ -272,7 +272,7 @@ def test_rebuilding_reads_the_log_again() -> None:
 
 def is_back(session: Session) -> bool:
     """On the device, and all of its cells with it."""
-    return session.info().residency == "device" and not session.book.residence.missing
+    return session.info().residency == "device" and not session.record.residence.missing
 
 
 @pytest.mark.parametrize("called", ["away", "half there"])
@@ -286,7 +286,7 @@ def test_resuming_a_session_that_is_rebuilt_ends_when_its_cells_are_there(called
     if called == "half there":
         session.submit("abc")
         rig.turns(2)
-        assert session.book.residence.missing == 24
+        assert session.record.residence.missing == 24
     back, steps = session.resuming(), 0
     while not is_back(session):
         assert not back.done()
@@ -376,7 +376,7 @@ def test_the_cheaper_way_back_is_taken_once_both_were_measured(measured: int, wa
 def test_an_idle_session_leaves_after_its_time() -> None:
     rig = small_rig(EngineConfig(idle_s=60.0, resume="copy"))
     session, pinned = filled(rig, 16), filled(rig, 16, residency="pinned")
-    assert rig.engine.until_s == pytest.approx(session.book.residence.used_s + 60.0)
+    assert rig.engine.until_s == pytest.approx(session.record.residence.used_s + 60.0)
     rig.clock.pass_s(57.0)
     rig.engine.run()
     assert residencies(session, pinned) == ["device", "device"]
@@ -390,7 +390,7 @@ def test_an_idle_session_leaves_on_time_though_others_work() -> None:
     """The fake device takes 1 s for each of the other's entries."""
     rig = small_rig(EngineConfig(idle_s=5.0, resume="copy"))
     idle, busy = filled(rig, 16), rig.open("x")
-    used_s = idle.book.residence.used_s
+    used_s = idle.record.residence.used_s
     for _ in range(20):
         busy.push("x")
         while busy.info().pending:
@@ -428,7 +428,7 @@ def test_memory_past_its_bound_goes_to_disk_and_comes_back(tmp_path: Path) -> No
     assert rig.cells(first) == list(b"x" * 15 + b"\n")
     assert rig.engine.metrics().counts.tokens_rebuilt == 0
     rig.engine.close()
-    rig.desk.vault.close()
+    rig.core.cell_store.close()
     assert not list(tmp_path.iterdir()), "files stay behind"
 
 
@@ -503,8 +503,8 @@ def test_a_closed_session_leaves_nothing_anywhere(tmp_path: Path) -> None:
 
 
 def settle_disk(rig: Rig) -> None:
-    """Waits for the vault's threads."""
-    rig.desk.vault.rest()
+    """Waits for the cell store's threads."""
+    rig.core.cell_store.rest()
 
 
 # --- what happens in the midst of a move --------------------------------------------------------
@@ -562,13 +562,13 @@ def test_a_suspend_while_its_coming_was_decided_holds() -> None:
     session.suspending()
     rig.engine.run()
     session.resuming()
-    swapper = rig.desk.ledger.swapper
+    swapper = rig.core.state.swapper
     settle = swapper.settle
 
-    def settle_then(books: Iterable[Book], now: Now, *, idle: bool) -> Move | None:
-        move = settle(books, now, idle=idle)
+    def settle_then(records: Iterable[SessionRecord], now: Now, *, idle: bool) -> Move | None:
+        move = settle(records, now, idle=idle)
         setattr(swapper, "settle", settle)  # noqa: B010
-        session.book.residence.coming = False  # what `suspend` does, under the lock
+        session.record.residence.coming = False  # what `suspend` does, under the lock
         return move
 
     setattr(swapper, "settle", settle_then)  # noqa: B010
@@ -584,7 +584,7 @@ def test_a_session_that_comes_back_for_a_save_does_not_leave_at_once() -> None:
     rig.engine.run()
     assert session.info().residency == "host"
     rig.clock.pass_s(100.0)
-    rig.lives.capture(session.book, {})
+    rig.manager.capture(session.record, {})
     rig.engine.run()
     assert session.info().residency == "device"
     assert rig.engine.until_s is not None and rig.engine.until_s > rig.clock()

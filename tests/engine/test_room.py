@@ -188,7 +188,7 @@ def test_one_step_too_many_is_harmless() -> None:
 
 
 def test_idle_work_is_never_launched_ahead() -> None:
-    """With a step ahead, a flash step's result is in the books when its turn ends."""
+    """With a step ahead, a flash step's result is in the records when its turn ends."""
     rig = Rig(limits=AHEAD)
     session = rig.open("abcd")
     session.flash("fl")

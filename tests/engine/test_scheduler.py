@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from jaxstate.engine.executor.protocol import RowSizes
 from jaxstate.engine.scheduler.scheduler import plan, start_size
-from jaxstate.engine.scheduler.views import Begin, GoOn, Ingest, RunView, SessionView, Step, View
+from jaxstate.engine.scheduler.views import (
+    Begin,
+    GoOn,
+    Ingest,
+    RequestView,
+    SessionView,
+    Step,
+    View,
+)
 from jaxstate.engine.types.options import Policy
 from jaxstate.engine.types.values import WORKS, Stage, Work
 from jaxstate.errors import InvalidInput
@@ -18,20 +26,22 @@ from jaxstate.errors import InvalidInput
 START_ROWS = ((16, 8), (32, 4))
 
 
-def ask(key: int, stage: Stage = "waiting", **settings_: object) -> RunView:
-    return RunView(**{"key": key, "work": "ask", "stage": stage, "arrived_s": 0.0, **settings_})
+def ask(key: int, stage: Stage = "waiting", **settings_: object) -> RequestView:
+    return RequestView(**{"key": key, "work": "ask", "stage": stage, "arrived_s": 0.0, **settings_})
 
 
-def flash(key: int, stage: Stage = "decoding", **settings_: object) -> RunView:
-    return RunView(**{"key": key, "work": "flash", "stage": stage, "arrived_s": 0.0, **settings_})
+def flash(key: int, stage: Stage = "decoding", **settings_: object) -> RequestView:
+    return RequestView(
+        **{"key": key, "work": "flash", "stage": stage, "arrived_s": 0.0, **settings_}
+    )
 
 
-def session(key: int, *runs: RunView, **settings_: object) -> SessionView:
-    return SessionView(**{"key": key, "seen_cells": 0, "runs": runs, **settings_})
+def session(key: int, *requests: RequestView, **settings_: object) -> SessionView:
+    return SessionView(**{"key": key, "seen_cells": 0, "requests": requests, **settings_})
 
 
-def entries(key: int, tokens: int, *runs: RunView, **settings_: object) -> SessionView:
-    return session(key, *runs, ingest_tokens=tokens, ingest_entries=True, **settings_)
+def entries(key: int, tokens: int, *requests: RequestView, **settings_: object) -> SessionView:
+    return session(key, *requests, ingest_tokens=tokens, ingest_entries=True, **settings_)
 
 
 def view(*sessions: SessionView, **settings_: object) -> View:
@@ -39,12 +49,12 @@ def view(*sessions: SessionView, **settings_: object) -> View:
     return View(**{"sessions": sessions, **defaults, **settings_})
 
 
-def begin(key: int, *runs: int, work: Work = "ask", evict: bool = False) -> Begin:
-    return Begin(work=work, session=key, runs=runs, evict=evict)
+def begin(key: int, *requests: int, work: Work = "ask", evict: bool = False) -> Begin:
+    return Begin(work=work, session=key, requests=requests, evict=evict)
 
 
-def go_on(key: int, *runs: int, work: Work = "ask", stage: Stage = "decoding") -> GoOn:
-    return GoOn(work=work, session=key, stage=stage, runs=runs)
+def go_on(key: int, *requests: int, work: Work = "ask", stage: Stage = "decoding") -> GoOn:
+    return GoOn(work=work, session=key, stage=stage, requests=requests)
 
 
 def ingest(key: int, tokens: int, work: Work = "ingest") -> Ingest:
@@ -65,13 +75,13 @@ TABLE: dict[str, tuple[View, Step | None]] = {
     "nothing": (view(), None),
     "a session without work": (view(session(1)), None),
     "ask first": (view(ALL), begin(1, 1)),
-    "then ingest": (view(without(runs=())), ingest(1, 5)),
+    "then ingest": (view(without(requests=())), ingest(1, 5)),
     "then flash": (
-        view(without(runs=(), ingest_tokens=0, ingest_entries=False)),
+        view(without(requests=(), ingest_tokens=0, ingest_entries=False)),
         begin(1, work="flash"),
     ),
     "then warm": (
-        view(without(runs=(), ingest_tokens=0, ingest_entries=False, flash_due=0)),
+        view(without(requests=(), ingest_tokens=0, ingest_entries=False, flash_due=0)),
         begin(1, work="warm"),
     ),
     "ask of another session": (
@@ -387,8 +397,8 @@ def test_table(case: str) -> None:
     [(8, 8, 3, 5), (8, 4, 3, 1), (8, 3, 3, 0), (8, 0, 3, 0), (4, 8, 3, 1), (8, 99, 1, 5)],
 )
 def test_how_many_ride_along(rows: int, ride_rows: int, asks: int, riders: int) -> None:
-    runs = [ask(n, "decoding") for n in range(asks)] + [flash(10 + n) for n in range(5)]
-    planned = plan(view(session(1, *runs), rows=rows), Policy(ride_rows=ride_rows))
+    requests = [ask(n, "decoding") for n in range(asks)] + [flash(10 + n) for n in range(5)]
+    planned = plan(view(session(1, *requests), rows=rows), Policy(ride_rows=ride_rows))
     assert planned.step == go_on(1, *range(asks), *range(10, 10 + riders))
 
 
@@ -410,7 +420,9 @@ def test_how_many_ride_along_from_other_sessions(
     )
     planned = plan(seen, Policy(ride_rows=ride_rows))
     assert planned.step == go_on(1, 1)
-    riding = [run for one in planned.joined if isinstance(one, GoOn) for run in one.runs]
+    riding = [
+        request for one in planned.joined if isinstance(one, GoOn) for request in one.requests
+    ]
     assert riding == [10, 11, 20, 21][: planned_rows - 1]
 
 
@@ -431,7 +443,7 @@ def test_what_is_held_up_by_questions_under_way() -> None:
     short = session(1, ask(1, "decoding"), flash_due=1, flash_blocks=3)
     assert plan(view(short, free_blocks=2), Policy()).held_up == {"flash"}
     assert plan(view(short, free_blocks=3), Policy()).held_up == frozenset()
-    old = replace(short, runs=(flash(1, seen_cells=4),), seen_cells=5)
+    old = replace(short, requests=(flash(1, seen_cells=4),), seen_cells=5)
     assert plan(view(old, free_blocks=2), Policy()).held_up == frozenset()
 
 
@@ -466,18 +478,18 @@ def test_the_documented_patience() -> None:
 
 @st.composite
 def views(draw: st.DrawFn) -> View:
-    """Anything the books could say: keys are unique, held rows are at least those shown."""
+    """Anything the records could say: keys are unique, held rows are at least those shown."""
     keys = iter(range(100, 10_000))
     stages: st.SearchStrategy[Stage] = st.sampled_from(
         ["waiting", "reading", "scoring", "decoding"]
     )
     sessions = []
     for key in range(draw(st.integers(0, 4))):
-        runs = []
+        requests = []
         for _ in range(draw(st.integers(0, 5))):
             stage = draw(stages)
-            runs.append(
-                RunView(
+            requests.append(
+                RequestView(
                     key=next(keys),
                     work="ask" if stage == "waiting" else draw(st.sampled_from(["ask", "flash"])),
                     stage=stage,
@@ -490,7 +502,7 @@ def views(draw: st.DrawFn) -> View:
                 )
             )
         waits = draw(st.booleans())
-        running = sum(run.work == "flash" for run in runs)
+        running = sum(request.work == "flash" for request in requests)
         sessions.append(
             SessionView(
                 key=key,
@@ -502,7 +514,7 @@ def views(draw: st.DrawFn) -> View:
                 growth_tokens=draw(st.sampled_from([0, 3, 1 << 30])),
                 asks_served=draw(st.integers(0, 9)),
                 warm_served=draw(st.integers(0, 9)),
-                runs=tuple(runs),
+                requests=tuple(requests),
                 flash_due=draw(st.integers(0, 2)),
                 warm_due=draw(st.integers(0, 2)),
                 flash_rows=running + draw(st.integers(0, 2)),
@@ -528,11 +540,11 @@ def views(draw: st.DrawFn) -> View:
 
 def lacks_blocks(one: SessionView, seen: View) -> bool:
     """Whether registered questions of a session would begin, but for tail blocks."""
-    flashes = [run for run in one.runs if run.work == "flash"]
+    flashes = [request for request in one.requests if request.work == "flash"]
     return (
         one.flash_due > 0
         and one.flash_rows < seen.rows
-        and all(run.seen_cells == one.seen_cells for run in flashes)
+        and all(request.seen_cells == one.seen_cells for request in flashes)
         and seen.free_blocks < one.flash_blocks
     )
 
@@ -541,31 +553,35 @@ def can_run(seen: View) -> set[Work]:
     """The classes that have something that a step could do, found without the scheduler."""
     found: set[Work] = set()
     ready = [
-        run
+        request
         for one in seen.sessions
-        for run in one.runs
-        if run.stage == "waiting" and not run.blocked
+        for request in one.requests
+        if request.stage == "waiting" and not request.blocked
     ]
-    first = min(ready, key=lambda run: run.arrived_s, default=None)
+    first = min(ready, key=lambda request: request.arrived_s, default=None)
     fits = first is not None and first.blocks <= seen.free_blocks + seen.evictable_blocks
     yields = seen.waited["flash"] >= 32 and any(lacks_blocks(one, seen) for one in seen.sessions)
     for one in seen.sessions:
-        waiting = [run for run in one.runs if run.stage == "waiting" and not run.blocked]
-        oldest = min(waiting, key=lambda run: run.arrived_s, default=None)
-        going = [run for run in one.runs if run.stage != "waiting"]
+        waiting = [
+            request
+            for request in one.requests
+            if request.stage == "waiting" and not request.blocked
+        ]
+        oldest = min(waiting, key=lambda request: request.arrived_s, default=None)
+        going = [request for request in one.requests if request.stage != "waiting"]
         reads = one.ingest_entries and (one.ingest_tokens == 0 or one.growth_tokens > 0)
-        blocked = any(run.blocked for run in one.runs)
-        flashes = [run for run in going if run.work == "flash"]
+        blocked = any(request.blocked for request in one.requests)
+        flashes = [request for request in going if request.work == "flash"]
         begins = (
             one.flash_due > 0
             and one.flash_rows < seen.rows
             and seen.free_blocks >= one.flash_blocks
-            and all(run.seen_cells == one.seen_cells for run in flashes)
+            and all(request.seen_cells == one.seen_cells for request in flashes)
         )
         room = seen.free_blocks + seen.evictable_blocks
         if oldest and oldest.blocks <= room and fits and not yields:
             found.add("ask")
-        if any(run.work == "ask" for run in going) or (blocked and reads):
+        if any(request.work == "ask" for request in going) or (blocked and reads):
             found.add("ask")
         if reads:
             found.add("ingest")
@@ -594,33 +610,33 @@ def test_a_step_is_possible(seen: View) -> None:
     assume(step is not None)
     assert step is not None
     one = {one.key: one for one in seen.sessions}[step.session]
-    runs = {run.key: run for run in one.runs}
+    requests = {request.key: request for request in one.requests}
     match step:
         case Ingest():
             assert 0 <= step.tokens <= min(seen.extend_tokens, one.ingest_tokens)
             assert step.tokens <= one.growth_tokens and one.ingest_entries
             assert step.tokens > 0 or one.ingest_tokens == 0
-            assert step.work == "ingest" or any(run.blocked for run in one.runs)
-        case Begin(runs=()):
+            assert step.work == "ingest" or any(request.blocked for request in one.requests)
+        case Begin(requests=()):
             assert step.work in ("flash", "warm") or one.flash_overdue
             assert (one.warm_due if step.work == "warm" else one.flash_due) > 0
         case Begin():
-            chosen = [runs[key] for key in step.runs]
-            assert step.work == "ask" and len(set(step.runs)) == len(chosen)
-            assert all(run.stage == "waiting" and not run.blocked for run in chosen)
-            longest = max(run.tokens for run in chosen)
+            chosen = [requests[key] for key in step.requests]
+            assert step.work == "ask" and len(set(step.requests)) == len(chosen)
+            assert all(request.stage == "waiting" and not request.blocked for request in chosen)
+            longest = max(request.tokens for request in chosen)
             assert len(chosen) <= start_size(longest, seen.start_rows)[1]
-            blocks = sum(run.blocks for run in chosen)
+            blocks = sum(request.blocks for request in chosen)
             assert blocks <= seen.free_blocks + (seen.evictable_blocks if step.evict else 0)
             assert step.evict == (blocks > seen.free_blocks)
         case GoOn():
-            chosen = [runs[key] for key in step.runs]
-            assert 1 <= len(chosen) <= seen.rows and len(set(step.runs)) == len(chosen)
-            assert all(run.stage == step.stage != "waiting" for run in chosen)
+            chosen = [requests[key] for key in step.requests]
+            assert 1 <= len(chosen) <= seen.rows and len(set(step.requests)) == len(chosen)
+            assert all(request.stage == step.stage != "waiting" for request in chosen)
             assert step.stage != "reading" or len(chosen) == 1
             if chosen[0].work == "ask":
-                assert len({run.seen_cells for run in chosen}) == 1
-            works = [run.work for run in chosen]
+                assert len({request.seen_cells for request in chosen}) == 1
+            works = [request.work for request in chosen]
             assert works == sorted(works), "asks before those that ride along"
 
 
@@ -681,8 +697,8 @@ class Small:
         return Question(self.keys, self.step, left)
 
     def view(self) -> View:
-        runs = [
-            RunView(
+        requests = [
+            RequestView(
                 key=q.key,
                 work=work,
                 stage="decoding" if q.begun else "waiting",
@@ -694,7 +710,7 @@ class Small:
         ]
         one = session(
             1,
-            *runs,
+            *requests,
             ingest_tokens=self.entries,
             ingest_entries=self.entries > 0,
             flash_due=self.flash_due,
@@ -714,22 +730,22 @@ class Small:
                 self.entries -= step.tokens
             case Begin(work="warm"):
                 self.warm_due = 0
-            case Begin(runs=()):
+            case Begin(requests=()):
                 self.flash += [replace(self.question(3), begun=True) for _ in range(self.flash_due)]
                 self.flash_due = 0
             case Begin():
                 self.asks_began = True
                 for q in self.asks:
-                    if q.key in step.runs:
+                    if q.key in step.requests:
                         q.begun, q.served = True, self.step
             case GoOn():
                 self.asks_began = self.asks_began and step.work != "ask"
                 for q in (*self.asks, *self.flash):
-                    if q.key in step.runs:
+                    if q.key in step.requests:
                         q.left, q.served = q.left - 1, self.step
                         served.add("ask" if q in self.asks else "flash")
         for q in self.asks:
-            ran = isinstance(step, Begin | GoOn) and q.key in step.runs
+            ran = isinstance(step, Begin | GoOn) and q.key in step.requests
             q.waits.append("ran" if ran else step.work)
         self.asks = [q for q in self.asks if q.left > 0]
         self.flash = [q for q in self.flash if q.left > 0]

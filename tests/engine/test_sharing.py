@@ -284,7 +284,7 @@ def test_a_question_to_many_is_tokenised_once() -> None:
     rig = shared_rig()
     sessions = three(rig)
     rig.engine.submit_many("xyz")
-    asked = [ask.run.asked for one in sessions for ask in one.book.asks.values()]
+    asked = [ask.request.asked for one in sessions for ask in one.record.asks.values()]
     assert len(asked) == 3 and all(one is asked[0] for one in asked)
 
 

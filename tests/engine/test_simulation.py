@@ -18,7 +18,7 @@ from jaxstate.cells.tables import BlockCopy, Seen
 from jaxstate.config import StepConfig
 from jaxstate.engine.executor.device import DeviceExecutor
 from jaxstate.engine.executor.protocol import Choices, Chunk, HostCells, Pending, RowStep, RowTokens
-from jaxstate.engine.requests.request import Asked
+from jaxstate.engine.requests.request import Question
 from jaxstate.engine.types.values import Answer
 from jaxstate.model.bundle import Model
 from jaxstate.testing import Simulation, WatchedExecutor, simulate, tiny_config, tiny_model
@@ -176,22 +176,22 @@ def test_what_replays_a_failure_is_said() -> None:
 
 
 def test_a_stale_ready_answer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jaxstate.engine.flash.registry import WarmBook
+    from jaxstate.engine.flash.registry import WarmRegistry
 
-    def forgetful(self: WarmBook, asked: Asked) -> Answer | None:
+    def forgetful(self: WarmRegistry, asked: Question) -> Answer | None:
         one = self._by_text.get(asked.question)
         kept = tuple(one.scored.values()) if one is not None else ()
         same = [answer for answer in kept if answer.text in (asked.choices or ())]
         return same[0] if same else None
 
-    monkeypatch.setattr(WarmBook, "fresh", forgetful)
+    monkeypatch.setattr(WarmRegistry, "fresh", forgetful)
     with pytest.raises(AssertionError, match="it fails alone, too"):
         simulate(model(), range(60))
 
 
 def test_a_stale_answer_given_as_fresh_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jaxstate.engine.flash.registry import FlashBook
+    from jaxstate.engine.flash.registry import FlashRegistry
 
-    monkeypatch.setattr(FlashBook, "is_current", lambda *_: True)
+    monkeypatch.setattr(FlashRegistry, "is_current", lambda *_: True)
     with pytest.raises(AssertionError, match="seed"):
         simulate(model(), range(40))

@@ -196,12 +196,13 @@ def test_warm_questions_of_two_sessions_take_turns() -> None:
     for _ in range(8):
         session.push("x")
         other.push("x")
-        while not (session.book.queue.empty and other.book.queue.empty):
+        while not (session.record.queue.empty and other.record.queue.empty):
             rig.turns(1)
         rig.news()
         rig.turns(1)
         assert rig.news() in (["logits s1 x1"], ["logits s2 x1"])
-        assert session.book.warm.due() or other.book.warm.due()
-    served = [sum(s.call == "logits" and s.sessions == (one.book.key,) for s in rig.executor.steps)
+        assert session.record.warm.due() or other.record.warm.due()
+    served = [sum(s.call == "logits" and s.sessions == (one.record.key,)
+                  for s in rig.executor.steps)
               for one in (session, other)]  # fmt: skip
     assert abs(served[0] - served[1]) <= 1

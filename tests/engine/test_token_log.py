@@ -40,11 +40,11 @@ def test_a_version_ends_where_its_entries_do(
     assert log.tokens(0, len(log)).tolist() == whole
     for version in range(len(entries) + 1):
         expected = len(opening) + sum(map(len, entries[:version]))
-        assert log.border(version) == expected
+        assert log.version_end(version) == expected
         twin = log.copy(expected)
         assert twin.tokens(0, 1000).tolist() == whole[:expected]
-        assert twin.border(version) == expected
-    assert log.border(-1) is None
+        assert twin.version_end(version) == expected
+    assert log.version_end(-1) is None
 
 
 @given(ENTRIES, st.integers(0, 60), st.integers(0, 60))
@@ -56,17 +56,17 @@ def test_pieces_put_together_are_the_whole(entries: list[list[int]], a: int, b: 
         again.append(log.tokens(start, end - start), log.ends(start, end))
     assert again.tokens(0, 1000).tolist() == log.tokens(0, 1000).tolist()
     for version in range(len(entries) + 1):
-        assert again.border(version) == log.border(version)
+        assert again.version_end(version) == log.version_end(version)
 
 
 def test_displaced_entries_end_where_the_one_before_them_does() -> None:
     log = TokenLog()
     log.append(np.array([1, 2, 3, 4], np.int32), [(0, 1), (3, 4)])
-    assert [log.border(version) for version in range(4)] == [1, 1, 1, 4]
+    assert [log.version_end(version) for version in range(4)] == [1, 1, 1, 4]
 
 
 def test_a_log_that_does_not_know_its_beginning_knows_its_own_versions() -> None:
     log = TokenLog(unknown=10)
     log.append(np.array([1, 2], np.int32), [(7, 2)])
-    assert (log.border(6), log.border(7)) == (None, 12)
-    assert log.copy(12).border(7) == 12
+    assert (log.version_end(6), log.version_end(7)) == (None, 12)
+    assert log.copy(12).version_end(7) == 12

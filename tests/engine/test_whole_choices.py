@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxstate
-from jaxstate.engine.requests.encoding import Asker, checked_settings
+from jaxstate.engine.requests.encoding import PromptEncoder, checked_settings
 from jaxstate.records import Sampling
 from jaxstate.testing import FAKE_LIMITS, TINY_STEPS, ByteTokenizer, tiny_model
 from jaxstate.text import Template, plain_template
@@ -28,9 +28,11 @@ CHAT = chat_template(
 
 def scored(template: Template, stop: list[str] | None = None, ids: tuple[int, ...] = ()) -> bytes:
     """The tokens that a choice "1" is scored by, as bytes; <eos> as 0xff."""
-    asker = Asker(tokenizer=ByteTokenizer(), template=template, limits=FAKE_LIMITS, stop_ids=ids)
+    encoder = PromptEncoder(
+        tokenizer=ByteTokenizer(), template=template, limits=FAKE_LIMITS, stop_ids=ids
+    )
     settings = checked_settings(max_tokens=None, choices=["1"], stop=stop, sampling=Sampling())
-    asked = asker.ask("Q", settings)
+    asked = encoder.ask("Q", settings)
     assert asked.answer_tokens[0].tolist() == list((template.answer_lead + "1").encode())
     return bytes(min(int(token), 255) for token in asked.choice_tokens[0])
 

@@ -190,7 +190,7 @@ class _Client:
         self._engine = engine
         self._random = rng
         self._tenant = f"t{number % 3}"
-        self._lives: list[Life] = []
+        self._manager: list[Life] = []
 
     def act(self) -> None:
         """One random thing; refusals are fine."""
@@ -208,7 +208,7 @@ class _Client:
             (self._wait, 2),
             (self._close, 1),
         ]
-        if len(self._lives) < _MOST_LIVES:
+        if len(self._manager) < _MOST_LIVES:
             acts += [(self._open, 4), (self._fork, 2), (self._restore, 2)]
         (act,) = self._random.choices([one for one, _ in acts], [weight for _, weight in acts])
         self.witness.did(act.__name__.removeprefix("_"))
@@ -216,12 +216,12 @@ class _Client:
             act()
         except _REFUSALS as refusal:
             self.witness.did(type(refusal).__name__)
-        for life in self._lives:
+        for life in self._manager:
             self.witness.saw(life)
 
     def end(self) -> None:
         """Everything that was accepted is read, and answered."""
-        for life in self._lives:
+        for life in self._manager:
             life.session.wait_fresh(timeout=_STUCK_S)
             info = life.session.info()
             assert info.version == len(life.entries), "not everything was read"
@@ -229,9 +229,9 @@ class _Client:
             self._leave(life)
 
     def _life(self) -> Life:
-        if not self._lives:
+        if not self._manager:
             self._open()
-        return self._random.choice(self._lives)
+        return self._random.choice(self._manager)
 
     def _leave(self, life: Life) -> None:
         self._check_flashes(life)
@@ -246,13 +246,13 @@ class _Client:
             reserve=self._random.choice((None, None, None, 16)),
             residency=self._residency(),
         )
-        self._lives.append(Life(session=session, opening=self.witness.opening(prefix)))
+        self._manager.append(Life(session=session, opening=self.witness.opening(prefix)))
 
     def _residency(self) -> Residency:
         """Seldom pinned: a few full ones, and nobody else could read anything."""
         if self.number % 4 or self._random.random() > 0.2:
             return "evictable"
-        if any(life.session.info().pinned for life in self._lives):
+        if any(life.session.info().pinned for life in self._manager):
             return "evictable"
         self.witness.did("open pinned")
         return "pinned"
@@ -264,7 +264,7 @@ class _Client:
             receipt = life.session.push(texts * self._random.choice((1, 1, 3)))
         except CapacityExceeded:
             self._leave(life)
-            self._lives.remove(life)
+            self._manager.remove(life)
             raise
         for number in range(receipt.first, receipt.last + 1):
             life.entries[number] = self.witness.tokens(texts[0])
@@ -285,7 +285,7 @@ class _Client:
 
     def _ask_many(self) -> None:
         question = "to all"
-        lives = list(self._lives)
+        lives = list(self._manager)
         versions = [life.session.version for life in lives]
         sessions = [life.session for life in lives]
         answers = self._engine.ask_many(question, sessions, max_tokens=3, timeout=_STUCK_S)
@@ -337,7 +337,7 @@ class _Client:
             entries={number: () for number in range(1, version + 1)},
             base=(version, parent.read(version)),
         )
-        self._lives.append(life)
+        self._manager.append(life)
         return life
 
     def _suspend(self) -> None:
@@ -351,7 +351,7 @@ class _Client:
 
     def _resume(self) -> None:
         """One that is away, before anything needs it."""
-        places = [(life, life.session.info().residency) for life in self._lives]
+        places = [(life, life.session.info().residency) for life in self._manager]
         if away := [(life, place) for life, place in places if place != "device"]:
             life, place = self._random.choice(away)
             life.session.resume(timeout=_STUCK_S)
@@ -359,7 +359,7 @@ class _Client:
 
     def _pause(self) -> None:
         """Nobody uses its sessions for a while, so that their cells get as far as the disk."""
-        for life in self._lives:
+        for life in self._manager:
             if not life.session.info().pinned:
                 life.session.suspend(timeout=_STUCK_S)
         time.sleep(self._random.random() * _PAUSE_S)
@@ -374,5 +374,5 @@ class _Client:
 
     def _close(self) -> None:
         life = self._life()
-        self._lives.remove(life)
+        self._manager.remove(life)
         self._leave(life)

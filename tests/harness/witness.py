@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from jaxstate.engine.core.metrics import EngineMetrics
 from jaxstate.engine.executor.protocol import Limits
-from jaxstate.engine.requests.encoding import Asker, Settings
-from jaxstate.engine.requests.request import Asked
+from jaxstate.engine.requests.encoding import PromptEncoder, Settings
+from jaxstate.engine.requests.request import Question
 from jaxstate.engine.types.values import Answer
 from jaxstate.model.bundle import Model
 from jaxstate.testing.lives import Life
@@ -72,7 +72,7 @@ class Witness:
 
     def __init__(self, model: Model, limits: Limits) -> None:
         self._model = model
-        self._asker = Asker(tokenizer=model.text, template=model.template, limits=limits)
+        self._encoder = PromptEncoder(tokenizer=model.text, template=model.template, limits=limits)
         self._reference = Reference(model, limits.session_cells)
         self._lock = threading.Lock()
         self.report = SoakReport(exact=model.dtype == jnp.float32)
@@ -120,7 +120,7 @@ class Witness:
             AssertionError: it cannot be right.
         """
         assert least_version <= answer.version <= len(life.entries), "not of a version it had"
-        asked, read = self._asker.ask(question, settings), life.read(answer.version)
+        asked, read = self._encoder.ask(question, settings), life.read(answer.version)
         _check_numbers(answer, len(read), asked)
         with self._lock:
             self.report.checked += 1
@@ -129,14 +129,14 @@ class Witness:
 
     def tokens(self, text: str) -> tuple[int, ...]:
         """One entry's."""
-        return tuple(self._asker.entry(text).tolist())
+        return tuple(self._encoder.entry(text).tolist())
 
     def opening(self, prefix: str) -> tuple[int, ...]:
         """A session's."""
-        return tuple(self._asker.opening(prefix).tolist())
+        return tuple(self._encoder.opening(prefix).tolist())
 
 
-def _check_numbers(answer: Answer, read_tokens: int, asked: Asked) -> None:
+def _check_numbers(answer: Answer, read_tokens: int, asked: Question) -> None:
     """What precision does not change. Freed blocks are full of NaN, and so is what was read there:
     comparing with the functional core would not be enough, since NaN may be compared with NaN."""
     assert answer.usage.context_tokens == read_tokens, "it saw another number of cells"

@@ -17,14 +17,14 @@ import pytest
 
 from jaxstate.errors import JournalDamaged, JournalError, JournalInUse
 from jaxstate.persist import changes, journal, logged
-from jaxstate.persist.changes import Opening
-from jaxstate.persist.journal import Journal, Ticket
+from jaxstate.persist.changes import SessionOpened
+from jaxstate.persist.journal import Journal, PendingWrite
 from jaxstate.persist.places import DATABASE, read_only
 from tests.persist.failing import FailingDisk
 
 
-def opening(key: int, name: str = "", parent: int | None = None, version: int = 0) -> Opening:
-    return Opening(
+def opening(key: int, name: str = "", parent: int | None = None, version: int = 0) -> SessionOpened:
+    return SessionOpened(
         key=key,
         id=name or f"s{key}",
         tenant="default",
@@ -83,15 +83,15 @@ def test_many_changes_share_one_sync(tmp_path: Path) -> None:
         begin(made)
         settle = made.settle
 
-        def count(tickets: Sequence[Ticket], error: Exception | None) -> None:
+        def count(tickets: Sequence[PendingWrite], error: Exception | None) -> None:
             groups.append(len(tickets))
             settle(tickets, error)
 
         made.settle = count
-        first = Ticket(slow, "os")
+        first = PendingWrite(slow, "os")
         made.submit(first)
         assert held.wait(10)
-        tickets = [Ticket(changes.pushed(1, n, [str(n)]), "fsync") for n in range(1, 51)]
+        tickets = [PendingWrite(changes.pushed(1, n, [str(n)]), "fsync") for n in range(1, 51)]
         for ticket in tickets:
             made.submit(ticket)
         go.set()
@@ -111,7 +111,7 @@ def test_only_fsync_syncs(tmp_path: Path) -> None:
             levels.append(to.execute("PRAGMA synchronous").fetchone()[0])
 
         for level in ("os", "fsync", "memory", "fsync"):
-            ticket = Ticket(look, level)
+            ticket = PendingWrite(look, level)
             made.submit(ticket)
             while not (ticket.settled.done() or len(levels) == 4):
                 time.sleep(0.001)
@@ -165,7 +165,7 @@ def test_what_was_acknowledged_before_stays_in_line(
         begin(made)
         undone: list[str] = []
 
-        def settle(tickets: Sequence[Ticket], error: Exception | None) -> None:
+        def settle(tickets: Sequence[PendingWrite], error: Exception | None) -> None:
             if error is not None:
                 everything = [*tickets, *made.drain()]
                 undone.extend("x" for one in everything if not one.stays)
@@ -177,8 +177,8 @@ def test_what_was_acknowledged_before_stays_in_line(
         made.settle = settle
         disk.full = True
         for number in range(1, 4):
-            made.submit(Ticket(changes.pushed(1, number, [str(number)]), "memory"))
-        made.submit(Ticket(changes.pushed(1, 4, ["undone"]), "os"))
+            made.submit(PendingWrite(changes.pushed(1, number, [str(number)]), "memory"))
+        made.submit(PendingWrite(changes.pushed(1, 4, ["undone"]), "os"))
         while not undone:
             time.sleep(0.001)
         disk.full = False
@@ -197,7 +197,7 @@ def test_a_change_that_contradicts_what_is_there_takes_no_other_with_it(tmp_path
         told: list[tuple[int, bool]] = []
         go = threading.Event()
 
-        def settle(tickets: Sequence[Ticket], error: Exception | None) -> None:
+        def settle(tickets: Sequence[PendingWrite], error: Exception | None) -> None:
             told.append((len(tickets), error is None))
             if error is not None:
                 made.put_back([one for one in tickets if one.stays])
@@ -206,11 +206,11 @@ def test_a_change_that_contradicts_what_is_there_takes_no_other_with_it(tmp_path
                     ticket.settled.set_result(None)
 
         made.settle = settle
-        made.submit(Ticket(lambda _: wait_for(go), "os"))
-        last = Ticket(changes.pushed(1, 2, ["b"]), "memory")
+        made.submit(PendingWrite(lambda _: wait_for(go), "os"))
+        last = PendingWrite(changes.pushed(1, 2, ["b"]), "memory")
         for ticket in (
-            Ticket(changes.pushed(1, 1, ["a"]), "os"),
-            Ticket(changes.opened(opening(1)), "memory"),  # there is one of that key
+            PendingWrite(changes.pushed(1, 1, ["a"]), "os"),
+            PendingWrite(changes.opened(opening(1)), "memory"),  # there is one of that key
             last,
         ):
             made.submit(ticket)
@@ -225,7 +225,7 @@ def test_a_value_that_no_database_takes_blocks_nobody(tmp_path: Path, value: obj
     """Not even as what was acknowledged already, and would be tried for ever."""
     with opened(tmp_path) as made:
         begin(made)
-        bad = Ticket(lambda to: _bind(to, value), "memory")
+        bad = PendingWrite(lambda to: _bind(to, value), "memory")
         made.submit(bad)
         with pytest.raises(JournalError, match="no value for a database"):
             bad.settled.result(10)
@@ -256,12 +256,12 @@ def test_what_could_never_be_written_is_said(
     made.settle = lambda tickets, error: made.put_back(tickets)
     made.start()
     disk.full = True
-    made.submit(Ticket(changes.opened(opening(1)), "memory"))
+    made.submit(PendingWrite(changes.opened(opening(1)), "memory"))
     with caplog.at_level(logging.ERROR):
         made.close()
     assert "1 changes were never written" in caplog.text
     with pytest.raises(JournalError, match="closed"):
-        made.submit(Ticket(changes.opened(opening(2)), "memory"))
+        made.submit(PendingWrite(changes.opened(opening(2)), "memory"))
 
 
 def test_one_engine_at_a_time(tmp_path: Path) -> None:

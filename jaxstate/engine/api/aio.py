@@ -268,12 +268,12 @@ class AsyncSession:
         self, id: str | None = None, *, version: int | None = None, rebuild_tokens: int = 0
     ) -> AsyncSession:
         """As `Session.fork`; if the task is cancelled, what comes of it is closed."""
-        book, future = self.session.forking(id, version, rebuild_tokens)
-        with self.session.or_closed(book):
+        record, future = self.session.forking(id, version, rebuild_tokens)
+        with self.session.or_closed(record):
             await result_of(future, None, "the session was not forked")
-            if book.noted is not None and not book.noted.stays:
-                await asyncio.wrap_future(book.noted.settled)
-        return AsyncSession(self.session.of(book))
+            if record.noted is not None and not record.noted.stays:
+                await asyncio.wrap_future(record.noted.settled)
+        return AsyncSession(self.session.of(record))
 
     async def save(
         self, path: str | os.PathLike[str], notes: dict[str, str | int] | None = None
@@ -304,7 +304,7 @@ class AsyncSession:
     def close(self) -> None:
         """As `Session.close`, without waiting for the journal: until it is written (`journaled`,
         the end of an `async with`) its name is in use."""
-        if not self.session.book.has_ended:
+        if not self.session.record.has_ended:
             self.session.noting_close()
 
     def __repr__(self) -> str:
@@ -397,7 +397,7 @@ class AsyncEngine:
             policy=policy,
         )
         opened = AsyncSession(session)
-        with session.or_closed(session.book):
+        with session.or_closed(session.record):
             for question in questions:
                 opened.flash(question)
         return opened

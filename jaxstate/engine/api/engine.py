@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 from jaxstate.engine.api.session import Session, submit
-from jaxstate.engine.core.desk import Desk
-from jaxstate.engine.core.loop import Loop
+from jaxstate.engine.core.engine_core import EngineCore
+from jaxstate.engine.core.loop import EngineLoop
 from jaxstate.engine.core.metrics import EngineMetrics
 from jaxstate.engine.core.results import Delivery
 from jaxstate.engine.core.session_manager import Lifecycle
@@ -26,9 +26,9 @@ from jaxstate.engine.durability.transfer import Durable, opened_keeper
 from jaxstate.engine.executor.device import DeviceExecutor
 from jaxstate.engine.executor.pool_size import pool_size
 from jaxstate.engine.executor.protocol import Executor
-from jaxstate.engine.requests.encoding import Asker, Settings, settings_of
+from jaxstate.engine.requests.encoding import PromptEncoder, Settings, settings_of
 from jaxstate.engine.requests.futures import AskFuture
-from jaxstate.engine.sessions.record import Book
+from jaxstate.engine.sessions.record import SessionRecord
 from jaxstate.engine.sessions.residence import Residency, checked_residency
 from jaxstate.engine.types.events import checked_timeout
 from jaxstate.engine.types.options import EngineConfig, QueuePolicy, checked_policy
@@ -41,7 +41,7 @@ from jaxstate.errors import (
     UnknownSession,
 )
 from jaxstate.model.bundle import Model
-from jaxstate.persist.journal import Ticket
+from jaxstate.persist.journal import PendingWrite
 from jaxstate.records import Durability, checked_path, checked_type, shown
 
 Progress = Callable[[int, int], None]
@@ -108,16 +108,18 @@ class SessionHost:
     """What engines have in common.
 
     Args:
-        desk: where sessions leave what they want.
-        lives: brings them into its books.
+        core: where sessions leave what they want.
+        lives: brings them into its records.
         asker: of the model.
         durable: the journal, if there is one.
     """
 
-    def __init__(self, desk: Desk, lives: Lifecycle, asker: Asker, durable: Durable) -> None:
-        self._desk = desk
-        self._lives = lives
-        self._asker = asker
+    def __init__(
+        self, core: EngineCore, manager: Lifecycle, encoder: PromptEncoder, durable: Durable
+    ) -> None:
+        self._core = core
+        self._manager = manager
+        self._encoder = encoder
         self._durable = durable
 
     def open(
@@ -154,7 +156,7 @@ class SessionHost:
             ClosedError: the engine is closed.
         """
         questions = checked_questions(flash)
-        self._desk.check_may_note()
+        self._core.check_may_note()
         session, noted = self.noting_open(
             id,
             prefix=prefix,
@@ -163,8 +165,8 @@ class SessionHost:
             residency=residency,
             policy=policy,
         )
-        with session.or_closed(session.book):
-            self._desk.settled(noted)
+        with session.or_closed(session.record):
+            self._core.settled(noted)
             for question in questions:
                 session.flash(question)
         return session
@@ -178,20 +180,20 @@ class SessionHost:
         reserve: int | None,
         residency: Residency,
         policy: QueuePolicy | None,
-    ) -> tuple[Session, Ticket | None]:
+    ) -> tuple[Session, PendingWrite | None]:
         """What `open` makes, and waits for."""
-        chosen = self._desk.config.queue_policy if policy is None else checked_policy(policy)
-        book, noted = self._lives.open(
+        chosen = self._core.config.queue_policy if policy is None else checked_policy(policy)
+        record, noted = self._manager.open(
             id,
             prefix,
-            self._asker.opening(prefix),
+            self._encoder.opening(prefix),
             chosen,
-            first_place=self._asker.first_place(prefix),
+            first_place=self._encoder.first_place(prefix),
             tenant=tenant,
             reserve=reserve,
             pinned=checked_residency(residency),
         )
-        return self._handle(book), noted
+        return self._handle(record), noted
 
     def restore(
         self,
@@ -209,15 +211,15 @@ class SessionHost:
             SnapshotError, CapacityExceeded: as `jaxstate.restore_state`.
             BudgetExceeded, InvalidInput, JournalError: as `open`.
         """
-        chosen = self._desk.config.queue_policy if policy is None else checked_policy(policy)
+        chosen = self._core.config.queue_policy if policy is None else checked_policy(policy)
         place = checked_path("path", path)
-        self._desk.check_may_wait()
-        saved = self._lives.load(place)
+        self._core.check_may_wait()
+        saved = self._manager.load(place)
         version = saved_entries(place, saved.notes)
-        book, noted = self._lives.restore(id, saved, version, chosen, tenant=tenant)
-        with self._desk.or_closed(book):
-            self._desk.settled(noted)
-        return self._handle(book)
+        record, noted = self._manager.restore(id, saved, version, chosen, tenant=tenant)
+        with self._core.or_closed(record):
+            self._core.settled(noted)
+        return self._handle(record)
 
     @property
     def recovery(self) -> Recovery:
@@ -237,7 +239,7 @@ class SessionHost:
             BudgetExceeded, CapacityExceeded: there are no cells for it.
         """
         place = checked_path("path", path)
-        self._desk.check_may_wait()
+        self._core.check_may_wait()
         return self._handle(self._durable.import_session(place, id))
 
     def erase(self, id: str) -> int:
@@ -251,7 +253,7 @@ class SessionHost:
             InvalidInput: the engine has no journal, or a session of that name is open.
             JournalError: the journal could not be written.
         """
-        self._desk.check_may_wait()
+        self._core.check_may_wait()
         return self._durable.erase(id)
 
     def publish_prefix(self, prefix: str) -> None:
@@ -263,7 +265,7 @@ class SessionHost:
         Raises:
             InvalidInput: the prefix is no text.
         """
-        self._lives.publish(self._asker.opening(prefix))
+        self._manager.publish(self._encoder.opening(prefix))
 
     def ask_many(
         self,
@@ -305,7 +307,7 @@ class SessionHost:
             top_p=top_p,
             seed=seed,
         )
-        return self._desk.outcomes_of(asked, timeout, "not every session answered")
+        return self._core.outcomes_of(asked, timeout, "not every session answered")
 
     def submit_many(
         self,
@@ -327,7 +329,7 @@ class SessionHost:
             try:
                 return self._submitted(self.sessions(), question, settings)
             except ClosedError:  # one of them was closed while we looked
-                if self._desk.ended is not None or not self._desk.owner.is_here:
+                if self._core.ended is not None or not self._core.owner.is_here:
                     raise
 
     def _submitted(
@@ -336,15 +338,15 @@ class SessionHost:
         if isinstance(sessions, Session) or not isinstance(sessions, Sequence):
             raise InvalidInput(f"sessions={shown(sessions)} must be a list of sessions")
         wanted = "a session of this engine"
-        books = [
-            checked_type(f"sessions[{place}]", one, Session, wanted).book
+        records = [
+            checked_type(f"sessions[{place}]", one, Session, wanted).record
             for place, one in enumerate(sessions)
         ]
-        with self._desk.lock:
-            for book in books:
-                if not book.closed and self._desk.ledger.books.get(book.key) is not book:
-                    raise InvalidInput(f"session {book.id!r} is not of this engine; ask its own")
-        return submit(self._desk, self._asker, books, question, settings)
+        with self._core.lock:
+            for record in records:
+                if not record.closed and self._core.state.records.get(record.key) is not record:
+                    raise InvalidInput(f"session {record.id!r} is not of this engine; ask its own")
+        return submit(self._core, self._encoder, records, question, settings)
 
     def session(self, id: str) -> Session:
         """The open session of that name.
@@ -352,24 +354,24 @@ class SessionHost:
         Raises:
             UnknownSession: there is none.
         """
-        with self._desk.lock:
-            usable = {book.id: book for book in self._desk.ledger.usable()}
-        if (book := usable.get(id)) is None:
+        with self._core.lock:
+            usable = {record.id: record for record in self._core.state.usable()}
+        if (record := usable.get(id)) is None:
             raise UnknownSession(f"no session {id!r} is open; there are {sorted(usable)}")
-        return self._handle(book)
+        return self._handle(record)
 
     def sessions(self) -> list[Session]:
         """All open sessions in the order of opening, those of a journal first, by last use."""
-        with self._desk.lock:
-            books = self._desk.ledger.usable()
-        return [self._handle(book) for book in books]
+        with self._core.lock:
+            records = self._core.state.usable()
+        return [self._handle(record) for record in records]
 
-    def _handle(self, book: Book) -> Session:
-        return Session(self._desk, self._lives, self._asker, book, self._durable.export)
+    def _handle(self, record: SessionRecord) -> Session:
+        return Session(self._core, self._manager, self._encoder, record, self._durable.export)
 
     def metrics(self) -> EngineMetrics:
         """What the engine did so far, and how things stand."""
-        return self._desk.metrics()
+        return self._core.metrics()
 
 
 def checked_questions(flash: Sequence[str]) -> tuple[str, ...]:
@@ -457,7 +459,7 @@ class Engine(SessionHost):
         place = None if journal is None else checked_path("journal", journal)
         tokenizer, template = model.text, model.template
         self._name = model.source
-        with opened_keeper(place, durability, tokenizer, template, model.source) as keeper:
+        with opened_keeper(place, durability, tokenizer, template, model.source) as journal_writer:
             if executor is None:
                 size = pool_size(model, cells, memory, session_cells, sessions)
                 executor = DeviceExecutor(
@@ -466,8 +468,10 @@ class Engine(SessionHost):
                     cells=size.cells,
                     sessions=size.sessions,
                 )
-            desk = Desk(executor, config or EngineConfig(), clock, self._call_back, keeper)
-            asker = Asker(
+            core = EngineCore(
+                executor, config or EngineConfig(), clock, self._call_back, journal_writer
+            )
+            encoder = PromptEncoder(
                 tokenizer=tokenizer,
                 template=template,
                 limits=executor.limits,
@@ -475,11 +479,11 @@ class Engine(SessionHost):
                 vocab_size=model.config.vocab_size,
                 choice_temperature=model.choice_temperature,
             )
-            lives = Lifecycle(desk, executor)
-            super().__init__(desk, lives, asker, Durable(desk, lives, asker, executor))
-        self._callback_room = threading.BoundedSemaphore(desk.config.events_limit)
+            manager = Lifecycle(core, executor)
+            super().__init__(core, manager, encoder, Durable(core, manager, encoder, executor))
+        self._callback_room = threading.BoundedSemaphore(core.config.events_limit)
         self._callbacks = ThreadPoolExecutor(1, thread_name_prefix="jaxstate-callbacks")
-        self._loop = Loop(desk, executor, tokenizer)
+        self._loop = EngineLoop(core, executor, tokenizer)
         self._thread = threading.Thread(target=self._loop.run, name="jaxstate-loop", daemon=True)
         self._thread.start()
         self._durable.start()
@@ -500,7 +504,7 @@ class Engine(SessionHost):
             raise JaxstateError(
                 "this engine compiles each step when it is first used; make it with warm_up=True"
             )
-        self._desk.owner.check()
+        self._core.owner.check()
         self._warm_up.wait(timeout)
 
     def close(self) -> None:
@@ -511,7 +515,7 @@ class Engine(SessionHost):
         run. Not to be called from a callback of the engine's own. A program that ends without it
         does it at its end; in a forked process there is nothing to close.
         """
-        if not self._desk.owner.is_here:
+        if not self._core.owner.is_here:
             return
         _open.discard(self)
         if self._warm_up is not None:
@@ -524,14 +528,14 @@ class Engine(SessionHost):
             _log.error("the engine was closed around a step that does not end")
             self._loop.deliver()  # in its place: nobody is to wait for ever
         self._callbacks.shutdown(cancel_futures=True)
-        self._desk.vault.close()
+        self._core.cell_store.close()
         self._durable.close()
 
     def _ends(self, thread: threading.Thread) -> bool:
         """Waits for a thread as long as anything goes on; False if nothing does."""
         while thread.is_alive():
             before = self._loop.turns, self._durable.pieces
-            thread.join(self._desk.config.hang_s)
+            thread.join(self._core.config.hang_s)
             if thread.is_alive() and before == (self._loop.turns, self._durable.pieces):
                 return False
         return True
@@ -548,9 +552,9 @@ class Engine(SessionHost):
         self.close()
 
     def __repr__(self) -> str:
-        if self._desk.ended is not None:
+        if self._core.ended is not None:
             return f"Engine({self._name!r}, closed)"
-        gauges = self._desk.metrics().gauges
+        gauges = self._core.metrics().gauges
         return (
             f"Engine({self._name!r}, {gauges.sessions} sessions, {gauges.cells_held:,} of "
             f"{gauges.cells:,} cells in use)"
@@ -563,8 +567,8 @@ class Engine(SessionHost):
             future.add_done_callback(lambda _: self._callback_room.release())
             return
         _log.error("callbacks of flash queries are slower than their answers: one was dropped")
-        with self._desk.lock:
-            self._desk.recorder.count("callbacks_dropped")
+        with self._core.lock:
+            self._core.recorder.count("callbacks_dropped")
 
 
 # Engines whose program may end without closing them.

@@ -1,7 +1,7 @@
 """A session, as its user holds it: push, ask, flash, wait, fork, save, close.
 
-Comes in: texts and settings. Goes out: receipts, answers, futures. All state is the book's and the
-engine's; a `Session` is a handle on it. Does not know: devices, when steps run.
+Comes in: texts and settings. Goes out: receipts, answers, futures. All state is in the
+record and the engine; a `Session` is a handle on it. Does not know: devices, when steps run.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from jaxstate.engine.core.desk import Desk
-from jaxstate.engine.core.ledger import border_of, check_rebuild
+from jaxstate.engine.core.engine_core import EngineCore
 from jaxstate.engine.core.session_manager import Lifecycle, close_session
+from jaxstate.engine.core.state import border_of, check_rebuild
 from jaxstate.engine.executor.protocol import Tokens
 from jaxstate.engine.flash.conditions import Condition
 from jaxstate.engine.flash.registry import OnFire, Registered, flash_json, new_registered
 from jaxstate.engine.requests.encoding import (
     ANY,
-    Asker,
+    PromptEncoder,
     Settings,
-    Wanted,
+    VersionWanted,
     checked_wanted,
     settings_of,
 )
 from jaxstate.engine.requests.futures import AskFuture, countdown
-from jaxstate.engine.requests.request import Asked
+from jaxstate.engine.requests.request import Question
 from jaxstate.engine.sessions.dedup import Origin, Pushed, origin_of, receipt_json
-from jaxstate.engine.sessions.record import Book
+from jaxstate.engine.sessions.record import SessionRecord
 from jaxstate.engine.sessions.token_log import Offer
 from jaxstate.engine.types.events import FlashMode, Subscription, checked_timeout
 from jaxstate.engine.types.options import key_of
@@ -45,7 +45,7 @@ from jaxstate.persist.changes import (
     pushed,
     reserve_given_up,
 )
-from jaxstate.persist.journal import Ticket
+from jaxstate.persist.journal import PendingWrite
 from jaxstate.records import LEVELS, Durability, checked_int, checked_path, checked_type
 
 
@@ -70,8 +70,8 @@ class NewEntries:
 
 
 def new_entries(
-    asker: Asker,
-    book: Book,
+    encoder: PromptEncoder,
+    record: SessionRecord,
     entries: str | Sequence[str],
     level: Durability,
     client: str | None,
@@ -84,12 +84,12 @@ def new_entries(
         InvalidInput: something is no text, or who pushes is not said whole.
         CapacityExceeded: there is far more of it than the session has cells.
     """
-    texts = _texts(asker, entries)
-    policy, place = book.queue.policy, book.first_place
-    tokens = tuple((asker.entry(text), key_of(policy, text)) for text in texts)
+    texts = _texts(encoder, entries)
+    policy, place = record.queue.policy, record.first_place
+    tokens = tuple((encoder.entry(text), key_of(policy, text)) for text in texts)
     first = None
-    if place != "text" and texts and book.queue.last == 0:
-        first = asker.entry(texts[0], place)
+    if place != "text" and texts and record.queue.last == 0:
+        first = encoder.entry(texts[0], place)
     return NewEntries(
         texts=tuple(texts),
         tokens=tokens,
@@ -99,23 +99,23 @@ def new_entries(
     )
 
 
-def _texts(asker: Asker, entries: str | Sequence[str]) -> Sequence[str]:
+def _texts(encoder: PromptEncoder, entries: str | Sequence[str]) -> Sequence[str]:
     """Entries as given, one or several; nothing was made of them yet."""
     if isinstance(entries, Sequence) and not isinstance(entries, str | bytes | bytearray):
         for place, text in enumerate(entries):
-            asker.check_text(f"entries[{place}]", text)
-        asker.check_characters("the push", sum(map(len, entries)))
+            encoder.check_text(f"entries[{place}]", text)
+        encoder.check_characters("the push", sum(map(len, entries)))
         return entries
     if isinstance(entries, Iterable) and not isinstance(entries, str | bytes | bytearray):
         raise InvalidInput(
             f"entries is {type(entries).__name__}, and must be a str or a list of them: "
             "list(entries) makes one"
         )
-    asker.check_text("entry", entries)
+    encoder.check_text("entry", entries)
     return (entries,)
 
 
-def push(desk: Desk, book: Book, new: NewEntries) -> Pushed | Future[None]:
+def push(core: EngineCore, record: SessionRecord, new: NewEntries) -> Pushed | Future[None]:
     """Entries into the queue; a future to wait for if there is no room now.
 
     Raises:
@@ -123,82 +123,84 @@ def push(desk: Desk, book: Book, new: NewEntries) -> Pushed | Future[None]:
         SequenceGap, JournalError: as `Session.push`.
     """
     while True:
-        with desk.noting():
-            book.check_open()
-            book.check_reads(book.version + 1)
+        with core.noting():
+            record.check_open()
+            record.check_reads(record.version + 1)
             origin = new.origin
-            read = None if origin is None else book.receipts.unread(origin.client, origin.seq)
+            read = None if origin is None else record.receipts.unread(origin.client, origin.seq)
             if read is None:
-                return _pushed(desk, book, new)
+                return _pushed(core, record, new)
         read()
 
 
-def _pushed(desk: Desk, book: Book, new: NewEntries) -> Pushed | Future[None]:
-    if new.origin is not None and (before := book.receipts.find(new.origin)) is not None:
-        return _repeated(desk, before, new.level)
+def _pushed(core: EngineCore, record: SessionRecord, new: NewEntries) -> Pushed | Future[None]:
+    if new.origin is not None and (before := record.receipts.find(new.origin)) is not None:
+        return _repeated(core, before, new.level)
     # What follows something that is not written yet is not read before it either.
-    hold = book.queue.holds or book.is_new or not desk.keeper.counts_at_once(new.level)
-    if next(iter(book.room_waiters), new) is not new:
-        return _place_in_line(book, new)
-    offer = _offer(desk, book, new, hold=hold)
+    hold = record.queue.holds or record.is_new or not core.journal_writer.counts_at_once(new.level)
+    if next(iter(record.room_waiters), new) is not new:
+        return _place_in_line(record, new)
+    offer = _offer(core, record, new, hold=hold)
     if offer is None:
-        return _place_in_line(book, new)
-    _left_line(desk, book, new)
-    return _taken(desk, book, new, offer, hold=hold)
+        return _place_in_line(record, new)
+    _left_line(core, record, new)
+    return _taken(core, record, new, offer, hold=hold)
 
 
-def leave_line(desk: Desk, book: Book, new: NewEntries) -> None:
+def leave_line(core: EngineCore, record: SessionRecord, new: NewEntries) -> None:
     """Who pushes does not wait for room any more."""
-    with desk.lock:
-        _left_line(desk, book, new)
+    with core.lock:
+        _left_line(core, record, new)
 
 
-def _left_line(desk: Desk, book: Book, new: NewEntries) -> None:
+def _left_line(core: EngineCore, record: SessionRecord, new: NewEntries) -> None:
     """The next in line may try."""
-    if book.room_waiters.pop(new, None) is not None and not book.closed:
-        desk.outcomes.room_made(book)
-        desk.tell_loop()
+    if record.room_waiters.pop(new, None) is not None and not record.closed:
+        core.results.room_made(record)
+        core.tell_loop()
 
 
-def _repeated(desk: Desk, before: Pushed, level: Durability) -> Pushed:
+def _repeated(core: EngineCore, before: Pushed, level: Durability) -> Pushed:
     """The first receipt; it waits if more is promised now than then."""
     if LEVELS.index(level) <= LEVELS.index(before.receipt.durable):
         return before
     # The journal is written in order: once this nothing is synced, all before it is.
-    ticket = desk.keeper.note(lambda _: None, level)
+    ticket = core.journal_writer.note(lambda _: None, level)
     return Pushed(receipt=dataclasses.replace(before.receipt, durable=level), ticket=ticket)
 
 
-def _place_in_line(book: Book, new: NewEntries) -> Future[None]:
+def _place_in_line(record: SessionRecord, new: NewEntries) -> Future[None]:
     """What who pushes waits for, until there may be room; a push keeps its place."""
-    future = book.room_waiters[new] = Future[None]()
+    future = record.room_waiters[new] = Future[None]()
     return future
 
 
-def _taken(desk: Desk, book: Book, new: NewEntries, offer: Offer, *, hold: bool) -> Pushed:
+def _taken(
+    core: EngineCore, record: SessionRecord, new: NewEntries, offer: Offer, *, hold: bool
+) -> Pushed:
     receipt = Receipt(
         first=offer.first,
         last=offer.last,
-        pending=book.pending,
+        pending=record.pending,
         durable=new.level,
         dropped=offer.dropped,
     )
-    ticket = desk.keeper.note(
+    ticket = core.journal_writer.note(
         pushed(
-            book.log_key,
+            record.log_key,
             offer.first,
             new.texts,
             [(span.first, span.last) for span in offer.dropped],
             _push_of(new.origin, receipt),
         ),
         new.level,
-        undo=functools.partial(_take_back, desk, book, offer, new.origin),
-        apply=functools.partial(_count, desk, book, offer),
+        undo=functools.partial(_take_back, core, record, offer, new.origin),
+        apply=functools.partial(_count, core, record, offer),
         at_once=not hold,
     )
     done = Pushed(receipt=receipt, ticket=ticket)
     if new.origin is not None:
-        book.receipts.note(new.origin, done)
+        record.receipts.note(new.origin, done)
     return done
 
 
@@ -213,41 +215,43 @@ def _push_of(origin: Origin | None, receipt: Receipt) -> Push | None:
     )
 
 
-def _count(desk: Desk, book: Book, offer: Offer) -> None:
+def _count(core: EngineCore, record: SessionRecord, offer: Offer) -> None:
     """The push counts from now on."""
-    book.queue.release(offer.last)
-    desk.tell_loop()
-    desk.recorder.count("entries_pushed", offer.last - offer.first + 1)
-    desk.recorder.count("entries_dropped", len(offer.displaced))
+    record.queue.release(offer.last)
+    core.tell_loop()
+    core.recorder.count("entries_pushed", offer.last - offer.first + 1)
+    core.recorder.count("entries_dropped", len(offer.displaced))
 
 
-def _take_back(desk: Desk, book: Book, offer: Offer, origin: Origin | None) -> None:
+def _take_back(
+    core: EngineCore, record: SessionRecord, offer: Offer, origin: Origin | None
+) -> None:
     """The journal could not be written: it is as if nobody had pushed."""
     if origin is not None:
-        book.receipts.take_back(origin)
-    book.queue.retract(offer)
-    if not book.closed:
-        desk.ledger.room.order(book, book.residence.cells + book.queue.unread_tokens)
-        desk.outcomes.room_made(book)
-        desk.tell_loop()
+        record.receipts.take_back(origin)
+    record.queue.retract(offer)
+    if not record.closed:
+        core.state.budget.order(record, record.residence.cells + record.queue.unread_tokens)
+        core.results.room_made(record)
+        core.tell_loop()
 
 
-def _offer(desk: Desk, book: Book, new: NewEntries, *, hold: bool) -> Offer | None:
+def _offer(core: EngineCore, record: SessionRecord, new: NewEntries, *, hold: bool) -> Offer | None:
     """To the queue, as far as the session's capacity and the engine's budget go."""
-    room, read = desk.ledger.room, book.residence.cells
-    most = min(desk.limits.session_cells, room.most_cells(book))
+    room, read = core.state.budget, record.residence.cells
+    most = min(core.limits.session_cells, room.most_cells(record))
     tokens = new.tokens
-    if new.first_tokens is not None and book.queue.last == 0:
+    if new.first_tokens is not None and record.queue.last == 0:
         tokens = ((new.first_tokens, tokens[0][1]), *tokens[1:])
     try:
-        offer = book.queue.offer(tokens, desk.clock(), most - read, hold=hold)
+        offer = record.queue.offer(tokens, core.clock(), most - read, hold=hold)
     except CapacityExceeded:
-        if most == desk.limits.session_cells:
+        if most == core.limits.session_cells:
             raise
         added = sum(len(tokens) for tokens, _ in new.tokens)
-        raise room.refusal(book, read + book.queue.unread_tokens + added) from None
-    room.order(book, read + book.queue.unread_tokens)
-    book.residence.used_s = desk.clock()
+        raise room.refusal(record, read + record.queue.unread_tokens + added) from None
+    room.order(record, read + record.queue.unread_tokens)
+    record.residence.used_s = core.clock()
     return offer
 
 
@@ -259,11 +263,11 @@ class FlashQuery:
         question: its text.
     """
 
-    def __init__(self, desk: Desk, book: Book, registered: Registered) -> None:
+    def __init__(self, core: EngineCore, record: SessionRecord, registered: Registered) -> None:
         self.id = registered.id
         self.question = registered.asked.question
-        self._desk = desk
-        self._book = book
+        self._core = core
+        self._record = record
         self._registered = registered
 
     @property
@@ -274,8 +278,8 @@ class FlashQuery:
     @property
     def fresh(self) -> bool:
         """Whether the answer is that of the session's version."""
-        with self._desk.lock:
-            return self._book.flash.is_fresh(self._registered)
+        with self._core.lock:
+            return self._record.flash.is_fresh(self._registered)
 
     @property
     def error(self) -> str | None:
@@ -287,13 +291,18 @@ class FlashQuery:
 
 
 def flash_hit(
-    desk: Desk, book: Book, question: str, settings: Settings, wanted: Wanted, started_s: float
-) -> tuple[Answer | None, Asked | None]:
+    core: EngineCore,
+    record: SessionRecord,
+    question: str,
+    settings: Settings,
+    wanted: VersionWanted,
+    started_s: float,
+) -> tuple[Answer | None, Question | None]:
     """The answer of the flash query of that text, if it is fresh and just what is asked for.
 
     Args:
-        desk: of the engine.
-        book: the session's.
+        core: of the engine.
+        record: the session's.
         question: as it was asked.
         settings: likewise.
         wanted: the version that the answer must have seen.
@@ -305,113 +314,126 @@ def flash_hit(
     """
     # Without the lock, which the loop holds for most of a busy turn: every reference that is read
     # here is replaced as a whole, and none is changed.
-    desk.owner.check()
-    registered = book.flash.of_text(question) if isinstance(question, str) else None
-    if registered is None or book.closed:
+    core.owner.check()
+    registered = record.flash.of_text(question) if isinstance(question, str) else None
+    if registered is None or record.closed:
         return None, None
     if (given := registered.given) is not None:
         answer, steps = given
-        fresh = book.flash.is_current(answer) and wanted.suits(answer.version)
+        fresh = record.flash.is_current(answer) and wanted.suits(answer.version)
         if fresh and settings.would_give(registered.asked, answer, steps):
-            return _given(desk, answer, started_s), None
+            return _given(core, answer, started_s), None
     same = settings.fit(registered.asked) and settings.same_length(registered.asked)
     return None, registered.asked if same else None
 
 
 def ready_hit(
-    desk: Desk, book: Book, asked: Asked, wanted: Wanted, started_s: float
+    core: EngineCore,
+    record: SessionRecord,
+    asked: Question,
+    wanted: VersionWanted,
+    started_s: float,
 ) -> Answer | None:
     """The best of the choices, if it is kept for the warm question of that text, or follows from
     what is."""
-    if asked.choices is None or len(book.warm) == 0:
+    if asked.choices is None or len(record.warm) == 0:
         return None
-    with desk.lock:
-        answer = None if book.closed else book.warm.fresh(asked)
+    with core.lock:
+        answer = None if record.closed else record.warm.fresh(asked)
     if answer is None or not wanted.suits(answer.version):
         return None
-    return _given(desk, answer, started_s)
+    return _given(core, answer, started_s)
 
 
 def given_or_asked(
-    desk: Desk,
-    book: Book,
+    core: EngineCore,
+    record: SessionRecord,
     question: str,
     settings: Settings,
-    wanted: Wanted,
-    make: Callable[[], Asked],
-) -> Answer | Asked:
+    wanted: VersionWanted,
+    make: Callable[[], Question],
+) -> Answer | Question:
     """The answer if it is there already, or the question as it is to be computed.
 
     Args:
-        desk, book, question, settings, wanted: as for `flash_hit`.
+        core, record, question, settings, wanted: as for `flash_hit`.
         make: tokenises the question, if that is needed.
     """
-    started_s = desk.clock()
-    given, registered = flash_hit(desk, book, question, settings, wanted, started_s)
+    started_s = core.clock()
+    given, registered = flash_hit(core, record, question, settings, wanted, started_s)
     if given is not None:
         return given
     asked = registered or make()
-    return ready_hit(desk, book, asked, wanted, started_s) or asked
+    return ready_hit(core, record, asked, wanted, started_s) or asked
 
 
 def submit(
-    desk: Desk, asker: Asker, books: Sequence[Book], question: str, settings: Settings
+    core: EngineCore,
+    encoder: PromptEncoder,
+    records: Sequence[SessionRecord],
+    question: str,
+    settings: Settings,
 ) -> list[AskFuture]:
     """One question to many sessions, tokenised once and noted at once."""
-    started_s = desk.clock()
-    make = functools.cache(lambda: asker.ask(question, settings))
-    found = [given_or_asked(desk, book, question, settings, ANY, make) for book in books]
-    pairs = zip(books, found, strict=True)
-    asks = [(book, one, 0) for book, one in pairs if isinstance(one, Asked)]
-    computed = iter(desk.ask(asks, started_s))
+    started_s = core.clock()
+    make = functools.cache(lambda: encoder.ask(question, settings))
+    found = [given_or_asked(core, record, question, settings, ANY, make) for record in records]
+    pairs = zip(records, found, strict=True)
+    asks = [(record, one, 0) for record, one in pairs if isinstance(one, Question)]
+    computed = iter(core.ask(asks, started_s))
     return [AskFuture.of(one) if isinstance(one, Answer) else next(computed) for one in found]
 
 
-def _given(desk: Desk, answer: Answer, started_s: float) -> Answer:
+def _given(core: EngineCore, answer: Answer, started_s: float) -> Answer:
     """An answer that was there already."""
-    latency_s = desk.clock() - started_s
-    if desk.recorder.given(answer.source, latency_s):
-        with desk.lock:
-            desk.recorder.count_given()
+    latency_s = core.clock() - started_s
+    if core.recorder.given(answer.source, latency_s):
+        with core.lock:
+            core.recorder.count_given()
     return answer.given(latency_s)
 
 
 def given_or_submitted(
-    desk: Desk,
-    lives: Lifecycle,
-    asker: Asker,
-    book: Book,
+    core: EngineCore,
+    manager: Lifecycle,
+    encoder: PromptEncoder,
+    record: SessionRecord,
     question: str,
     settings: Settings,
-    wanted: Wanted,
+    wanted: VersionWanted,
 ) -> Answer | AskFuture:
     """The answer to a question if it is there already, or its future.
 
     Args:
-        desk, lives, asker: of the engine.
-        book: the session's.
+        core, lives, asker: of the engine.
+        record: the session's.
         question, settings, wanted: what is asked, how, and at which version.
 
     Raises:
         InvalidInput, PromptTooLong: the question cannot be asked.
         JaxstateError: as `submit_one`.
     """
-    started_s = desk.clock()
-    make = functools.partial(asker.ask, question, settings)
-    found = given_or_asked(desk, book, question, settings, wanted, make)
+    started_s = core.clock()
+    make = functools.partial(encoder.ask, question, settings)
+    found = given_or_asked(core, record, question, settings, wanted, make)
     if isinstance(found, Answer):
         return found
-    return submit_one(desk, lives, book, found, wanted, started_s)
+    return submit_one(core, manager, record, found, wanted, started_s)
 
 
 def submit_one(
-    desk: Desk, lives: Lifecycle, book: Book, asked: Asked, wanted: Wanted, arrived_s: float
+    core: EngineCore,
+    manager: Lifecycle,
+    record: SessionRecord,
+    asked: Question,
+    wanted: VersionWanted,
+    arrived_s: float,
 ) -> AskFuture:
     """A question to one session, noted.
 
     Args:
-        desk, lives: of the engine.
-        book: the session's.
+        core, lives: of the engine.
+        record: the session's.
         asked: the question.
         wanted: which version it is about.
         arrived_s: when it was asked.
@@ -424,59 +446,59 @@ def submit_one(
         ClosedError: the session or the engine is closed.
     """
     if wanted.as_of is None:
-        return desk.ask([(book, asked, wanted.least)], arrived_s)[0]
-    with desk.changing() as ledger:
-        desk.check_asks([book])
-        border = border_of(book, "as_of", wanted.as_of)
-        if ledger.holds(book.residence, border.cells):
-            key, future = desk.note(book, asked, arrived_s, as_of=border)
+        return core.ask([(record, asked, wanted.least)], arrived_s)[0]
+    with core.changing() as state:
+        core.check_asks([record])
+        version_end = border_of(record, "as_of", wanted.as_of)
+        if state.holds(record.residence, version_end.cells):
+            key, future = core.note(record, asked, arrived_s, as_of=version_end)
         else:
-            check_rebuild(ledger, book, border, wanted.rebuild_tokens)
-            book = lives.stand_in(book, border)
-            key, future = desk.note(book, asked, arrived_s)
-    desk.follow(book, key, future)
-    if book.stands_for is not None:
-        future.add_done_callback(lambda _: close_session(desk, book, "its question has ended"))
+            check_rebuild(state, record, version_end, wanted.rebuild_tokens)
+            record = manager.stand_in(record, version_end)
+            key, future = core.note(record, asked, arrived_s)
+    core.follow(record, key, future)
+    if record.stands_for is not None:
+        future.add_done_callback(lambda _: close_session(core, record, "its question has ended"))
     return future
 
 
-def suspend(desk: Desk, book: Book) -> Future[None]:
+def suspend(core: EngineCore, record: SessionRecord) -> Future[None]:
     """Its cells leave the device, and it gives its reserve up."""
-    with desk.changing() as ledger:
-        book.check_open()
-        if book.residence.pinned:
+    with core.changing() as state:
+        record.check_open()
+        if record.residence.pinned:
             raise InvalidInput(
-                f"session {book.id!r} is pinned, so it stays on the device; close it, or open "
+                f"session {record.id!r} is pinned, so it stays on the device; close it, or open "
                 'it with residency="evictable"'
             )
-        book.residence.coming = False
-        if book.residence.reserve_blocks:
-            desk.keeper.note(reserve_given_up(book.log_key), "memory")
+        record.residence.coming = False
+        if record.residence.reserve_blocks:
+            core.journal_writer.note(reserve_given_up(record.log_key), "memory")
         future: Future[None] = Future()
-        if book.residence.on_device:
-            book.residence.leaving = True
-            book.leave_waiters = _wanted(book.leave_waiters, future)
+        if record.residence.on_device:
+            record.residence.leaving = True
+            record.leave_waiters = _wanted(record.leave_waiters, future)
         else:
-            book.residence.reserve_blocks = 0
+            record.residence.reserve_blocks = 0
             future.set_result(None)
-            desk.outcomes.moved(book)
-        ledger.room.update(book)
+            core.results.moved(record)
+        state.budget.update(record)
         return future
 
 
-def resume(desk: Desk, book: Book) -> Future[None]:
+def resume(core: EngineCore, record: SessionRecord) -> Future[None]:
     """Its cells come to the device as soon as there is room, before anybody needs them."""
-    with desk.changing() as ledger:
-        book.check_open()
-        residence, future = book.residence, Future[None]()
-        residence.leaving, residence.used_s = False, desk.clock()
+    with core.changing() as state:
+        record.check_open()
+        residence, future = record.residence, Future[None]()
+        residence.leaving, residence.used_s = False, core.clock()
         if residence.whole:
             future.set_result(None)
         else:
             residence.coming = not residence.on_device
-            book.come_waiters = _wanted(book.come_waiters, future)
-        desk.outcomes.moved(book)
-        ledger.room.update(book)
+            record.come_waiters = _wanted(record.come_waiters, future)
+        core.results.moved(record)
+        state.budget.update(record)
         return future
 
 
@@ -485,66 +507,68 @@ def _wanted(waiters: list[Future[None]], future: Future[None]) -> list[Future[No
     return [*(one for one in waiters if not one.cancelled()), future]
 
 
-def register(desk: Desk, book: Book, one: Registered) -> tuple[Registered, Ticket | None]:
+def register(
+    core: EngineCore, record: SessionRecord, one: Registered
+) -> tuple[Registered, PendingWrite | None]:
     """A flash query; one that a journal brought back is the same if all is equal.
 
     Raises:
-        FlashLimit, InvalidInput: as `FlashBook.add`.
+        FlashLimit, InvalidInput: as `FlashRegistry.add`.
     """
-    with desk.changing():
-        book.check_open()
-        if (same := book.flash.taken_up(one)) is not None:
+    with core.changing():
+        record.check_open()
+        if (same := record.flash.taken_up(one)) is not None:
             return same, None
-        book.flash.add(one, desk.clock())
-        return one, desk.keeper.note(
-            asked_from_now_on(book.log_key, "flash", one.id, flash_json(one)),
-            undo=lambda: book.flash.discard(one.id),
+        record.flash.add(one, core.clock())
+        return one, core.journal_writer.note(
+            asked_from_now_on(record.log_key, "flash", one.id, flash_json(one)),
+            undo=lambda: record.flash.discard(one.id),
         )
 
 
-def unregister(desk: Desk, book: Book, flash_id: str) -> Ticket | None:
+def unregister(core: EngineCore, record: SessionRecord, flash_id: str) -> PendingWrite | None:
     """No longer a flash query; its answer under way is forgotten.
 
     Raises:
         InvalidInput: there is none of that name.
     """
-    with desk.changing():
-        book.check_open()
-        book.flash.check_there(flash_id)
-        return desk.keeper.note(
-            no_longer_asked(book.log_key, "flash", flash_id),
-            apply=lambda: book.flash.discard(flash_id),
+    with core.changing():
+        record.check_open()
+        record.flash.check_there(flash_id)
+        return core.journal_writer.note(
+            no_longer_asked(record.log_key, "flash", flash_id),
+            apply=lambda: record.flash.discard(flash_id),
         )
 
 
-def register_warm(desk: Desk, book: Book, asked: Asked) -> Ticket | None:
+def register_warm(core: EngineCore, record: SessionRecord, asked: Question) -> PendingWrite | None:
     """A warm question.
 
     Raises:
         FlashLimit: there are as many as there may be.
     """
-    with desk.changing():
-        book.check_open()
-        if not book.warm.add(asked):
+    with core.changing():
+        record.check_open()
+        if not record.warm.add(asked):
             return None
-        return desk.keeper.note(
-            asked_from_now_on(book.log_key, "warm", asked.question, "{}"),
-            undo=lambda: book.warm.discard(asked.question),
+        return core.journal_writer.note(
+            asked_from_now_on(record.log_key, "warm", asked.question, "{}"),
+            undo=lambda: record.warm.discard(asked.question),
         )
 
 
-def unregister_warm(desk: Desk, book: Book, question: str) -> Ticket | None:
+def unregister_warm(core: EngineCore, record: SessionRecord, question: str) -> PendingWrite | None:
     """No longer a warm question.
 
     Raises:
         InvalidInput: it is not one.
     """
-    with desk.changing():
-        book.check_open()
-        book.warm.check_there(question)
-        return desk.keeper.note(
-            no_longer_asked(book.log_key, "warm", question),
-            apply=lambda: book.warm.discard(question),
+    with core.changing():
+        record.check_open()
+        record.warm.check_there(question)
+        return core.journal_writer.note(
+            no_longer_asked(record.log_key, "warm", question),
+            apply=lambda: record.warm.discard(question),
         )
 
 
@@ -552,41 +576,41 @@ class Handle:
     """What a user has of a session; made by its engine.
 
     Args:
-        desk: of its engine.
+        core: of its engine.
         lives: of its engine.
         asker: of its model.
-        book: its own.
+        record: its own.
         export: writes a session to a file.
     """
 
     def __init__(
         self,
-        desk: Desk,
-        lives: Lifecycle,
-        asker: Asker,
-        book: Book,
-        export: Callable[[Book, str | os.PathLike[str]], None],
+        core: EngineCore,
+        manager: Lifecycle,
+        encoder: PromptEncoder,
+        record: SessionRecord,
+        export: Callable[[SessionRecord, str | os.PathLike[str]], None],
     ) -> None:
-        self._desk = desk
-        self._lives = lives
-        self._asker = asker
-        self._book = book
+        self._core = core
+        self._manager = manager
+        self._encoder = encoder
+        self._record = record
         self._export = export
 
     @property
-    def book(self) -> Book:
+    def record(self) -> SessionRecord:
         """Its bookkeeping, for the engine's own."""
-        return self._book
+        return self._record
 
     @property
     def id(self) -> str:
         """Its name."""
-        return self._book.id
+        return self._record.id
 
     @property
     def version(self) -> int:
         """Sequence number of the last entry in the cells; -1 before the prefix is read."""
-        return self._book.version
+        return self._record.version
 
     def wait(self, version: int | None = None, timeout: float | None = None) -> int:
         """Waits until the entries up to `version` are in the cells; returns the version then.
@@ -599,8 +623,8 @@ class Handle:
             TimedOut: it took longer.
             ClosedError: the session or the engine was closed.
         """
-        self._desk.outcome(self.waiting(version), timeout, "the entries were not read")
-        return self._book.version
+        self._core.outcome(self.waiting(version), timeout, "the entries were not read")
+        return self._record.version
 
     def wait_fresh(self, timeout: float | None = None) -> int:
         """Waits until everything pushed is read and every flash query is answered there (or could
@@ -613,8 +637,8 @@ class Handle:
             TimedOut: it took longer.
             ClosedError: the session or the engine was closed.
         """
-        self._desk.outcome(self.waiting_fresh(), timeout, "the flash queries were not answered")
-        return self._book.version
+        self._core.outcome(self.waiting_fresh(), timeout, "the flash queries were not answered")
+        return self._record.version
 
     def events(
         self, timeout: float | None = None, *, flash: FlashMode = "changed"
@@ -632,11 +656,11 @@ class Handle:
 
     def subscribe(self, *, flash: FlashMode = "changed") -> Subscription:
         """The same as an object that can be polled."""
-        return self._desk.subscribe(self._book, flash)
+        return self._core.subscribe(self._record, flash)
 
     def info(self) -> SessionInfo:
         """Facts about this session at this moment."""
-        return self._desk.info(self._book)
+        return self._core.info(self._record)
 
     def suspend(self, timeout: float | None = None) -> None:
         """Moves its cells off the device; waits for it. It gives its reserve up.
@@ -649,7 +673,7 @@ class Handle:
             TimedOut: it took longer; it leaves all the same.
             ClosedError: the session or the engine is closed.
         """
-        self._desk.outcome(self.suspending(), timeout, "the session did not leave")
+        self._core.outcome(self.suspending(), timeout, "the session did not leave")
 
     def resume(self, timeout: float | None = None) -> None:
         """Brings its cells to the device ahead of their use; waits for it.
@@ -658,7 +682,7 @@ class Handle:
             TimedOut: it took longer; it comes all the same.
             ClosedError: the session or the engine is closed.
         """
-        self._desk.outcome(self.resuming(), timeout, "the session did not come back")
+        self._core.outcome(self.resuming(), timeout, "the session did not come back")
 
     def save(self, path: str | os.PathLike[str], notes: dict[str, str | int] | None = None) -> None:
         """Writes the session, as of its version, to a directory; only the caller waits for it.
@@ -674,7 +698,7 @@ class Handle:
         """
         path = checked_path("path", path)
         captured = self.capturing(notes)
-        write = self._desk.outcome(captured, None, "the session was not captured")
+        write = self._core.outcome(captured, None, "the session was not captured")
         write(path)
 
     def export(self, path: str | os.PathLike[str]) -> None:
@@ -690,8 +714,8 @@ class Handle:
             ClosedError: the session or the engine is closed.
         """
         place = checked_path("path", path)
-        self._desk.check_may_wait()
-        self._export(self._book, place)
+        self._core.check_may_wait()
+        self._export(self._record, place)
 
     def close(self, *, erase: bool = False) -> None:
         """Ends the session: asks, waits and subscriptions end with `ClosedError` or `Closed`.
@@ -709,20 +733,20 @@ class Handle:
             ClosedError: the engine is closed, and the session is in its journal, or to be erased.
         """
         if erase:
-            self._lives.erase(self._book)
-        elif not self._book.has_ended:
-            self._desk.check_may_note()
-            self._desk.settled(self.noting_close())
+            self._manager.erase(self._record)
+        elif not self._record.has_ended:
+            self._core.check_may_note()
+            self._core.settled(self.noting_close())
 
-    def noting_close(self) -> Ticket | None:
+    def noting_close(self) -> PendingWrite | None:
         """What `close` waits for."""
-        return close_session(self._desk, self._book, "it was closed by its user")
+        return close_session(self._core, self._record, "it was closed by its user")
 
-    def noting_all(self) -> Ticket | None:
+    def noting_all(self) -> PendingWrite | None:
         """What to wait for until the journal has all that this session's calls noted so far: it is
         written in order."""
-        with self._desk.changing():
-            return self._desk.keeper.note(lambda _: None, at_once=False)
+        with self._core.changing():
+            return self._core.journal_writer.note(lambda _: None, at_once=False)
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(ClosedError):  # the engine was closed first
@@ -736,24 +760,24 @@ class Handle:
     ) -> Future[Callable[[str | os.PathLike[str]], None]]:
         """What `save` waits for: it writes the session."""
         kept = checked_type("notes", notes or {}, dict, "a dict of names and values")
-        return self._lives.capture(self._book, dict(kept))
+        return self._manager.capture(self._record, dict(kept))
 
     def suspending(self) -> Future[None]:
         """What `suspend` waits for."""
-        return suspend(self._desk, self._book)
+        return suspend(self._core, self._record)
 
     def resuming(self) -> Future[None]:
         """What `resume` waits for."""
-        return resume(self._desk, self._book)
+        return resume(self._core, self._record)
 
     def waiting_fresh(self) -> Future[None]:
         """What `wait_fresh` waits for."""
-        return self._desk.wait_fresh(self._book)
+        return self._core.wait_fresh(self._record)
 
     def waiting(self, version: int | None) -> Future[None]:
         """What `wait` waits for."""
-        wanted = self._book.queue.last if version is None else checked_int("version", version)
-        return self._desk.wait(self._book, wanted)
+        wanted = self._record.queue.last if version is None else checked_int("version", version)
+        return self._core.wait(self._record, wanted)
 
 
 class Session(Handle):
@@ -798,15 +822,15 @@ class Session(Handle):
         """
         left_s = countdown(timeout)
         new = self.prepare(entries, client, client_seq, strict, durability)
-        if not self._desk.keeper.counts_at_once(new.level):
-            self._desk.check_may_wait()
+        if not self._core.journal_writer.counts_at_once(new.level):
+            self._core.check_may_wait()
         try:
             while isinstance(outcome := self.push_prepared(new), Future):
-                self._desk.outcome(outcome, left_s(), "the queue was full")
+                self._core.outcome(outcome, left_s(), "the queue was full")
         except BaseException:
             self.give_up(new)
             raise
-        self._desk.settled(outcome.ticket)
+        self._core.settled(outcome.ticket)
         return outcome.receipt
 
     def client_seq(self, client: str) -> int | None:
@@ -817,17 +841,17 @@ class Session(Handle):
             ClosedError: the session or the engine is closed.
         """
         while True:
-            with self._desk.changing():
-                self._book.check_open()
-                ticket = self._book.receipts.on_its_way(client)
-                read = self._book.receipts.unread(client)
+            with self._core.changing():
+                self._record.check_open()
+                ticket = self._record.receipts.on_its_way(client)
+                read = self._record.receipts.unread(client)
                 if ticket is None and read is None:
-                    return self._book.receipts.last_of(client)
+                    return self._record.receipts.last_of(client)
             if read is not None:
                 read()
             if ticket is not None:
                 with contextlib.suppress(JournalError):  # then it was taken back
-                    self._desk.check_may_wait()
+                    self._core.check_may_wait()
                     ticket.settled.result()
 
     def ask(
@@ -881,7 +905,7 @@ class Session(Handle):
         outcome = self._asked(question, settings, wanted)
         if isinstance(outcome, Answer):
             return outcome
-        return self._desk.outcome(outcome, timeout, "the question was not answered")
+        return self._core.outcome(outcome, timeout, "the question was not answered")
 
     def check(
         self,
@@ -902,7 +926,7 @@ class Session(Handle):
         Raises:
             InvalidInput, PromptTooLong: it cannot be asked.
         """
-        asked = self._asker.ask(question, settings_of(max_tokens, choices, stop))
+        asked = self._encoder.ask(question, settings_of(max_tokens, choices, stop))
         return len(asked.tokens)
 
     def submit(
@@ -925,10 +949,14 @@ class Session(Handle):
         outcome = self._asked(question, settings, wanted)
         return AskFuture.of(outcome) if isinstance(outcome, Answer) else outcome
 
-    def _asked(self, question: str, settings: Settings, wanted: Wanted) -> Answer | AskFuture:
+    def _asked(
+        self, question: str, settings: Settings, wanted: VersionWanted
+    ) -> Answer | AskFuture:
         """The answer if it is there already, or its future."""
-        desk, book = self._desk, self._book
-        return given_or_submitted(desk, self._lives, self._asker, book, question, settings, wanted)
+        core, record = self._core, self._record
+        return given_or_submitted(
+            core, self._manager, self._encoder, record, question, settings, wanted
+        )
 
     def flash(
         self,
@@ -963,7 +991,7 @@ class Session(Handle):
             FlashLimit: the session has as many as it may.
             InvalidInput, PromptTooLong: the question cannot be asked, or is registered already.
         """
-        self._desk.check_may_note()
+        self._core.check_may_note()
         query, noted = self.noting_flash(
             question,
             settings_of(max_tokens, choices, stop),
@@ -973,7 +1001,7 @@ class Session(Handle):
             deadline_s=deadline_s,
             staleness_s=staleness_s,
         )
-        self._desk.settled(noted)
+        self._core.settled(noted)
         return query
 
     def noting_flash(
@@ -986,10 +1014,10 @@ class Session(Handle):
         min_interval_s: float,
         deadline_s: float | None,
         staleness_s: float | None,
-    ) -> tuple[FlashQuery, Ticket | None]:
+    ) -> tuple[FlashQuery, PendingWrite | None]:
         """What `flash` registers, and waits for."""
         registered = new_registered(
-            self._asker,
+            self._encoder,
             question,
             settings,
             when=when,
@@ -998,14 +1026,14 @@ class Session(Handle):
             deadline_s=deadline_s,
             staleness_s=staleness_s,
         )
-        there, noted = register(self._desk, self._book, registered)
-        return FlashQuery(self._desk, self._book, there), noted
+        there, noted = register(self._core, self._record, registered)
+        return FlashQuery(self._core, self._record, there), noted
 
     def flashes(self) -> list[FlashQuery]:
         """The registered questions, in the order of registration."""
-        with self._desk.lock:
-            registered = list(self._book.flash)
-        return [FlashQuery(self._desk, self._book, one) for one in registered]
+        with self._core.lock:
+            registered = list(self._record.flash)
+        return [FlashQuery(self._core, self._record, one) for one in registered]
 
     def unflash(self, flash_id: str) -> None:
         """Forgets a registered question.
@@ -1013,12 +1041,12 @@ class Session(Handle):
         Raises:
             InvalidInput: there is none of that name.
         """
-        self._desk.check_may_note()
-        self._desk.settled(self.noting_unflash(flash_id))
+        self._core.check_may_note()
+        self._core.settled(self.noting_unflash(flash_id))
 
-    def noting_unflash(self, flash_id: str) -> Ticket | None:
+    def noting_unflash(self, flash_id: str) -> PendingWrite | None:
         """What `unflash` waits for."""
-        return unregister(self._desk, self._book, flash_id)
+        return unregister(self._core, self._record, flash_id)
 
     def warm(self, question: str) -> None:
         """Keeps, in idle time, what the model would begin an answer with at every new version.
@@ -1031,12 +1059,12 @@ class Session(Handle):
             FlashLimit: the session has as many as it may.
             InvalidInput, PromptTooLong: the question cannot be asked.
         """
-        self._desk.check_may_note()
-        self._desk.settled(self.noting_warm(question))
+        self._core.check_may_note()
+        self._core.settled(self.noting_warm(question))
 
-    def noting_warm(self, question: str) -> Ticket | None:
+    def noting_warm(self, question: str) -> PendingWrite | None:
         """What `warm` waits for."""
-        return register_warm(self._desk, self._book, self._asker.warm(question))
+        return register_warm(self._core, self._record, self._encoder.warm(question))
 
     def unwarm(self, question: str) -> None:
         """Forgets a warm question.
@@ -1044,12 +1072,12 @@ class Session(Handle):
         Raises:
             InvalidInput: it is not one.
         """
-        self._desk.check_may_note()
-        self._desk.settled(self.noting_unwarm(question))
+        self._core.check_may_note()
+        self._core.settled(self.noting_unwarm(question))
 
-    def noting_unwarm(self, question: str) -> Ticket | None:
+    def noting_unwarm(self, question: str) -> PendingWrite | None:
         """What `unwarm` waits for."""
-        return unregister_warm(self._desk, self._book, question)
+        return unregister_warm(self._core, self._record, question)
 
     def fork(
         self, id: str | None = None, *, version: int | None = None, rebuild_tokens: int = 0
@@ -1069,26 +1097,26 @@ class Session(Handle):
             BudgetExceeded: there are no cells for one more session.
             ClosedError: this session or the engine is closed.
         """
-        self._desk.check_may_wait()
-        book, future = self.forking(id, version, rebuild_tokens)
-        with self.or_closed(book):
-            self._desk.outcome(future, None, "the session was not forked")
-            self._desk.settled(book.noted)
-        return self.of(book)
+        self._core.check_may_wait()
+        record, future = self.forking(id, version, rebuild_tokens)
+        with self.or_closed(record):
+            self._core.outcome(future, None, "the session was not forked")
+            self._core.settled(record.noted)
+        return self.of(record)
 
     def forking(
         self, id: str | None, version: int | None, rebuild_tokens: int
-    ) -> tuple[Book, Future[None]]:
+    ) -> tuple[SessionRecord, Future[None]]:
         """What `fork` makes, and waits for."""
-        return self._lives.fork(self._book, id, version, rebuild_tokens)
+        return self._manager.fork(self._record, id, version, rebuild_tokens)
 
-    def of(self, book: Book) -> Session:
+    def of(self, record: SessionRecord) -> Session:
         """Another session of the same engine."""
-        return Session(self._desk, self._lives, self._asker, book, self._export)
+        return Session(self._core, self._manager, self._encoder, record, self._export)
 
-    def or_closed(self, book: Book) -> AbstractContextManager[None]:
+    def or_closed(self, record: SessionRecord) -> AbstractContextManager[None]:
         """Closes a new session if whoever made it does not get it after all."""
-        return self._desk.or_closed(book)
+        return self._core.or_closed(record)
 
     def __enter__(self) -> Session:
         return self
@@ -1102,13 +1130,13 @@ class Session(Handle):
         durability: Durability | None = None,
     ) -> NewEntries:
         """The first half of `push`: tokens, and keys where the policy wants them."""
-        level = self._desk.keeper.level(durability)
-        return new_entries(self._asker, self._book, entries, level, client, client_seq, strict)
+        level = self._core.journal_writer.level(durability)
+        return new_entries(self._encoder, self._record, entries, level, client, client_seq, strict)
 
     def push_prepared(self, new: NewEntries) -> Pushed | Future[None]:
         """The second half of `push`; a future to wait for, if there is no room now."""
-        return push(self._desk, self._book, new)
+        return push(self._core, self._record, new)
 
     def give_up(self, new: NewEntries) -> None:
         """Nobody waits any more for room for a push."""
-        leave_line(self._desk, self._book, new)
+        leave_line(self._core, self._record, new)

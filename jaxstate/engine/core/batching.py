@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxstate.cells.tables import BlockCopy
-from jaxstate.engine.core.ledger import Ledger
-from jaxstate.engine.core.results import Outcomes
+from jaxstate.engine.core.results import ResultProcessor
+from jaxstate.engine.core.state import EngineState
 from jaxstate.engine.executor.protocol import (
     Candidate,
     Choices,
@@ -28,11 +28,11 @@ from jaxstate.engine.executor.protocol import (
     Tokens,
 )
 from jaxstate.engine.flash.registry import Registered, Warm
-from jaxstate.engine.requests.request import Asked, Run
-from jaxstate.engine.scheduler.grouping import Want, go_together
+from jaxstate.engine.requests.request import Question, Request
+from jaxstate.engine.scheduler.grouping import BatchCandidate, go_together
 from jaxstate.engine.scheduler.views import Begin, GoOn, Ingest, Plan, Step
-from jaxstate.engine.sessions.record import Book, SavedCells
-from jaxstate.engine.sessions.token_log import Border, split
+from jaxstate.engine.sessions.record import SavedCells, SessionRecord
+from jaxstate.engine.sessions.token_log import VersionEnd, split
 from jaxstate.engine.types.values import Work
 from jaxstate.errors import CapacityExceeded, NotFinite
 from jaxstate.records import Sampling
@@ -41,11 +41,11 @@ from jaxstate.text import Tokenizer
 T = TypeVar("T")
 
 
-# Launch outside the lock; then fetch, still outside; then book, under the lock, at a time.
+# Launch outside the lock; then fetch, still outside; then record, under the lock, at a time.
 Call: TypeAlias = Callable[[], Callable[[], Callable[[float], None]]]
 
 
-BookRun: TypeAlias = tuple[Book, Run]
+RecordRequest: TypeAlias = tuple[SessionRecord, Request]
 
 
 class _Nothing:
@@ -66,8 +66,8 @@ class Launch:
         work: the class that it is counted under.
         works: all classes that it serves.
         call: launches it (outside the lock) and returns how to wait for it; what that returns
-            books the result (under the lock, at the time given).
-        fail: books that it raised.
+            records the result (under the lock, at the time given).
+        fail: records that it raised.
         read_tokens: that it reads for sessions, if it does nothing else.
         lent: whether it serves registered questions that are as urgent as asks.
     """
@@ -81,57 +81,66 @@ class Launch:
 
 
 def choosing(
-    outcomes: Outcomes, runs: Sequence[BookRun], call: Callable[[], Pending[Choices]], work: Work
+    results: ResultProcessor,
+    requests: Sequence[RecordRequest],
+    call: Callable[[], Pending[Choices]],
+    work: Work,
 ) -> Launch:
     """A step that chooses a token for each run, and what that does to the runs."""
-    return of_runs(outcomes, runs, joined_call(call, chosen_by(outcomes, runs)), work)
+    return of_runs(results, requests, joined_call(call, chosen_by(results, requests)), work)
 
 
-def chosen_by(outcomes: Outcomes, runs: Sequence[BookRun]) -> Callable[[Choices, float], None]:
+def chosen_by(
+    results: ResultProcessor, requests: Sequence[RecordRequest]
+) -> Callable[[Choices, float], None]:
     """Books what a step chose for runs; of those that still read it does not count."""
-    complete = [run.stage == "decoding" for _, run in runs]
+    complete = [request.stage == "decoding" for _, request in requests]
 
     def commit(chosen: Choices, now_s: float) -> None:
         finite = np.isfinite(chosen.logprobs)
-        for index, (book, run) in enumerate(runs):
+        for index, (record, request) in enumerate(requests):
             if complete[index] and finite[index]:
-                book.residence.is_sound(run.version)
-        for index, (book, run) in enumerate(runs):
-            if run.finished:
+                record.residence.is_sound(request.version)
+        for index, (record, request) in enumerate(requests):
+            if request.finished:
                 continue  # launched before its end was known
             if complete[index] and not finite[index]:
-                outcomes.not_finite(book, run)
+                results.not_finite(record, request)
             elif complete[index]:
-                run.take_token(
+                request.take_token(
                     int(chosen.tokens[index]),
                     float(chosen.logprobs[index]),
                     float(chosen.gaps[index]),
                     bool(chosen.done[index]),
                 )
-            outcomes.finish(book, [run], now_s)
+            results.finish(record, [request], now_s)
 
     return commit
 
 
-def of_runs(outcomes: Outcomes, runs: Sequence[BookRun], call: Call, work: Work) -> Launch:
+def of_runs(
+    results: ResultProcessor, requests: Sequence[RecordRequest], call: Call, work: Work
+) -> Launch:
     """A step that serves these runs and nothing else."""
 
     def fail(error: Exception) -> None:
-        for book, run in runs:
-            outcomes.fail_runs(book, [run], error)
+        for record, request in requests:
+            results.fail_runs(record, [request], error)
 
-    return Launch(work=work, works=works_of(work, [run for _, run in runs]), call=call, fail=fail)
+    return Launch(
+        work=work, works=works_of(work, [request for _, request in requests]), call=call, fail=fail
+    )
 
 
-def works_of(work: Work, runs: Sequence[Run]) -> frozenset[Work]:
+def works_of(work: Work, requests: Sequence[Request]) -> frozenset[Work]:
     """The classes that a step serves. Questions past their deadline run as asks and count as asks;
     those that ride along count."""
-    lent = bool(runs) and runs[0].work != work and runs[0].work == "flash"
-    return frozenset[Work]({work} if lent else {work, *(run.work for run in runs)})
+    lent = bool(requests) and requests[0].work != work and requests[0].work == "flash"
+    return frozenset[Work]({work} if lent else {work, *(request.work for request in requests)})
 
 
 def joined_call(launch: Callable[[], Pending[T]], commit: Callable[[T, float], None]) -> Call:
-    """Launch now, fetch later, book under the lock."""
+    """Launch now, fetch later, record under the lock."""
 
     def call() -> Callable[[], Callable[[float], None]]:
         pending = launch()
@@ -153,14 +162,14 @@ class _Read:
     """What one session's chunk does to it.
 
     Attributes:
-        book: the session.
+        record: the session.
         chunk: None if it has no tokens.
         start: cells that it goes on from.
         end: cells once it is there.
         attempt: of the session's residence; a later one reads the same again.
     """
 
-    book: Book
+    record: SessionRecord
     chunk: Chunk | None
     start: int
     end: int
@@ -173,7 +182,7 @@ class _Batch:
 
     reads: list[_Read] = field(default_factory=list)
     copies: list[BlockCopy] = field(default_factory=list)
-    runs: list[BookRun] = field(default_factory=list)
+    requests: list[RecordRequest] = field(default_factory=list)
     rows: list[RowTokens] = field(default_factory=list)
 
 
@@ -181,23 +190,27 @@ class Reader:
     """Prepares steps that read.
 
     Args:
-        ledger, executor, outcomes, tokenizer: of the launcher.
+        state, executor, results, tokenizer: of the launcher.
     """
 
     def __init__(
-        self, ledger: Ledger, executor: Executor, outcomes: Outcomes, tokenizer: Tokenizer | None
+        self,
+        state: EngineState,
+        executor: Executor,
+        results: ResultProcessor,
+        tokenizer: Tokenizer | None,
     ) -> None:
-        self._ledger = ledger
-        self._limits = ledger.limits
+        self._state = state
+        self._limits = state.limits
         self._executor = executor
-        self._outcomes = outcomes
+        self._results = results
         self._tokenizer = tokenizer
 
     def prepare(self, step: Step, joined: Sequence[Step], now_s: float) -> Launch | None:
         """Books that the step begins; None if it needs no device after all."""
         if isinstance(step, Begin) and step.evict:
             self._evict(step)
-        asked: list[tuple[Book, Registered | Run | None]] = []
+        asked: list[tuple[SessionRecord, Registered | Request | None]] = []
         planned = self._wants(step, asked, now_s)
         if not planned:
             return None
@@ -205,90 +218,104 @@ class Reader:
             joined = ()
         parts = [part for part in joined if not self._failed_before(part)]
         joining = [want for part in parts for want in self._wants(part, asked, now_s)]
-        chosen = go_together(planned, joining, self._limits, len(self._ledger.blocks))
+        chosen = go_together(planned, joining, self._limits, len(self._state.blocks))
         batch, widest = _Batch(), _padded(chosen, self._limits)
         for want in chosen:
-            book, one = asked[want.number]
-            self._served(book, one)
-            book.residence.used_s = now_s
-            book.residence.served += one is not None or not book.residence.missing
+            record, one = asked[want.number]
+            self._served(record, one)
+            record.residence.used_s = now_s
+            record.residence.served += one is not None or not record.residence.missing
             if one is None:
-                self._read(batch, book, min(want.tokens, widest))
+                self._read(batch, record, min(want.tokens, widest))
             else:
-                self._begin(batch, book, one, now_s)
+                self._begin(batch, record, one, now_s)
         return self._launch(batch, step.work)
 
-    def _served(self, book: Book, one: Registered | Run | None) -> None:
+    def _served(self, record: SessionRecord, one: Registered | Request | None) -> None:
         """A row of the step is the session's; those that only wanted one come first next time."""
         if one is None:
-            book.ingest_served = self._ledger.steps
-        elif isinstance(one, Run):
-            book.asks_served = self._ledger.steps
+            record.ingest_served = self._state.steps
+        elif isinstance(one, Request):
+            record.asks_served = self._state.steps
         else:
-            book.flash.served = self._ledger.steps
+            record.flash.served = self._state.steps
 
     def _failed_before(self, step: Step) -> bool:
         """Whether a step that reads for it would be the second in a row to fail: it is made alone,
         so that no other session fails with it."""
-        book = self._ledger.books[step.session]
-        return isinstance(step, Ingest) and book.residence.failures > 0
+        record = self._state.records[step.session]
+        return isinstance(step, Ingest) and record.residence.failures > 0
 
     def _evict(self, step: Begin) -> None:
-        book = self._ledger.books[step.session]
-        asks = (book.asks[key].run.asked for key in step.runs)
-        self._outcomes.evict(sum(asked.blocks(self._limits) for asked in asks))
+        record = self._state.records[step.session]
+        asks = (record.asks[key].request.asked for key in step.requests)
+        self._results.evict(sum(asked.blocks(self._limits) for asked in asks))
 
     def _wants(
-        self, step: Step, asked: list[tuple[Book, Registered | Run | None]], now_s: float
-    ) -> list[Want]:
+        self,
+        step: Step,
+        asked: list[tuple[SessionRecord, Registered | Request | None]],
+        now_s: float,
+    ) -> list[BatchCandidate]:
         """The rows that one part would have, each noted in `asked`."""
         assert not isinstance(step, GoOn), "what goes on does not begin"
-        book = self._ledger.books[step.session]
+        record = self._state.records[step.session]
         if isinstance(step, Ingest):
-            asked.append((book, None))
-            return [Want("chunk", book.key, len(asked) - 1, step.tokens)]
-        if step.runs:
-            runs = [run for key in step.runs if (run := self._reaching(book, key)) is not None]
-            return [self._want("ask", book, run, run.asked, asked) for run in runs]
-        due = self._due(book, now_s)
-        return [self._want("flash", book, one, one.asked, asked) for one in due]
+            asked.append((record, None))
+            return [BatchCandidate("chunk", record.key, len(asked) - 1, step.tokens)]
+        if step.requests:
+            requests = [
+                request
+                for key in step.requests
+                if (request := self._reaching(record, key)) is not None
+            ]
+            return [
+                self._want("ask", record, request, request.asked, asked) for request in requests
+            ]
+        due = self._due(record, now_s)
+        return [self._want("flash", record, one, one.asked, asked) for one in due]
 
     def _want(
         self,
         kind: Work,
-        book: Book,
-        one: Registered | Run,
-        question: Asked,
-        asked: list[tuple[Book, Registered | Run | None]],
-    ) -> Want:
+        record: SessionRecord,
+        one: Registered | Request,
+        question: Question,
+        asked: list[tuple[SessionRecord, Registered | Request | None]],
+    ) -> BatchCandidate:
         assert kind != "ingest"
-        asked.append((book, one))
+        asked.append((record, one))
         tokens = min(len(question.tokens), self._limits.question_tokens)
-        return Want(kind, book.key, len(asked) - 1, tokens, question.blocks(self._limits))
+        return BatchCandidate(
+            kind, record.key, len(asked) - 1, tokens, question.blocks(self._limits)
+        )
 
-    def _reaching(self, book: Book, key: int) -> Run | None:
+    def _reaching(self, record: SessionRecord, key: int) -> Request | None:
         """An ask that may begin; it fails if it would go too far, or what it is about is gone."""
-        if self._outcomes.fail_unheld(book, key):
+        if self._results.fail_unheld(record, key):
             return None
-        run, border = book.asks[key].run, book.asks[key].as_of or book.border
+        request, version_end = (
+            record.asks[key].request,
+            record.asks[key].as_of or record.version_end,
+        )
         try:
-            run.asked.check_reach(border.cells, self._limits)
+            request.asked.check_reach(version_end.cells, self._limits)
         except CapacityExceeded as error:
-            self._outcomes.fail_ask(book, key, error)
+            self._results.fail_ask(record, key, error)
             return None
-        return run
+        return request
 
-    def _due(self, book: Book, now_s: float) -> list[Registered]:
+    def _due(self, record: SessionRecord, now_s: float) -> list[Registered]:
         """Registered questions that are due, as far as rows and tail blocks go."""
-        room = self._limits.rows - len(book.flash_runs)
-        blocks_left = len(self._ledger.blocks)
+        room = self._limits.rows - len(record.flash_requests)
+        blocks_left = len(self._state.blocks)
         chosen: list[Registered] = []
-        for one in book.flash.due(now_s):
+        for one in record.flash.due(now_s):
             try:
-                one.asked.check_reach(book.seen_cells, self._limits)
+                one.asked.check_reach(record.seen_cells, self._limits)
             except CapacityExceeded as error:
-                book.flash.refused(one, book.version, str(error))
-                self._outcomes.recorder.count("flash_refused")
+                record.flash.refused(one, record.version, str(error))
+                self._results.recorder.count("flash_refused")
                 continue
             blocks_left -= one.asked.blocks(self._limits)
             if blocks_left < 0 or len(chosen) == room:
@@ -296,52 +323,54 @@ class Reader:
             chosen.append(one)
         return chosen
 
-    def _begin(self, batch: _Batch, book: Book, one: Registered | Run, now_s: float) -> None:
-        run = one if isinstance(one, Run) else self._flash_run(book, one)
-        blocks = self._ledger.blocks.take(run.asked.blocks(self._limits))
-        border = self._border(book, one)
-        seen = book.residence.seen(book.key, border.cells)
-        run.begin(border.version, seen, blocks, self._tokenizer)
-        run.served = self._ledger.steps
-        if isinstance(one, Run):
-            book.asks_begun[run.key] = book.asks[run.key]
+    def _begin(
+        self, batch: _Batch, record: SessionRecord, one: Registered | Request, now_s: float
+    ) -> None:
+        request = one if isinstance(one, Request) else self._flash_run(record, one)
+        blocks = self._state.blocks.take(request.asked.blocks(self._limits))
+        version_end = self._version_end(record, one)
+        seen = record.residence.seen(record.key, version_end.cells)
+        request.begin(version_end.version, seen, blocks, self._tokenizer)
+        request.served = self._state.steps
+        if isinstance(one, Request):
+            record.asks_begun[request.key] = record.asks[request.key]
         else:
             one.begin(now_s)
-            book.flash_runs[run.key] = (run, one)
-        row = run.read(self._limits)
+            record.flash_requests[request.key] = (request, one)
+        row = request.read(self._limits)
         if row is not None:  # a question of one token is read with each of its choices
-            batch.runs.append((book, run))
+            batch.requests.append((record, request))
             batch.rows.append(row)
-            self._ledger.charge(book, len(row.tokens), seen.cells)
+            self._state.charge(record, len(row.tokens), seen.cells)
 
-    def _border(self, book: Book, one: Registered | Run) -> Border:
+    def _version_end(self, record: SessionRecord, one: Registered | Request) -> VersionEnd:
         """What a question looks at: the newest version, or the one that it is about."""
-        as_of = book.asks[one.key].as_of if isinstance(one, Run) else None
-        if as_of is not None and self._ledger.holds_up(book, as_of.cells):
-            book.past_served = self._ledger.steps
-        return as_of or book.border
+        as_of = record.asks[one.key].as_of if isinstance(one, Request) else None
+        if as_of is not None and self._state.holds_up(record, as_of.cells):
+            record.past_served = self._state.steps
+        return as_of or record.version_end
 
-    def _flash_run(self, book: Book, one: Registered) -> Run:
-        since_s = max(book.committed_s, one.registered_s)
-        holds = one.drops >= self._ledger.config.scheduling.flash_drops
-        return Run(self._ledger.new_key(), "flash", one.asked, since_s, holds=holds)
+    def _flash_run(self, record: SessionRecord, one: Registered) -> Request:
+        since_s = max(record.committed_s, one.registered_s)
+        holds = one.drops >= self._state.config.scheduling.flash_drops
+        return Request(self._state.new_key(), "flash", one.asked, since_s, holds=holds)
 
-    def _read(self, batch: _Batch, book: Book, tokens: int) -> None:
+    def _read(self, batch: _Batch, record: SessionRecord, tokens: int) -> None:
         """The next tokens of a session: again from its log, or from its queue."""
-        residence, start = book.residence, book.residence.table.cells
-        fresh = self._next(book, tokens)
+        residence, start = record.residence, record.residence.table.cells
+        fresh = self._next(record, tokens)
         end, chunk = start + len(fresh), None
         if len(fresh):
-            batch.copies += self._ledger.tables.grow(residence.table, end)
-            self._ledger.keep_prefix(book, start, end)
-            chunk = Chunk(start=residence.seen(book.key, start), tokens=fresh)
-            self._ledger.charge(book, len(fresh), start)
-        self._ledger.room.update(book)
-        self._outcomes.drop_unreadable(book)
-        batch.reads.append(_Read(book, chunk, start, end, residence.attempt))
+            batch.copies += self._state.tables.grow(residence.table, end)
+            self._state.keep_prefix(record, start, end)
+            chunk = Chunk(start=residence.seen(record.key, start), tokens=fresh)
+            self._state.charge(record, len(fresh), start)
+        self._state.budget.update(record)
+        self._results.drop_unreadable(record)
+        batch.reads.append(_Read(record, chunk, start, end, residence.attempt))
 
-    def _next(self, book: Book, tokens: int) -> Tokens:
-        residence = book.residence
+    def _next(self, record: SessionRecord, tokens: int) -> Tokens:
+        residence = record.residence
         again = min(tokens, residence.missing)
         if again and residence.careful:
             # To the end of an entry, so that one which cannot be read takes none before it along.
@@ -349,29 +378,29 @@ class Reader:
             again = min(again, next((end for _, end in ends if end > 0), again))
         if again:
             # Equal but for float error: the next snapshot has all that is there now.
-            book.saved = SavedCells(book.saved.version)
+            record.saved = SavedCells(record.saved.version)
             return residence.log.tokens(residence.table.cells, again)
-        if book.queue.empty:
-            assert book.stranded, "the scheduler saw something to read"
+        if record.queue.empty:
+            assert record.stranded, "the scheduler saw something to read"
             return _NO_TOKENS
-        return self._taken(book, tokens)
+        return self._taken(record, tokens)
 
-    def _taken(self, book: Book, tokens: int) -> Tokens:
+    def _taken(self, record: SessionRecord, tokens: int) -> Tokens:
         """From the queue; what it completes lands when its cells are there."""
-        rest_tokens = book.queue.rest_tokens if book.border_jobs else 0
-        taken = book.queue.take(min(tokens, rest_tokens or tokens))
+        rest_tokens = record.queue.rest_tokens if record.border_jobs else 0
+        taken = record.queue.take(min(tokens, rest_tokens or tokens))
         assert taken is not None, "the scheduler saw something to read"
-        book.residence.log.append(taken.tokens, taken.ends)
+        record.residence.log.append(taken.tokens, taken.ends)
         if taken.completes is not None:
-            border_cells = len(book.residence.log) - book.queue.partly_read_tokens
-            book.landing.append((border_cells, taken))
+            border_cells = len(record.residence.log) - record.queue.partly_read_tokens
+            record.landing.append((border_cells, taken))
         return taken.tokens
 
     def _launch(self, batch: _Batch, work: Work) -> Launch | None:
         if not batch.rows and not batch.reads:
             return None
         chunks = [read.chunk for read in batch.reads if read.chunk is not None]
-        choose = chosen_by(self._outcomes, batch.runs)
+        choose = chosen_by(self._results, batch.requests)
 
         def commit(result: Choices | NDArray[np.bool_] | None, now_s: float) -> None:
             flags = result.chunks_finite if isinstance(result, Choices) else result
@@ -385,18 +414,18 @@ class Reader:
                 choose(result, now_s)
 
         def fail(error: Exception) -> None:
-            for book, run in batch.runs:
-                self._outcomes.fail_runs(book, [run], error)
+            for record, request in batch.requests:
+                self._results.fail_runs(record, [request], error)
             for read in batch.reads:
                 self._failed(read, error, copied=bool(batch.copies))
 
-        runs = [run for _, run in batch.runs]
+        requests = [request for _, request in batch.requests]
         # What is read for an ask counts as the ask's: ingest keeps the share of its own.
         reads: set[Work] = {"ingest"} if batch.reads and batch.rows else set()
         return Launch(
             work="ingest" if not batch.rows else work,
             read_tokens=0 if batch.rows else sum(len(chunk.tokens) for chunk in chunks),
-            works=works_of(work, runs) | reads,
+            works=works_of(work, requests) | reads,
             call=joined_call(lambda: self._call(batch, chunks), commit),
             fail=fail,
         )
@@ -413,46 +442,46 @@ class Reader:
 
     def _failed(self, read: _Read, error: Exception, *, copied: bool) -> None:
         """Its tokens are read again; entries without tokens had nothing to do with the device."""
-        if read.book.residence.has_gone_back(read.attempt, read.end):
+        if read.record.residence.has_gone_back(read.attempt, read.end):
             return  # it is being read again already
-        read.book.stranded = bool(read.book.landing)
+        read.record.stranded = bool(read.record.landing)
         if read.chunk is not None:
             # A copy that failed leaves a block that is nobody's; otherwise all before is there.
             start = None if copied else read.start
-            self._outcomes.reading_failed(read.book, start, error)
+            self._results.reading_failed(read.record, start, error)
 
     def _land(self, read: _Read, now_s: float) -> None:
         """Cells are there; entries that end within them are committed."""
-        book, residence = read.book, read.book.residence
+        record, residence = read.record, read.record.residence
         if residence.has_gone_back(read.attempt, read.end):
             return  # a step before it failed: what it read comes once more
-        self._ledger.prefix_ready(book, read.start, read.end)
+        self._state.prefix_ready(record, read.start, read.end)
         new = max(0, read.end - max(read.start, residence.landed_cells))
         residence.there_cells = read.end
         residence.landed_cells = max(residence.landed_cells, read.end)
-        self._outcomes.recorder.count("tokens_ingested", new)
-        self._outcomes.recorder.count("tokens_rebuilt", read.end - read.start - new)
-        self._outcomes.room_made(book)
-        residence.failures, residence.careful, book.stranded = 0, False, False
-        while book.landing and book.landing[0][0] <= read.end:
-            border_cells, taken = book.landing.popleft()
-            self._outcomes.landed(book, taken, border_cells, now_s)
-        self._land_part(book, read.end, now_s)
-        self._outcomes.moved(book)
+        self._results.recorder.count("tokens_ingested", new)
+        self._results.recorder.count("tokens_rebuilt", read.end - read.start - new)
+        self._results.room_made(record)
+        residence.failures, residence.careful, record.stranded = 0, False, False
+        while record.landing and record.landing[0][0] <= read.end:
+            border_cells, taken = record.landing.popleft()
+            self._results.landed(record, taken, border_cells, now_s)
+        self._land_part(record, read.end, now_s)
+        self._results.moved(record)
 
-    def _land_part(self, book: Book, cells: int, now_s: float) -> None:
+    def _land_part(self, record: SessionRecord, cells: int, now_s: float) -> None:
         """What was taken in one chunk may come in several, when it is read again."""
-        if not book.landing or not book.landing[0][1].ends:
+        if not record.landing or not record.landing[0][1].ends:
             return
-        border_cells, taken = book.landing[0]
+        border_cells, taken = record.landing[0]
         first = border_cells - taken.ends[-1][1]
         if (parts := split(taken, cells - first)) is not None:
             done, rest = parts
-            book.landing[0] = border_cells, rest
-            self._outcomes.landed(book, done, first + done.ends[-1][1], now_s)
+            record.landing[0] = border_cells, rest
+            self._results.landed(record, done, first + done.ends[-1][1], now_s)
 
 
-def _padded(chosen: Sequence[Want], limits: Limits) -> int:
+def _padded(chosen: Sequence[BatchCandidate], limits: Limits) -> int:
     """Tokens of a row of the step: chunks that go with questions are cut to theirs, but not one
     that was planned, and with which they ride."""
     questions = [want.tokens for want in chosen if want.kind != "chunk"]
@@ -467,29 +496,33 @@ class Launcher:
     """Turns plans into launches.
 
     Args:
-        ledger: the books.
+        state: the records.
         executor: the device.
-        outcomes: what ends a run, and who hears of it.
+        results: what ends a run, and who hears of it.
         tokenizer: for the text of answers.
     """
 
     def __init__(
-        self, ledger: Ledger, executor: Executor, outcomes: Outcomes, tokenizer: Tokenizer | None
+        self,
+        state: EngineState,
+        executor: Executor,
+        results: ResultProcessor,
+        tokenizer: Tokenizer | None,
     ) -> None:
-        self._ledger = ledger
+        self._state = state
         self._executor = executor
-        self._outcomes = outcomes
-        self._reader = Reader(ledger, executor, outcomes, tokenizer)
+        self._results = results
+        self._reader = Reader(state, executor, results, tokenizer)
 
     def prepare(self, plan: Plan, now_s: float) -> Launch | None:
         """Books that a planned step begins; None if it needs no device after all."""
         step = plan.step
         assert step is not None, "there is nothing to prepare"
         if step.work == "ask":
-            self._ledger.asks_began = not isinstance(step, GoOn)
-            self._ledger.flash_lent = self._is_flash(step)
+            self._state.asks_began = not isinstance(step, GoOn)
+            self._state.flash_lent = self._is_flash(step)
         launch = self._prepared(step, plan.joined, now_s)
-        lent = launch is not None and step.work == "ask" and self._ledger.flash_lent
+        lent = launch is not None and step.work == "ask" and self._state.flash_lent
         return dataclasses.replace(launch, lent=True) if launch is not None and lent else launch
 
     def _prepared(self, step: Step, joined: Sequence[Step], now_s: float) -> Launch | None:
@@ -503,17 +536,20 @@ class Launcher:
         """Whether a step that is as urgent as an ask serves registered questions."""
         if isinstance(step, Ingest):
             return False
-        return not step.runs or step.runs[0] in self._ledger.books[step.session].flash_runs
+        return (
+            not step.requests
+            or step.requests[0] in self._state.records[step.session].flash_requests
+        )
 
     def _begin_warm(self, steps: Sequence[Step], now_s: float) -> Launch | None:
-        due: list[tuple[Book, Warm]] = []
-        wants: list[list[Want]] = []
+        due: list[tuple[SessionRecord, Warm]] = []
+        wants: list[list[BatchCandidate]] = []
         for step in steps:
-            book = self._ledger.books[step.session]
-            ready = [(book, one) for one in book.warm.due() if self._reaches(book, one)]
+            record = self._state.records[step.session]
+            ready = [(record, one) for one in record.warm.due() if self._reaches(record, one)]
             wants.append(
                 [
-                    Want("warm", book.key, len(due) + n, len(one.asked.tokens))
+                    BatchCandidate("warm", record.key, len(due) + n, len(one.asked.tokens))
                     for n, (_, one) in enumerate(ready)
                 ]
             )
@@ -522,120 +558,122 @@ class Launcher:
         if planned is None:
             return None
         joining = [want for one in wants for want in one if want.session != planned[0].session]
-        chosen = go_together(planned, joining, self._ledger.limits, free_blocks=0)
+        chosen = go_together(planned, joining, self._state.limits, free_blocks=0)
         return self._warm([due[want.number] for want in chosen], now_s)
 
-    def _reaches(self, book: Book, warm: Warm) -> bool:
+    def _reaches(self, record: SessionRecord, warm: Warm) -> bool:
         try:
-            warm.asked.check_reach(book.seen_cells, self._ledger.limits)
+            warm.asked.check_reach(record.seen_cells, self._state.limits)
         except CapacityExceeded:
-            warm.tried_version = book.version
+            warm.tried_version = record.version
             return False
         return True
 
-    def _warm(self, due: Sequence[tuple[Book, Warm]], now_s: float) -> Launch:
-        rows = [_warm_row(book, one) for book, one in due]
-        versions = [(book.version, book.seen_cells) for book, _ in due]
-        for book, one in due:
-            book.warm.running = True
-            book.warm.served = self._ledger.steps
-            book.residence.used_s = now_s
-            self._ledger.charge(book, len(one.asked.tokens), book.seen_cells)
+    def _warm(self, due: Sequence[tuple[SessionRecord, Warm]], now_s: float) -> Launch:
+        rows = [_warm_row(record, one) for record, one in due]
+        versions = [(record.version, record.seen_cells) for record, _ in due]
+        for record, one in due:
+            record.warm.running = True
+            record.warm.served = self._state.steps
+            record.residence.used_s = now_s
+            self._state.charge(record, len(one.asked.tokens), record.seen_cells)
 
         def commit(logprobs: NDArray[np.float32], _: float) -> None:
-            for n, (book, one) in enumerate(due):
-                book.warm.running = False
+            for n, (record, one) in enumerate(due):
+                record.warm.running = False
                 if np.isfinite(logprobs[n]).all():
-                    book.warm.keep([one], logprobs[n : n + 1], *versions[n])
+                    record.warm.keep([one], logprobs[n : n + 1], *versions[n])
                 else:
                     one.tried_version = versions[n][0]
 
         def fail(error: Exception) -> None:
-            for n, (book, one) in enumerate(due):
-                book.warm.running = False
+            for n, (record, one) in enumerate(due):
+                record.warm.running = False
                 one.tried_version = versions[n][0]  # not again before the next commit
 
         call = joined_call(lambda: self._executor.logits(rows), commit)
         return Launch(work="warm", works=frozenset({"warm"}), call=call, fail=fail)
 
     def _go_on(self, steps: Sequence[Step], now_s: float) -> Launch | None:
-        runs: list[BookRun] = []
+        requests: list[RecordRequest] = []
         for step in steps:
             assert isinstance(step, GoOn), "only what goes on joins what goes on"
-            book = self._ledger.books[step.session]
-            runs += [(book, run) for run in self._outcomes.runs_of(book, step.runs)]
-        first, work = runs[0][1], steps[0].work
+            record = self._state.records[step.session]
+            requests += [
+                (record, request) for request in self._results.runs_of(record, step.requests)
+            ]
+        first, work = requests[0][1], steps[0].work
         if first.stage == "scoring":
-            return self._score(runs, work, now_s)
+            return self._score(requests, work, now_s)
         if first.stage == "reading":
-            self._serve(runs[:1], now_s)
-            row = first.read(self._ledger.limits)
+            self._serve(requests[:1], now_s)
+            row = first.read(self._state.limits)
             assert row is not None, "a run that reads has something to read"
-            return choosing(self._outcomes, runs[:1], lambda: self._executor.more(row), work)
-        self._serve(runs, now_s)
-        rows = [run.decode() for _, run in runs]
-        return choosing(self._outcomes, runs, lambda: self._executor.decode(rows), work)
+            return choosing(self._results, requests[:1], lambda: self._executor.more(row), work)
+        self._serve(requests, now_s)
+        rows = [request.decode() for _, request in requests]
+        return choosing(self._results, requests, lambda: self._executor.decode(rows), work)
 
-    def _serve(self, runs: Sequence[BookRun], now_s: float) -> None:
+    def _serve(self, requests: Sequence[RecordRequest], now_s: float) -> None:
         """These have a row in the step."""
-        for book, run in runs:
-            run.served = self._ledger.steps
-            book.residence.used_s = now_s
-            book.residence.served += 1
-            if run.work == "flash":
-                book.flash.served = self._ledger.steps
-            self._ledger.charge(book, 1, run.seen_cells)
+        for record, request in requests:
+            request.served = self._state.steps
+            record.residence.used_s = now_s
+            record.residence.served += 1
+            if request.work == "flash":
+                record.flash.served = self._state.steps
+            self._state.charge(record, 1, request.seen_cells)
 
-    def _score(self, runs: Sequence[BookRun], work: Work, now_s: float) -> Launch:
+    def _score(self, requests: Sequence[RecordRequest], work: Work, now_s: float) -> Launch:
         """Scores as many choices, of as many runs, as one step takes."""
         candidates: list[Candidate] = []
-        owners: list[tuple[Run, int]] = []
-        room = _scored_together([run for _, run in runs], self._ledger.limits)
-        each = self._ledger.limits.session_rows if _several([b for b, _ in runs]) else room
+        owners: list[tuple[Request, int]] = []
+        room = _scored_together([request for _, request in requests], self._state.limits)
+        each = self._state.limits.session_rows if _several([b for b, _ in requests]) else room
         of_look: dict[tuple[int, int], int] = {}
-        for _, run in runs:
-            used = of_look.get(run.seen.together, 0)
-            more = run.score(max(0, min(room - len(candidates), each - used)))
-            of_look[run.seen.together] = used + len(more)
+        for _, request in requests:
+            used = of_look.get(request.seen.together, 0)
+            more = request.score(max(0, min(room - len(candidates), each - used)))
+            of_look[request.seen.together] = used + len(more)
             candidates += more
-            owners.append((run, len(more)))
-        self._serve([one for one, (_, n) in zip(runs, owners, strict=True) if n], now_s)
+            owners.append((request, len(more)))
+        self._serve([one for one, (_, n) in zip(requests, owners, strict=True) if n], now_s)
 
         def commit(totals: NDArray[np.float32], now_s: float) -> None:
             start = 0
-            for book, run in runs:
+            for record, request in requests:
                 if np.isfinite(totals).all():
-                    book.residence.is_sound(run.version)
-            for (run, count), (book, _) in zip(owners, runs, strict=True):
+                    record.residence.is_sound(request.version)
+            for (request, count), (record, _) in zip(owners, requests, strict=True):
                 mine = [float(total) for total in totals[start : start + count]]
                 start += count
                 if not np.isfinite(mine).all():
-                    self._outcomes.not_finite(book, run)
-                elif not run.finished:
-                    run.take_totals(mine)
-            for book, run in runs:
-                self._outcomes.finish(book, [run], now_s)
+                    self._results.not_finite(record, request)
+                elif not request.finished:
+                    request.take_totals(mine)
+            for record, request in requests:
+                self._results.finish(record, [request], now_s)
 
         call = joined_call(lambda: self._executor.score(candidates), commit)
-        return of_runs(self._outcomes, runs, call, work)
+        return of_runs(self._results, requests, call, work)
 
 
-def _scored_together(runs: Sequence[Run], limits: Limits) -> int:
+def _scored_together(requests: Sequence[Request], limits: Limits) -> int:
     """How many of the choices that these runs have left one step should score."""
-    left = [tokens for run in runs for tokens in run.choices_left]
+    left = [tokens for request in requests for tokens in request.choices_left]
     longest = max(map(len, left))
-    idle = runs[0].work == "flash"
+    idle = requests[0].work == "flash"
     most = min(limits.rows, limits.idle_rows(longest)) if idle else limits.rows
     return limits.row_sizes.take(len(left), longest, most)
 
 
-def _several(books: Sequence[Book]) -> bool:
-    return any(book is not books[0] for book in books)
+def _several(records: Sequence[SessionRecord]) -> bool:
+    return any(record is not records[0] for record in records)
 
 
-def _warm_row(book: Book, warm: Warm) -> RowTokens:
+def _warm_row(record: SessionRecord, warm: Warm) -> RowTokens:
     return RowTokens(
-        seen=book.residence.seen(book.key, book.seen_cells),
+        seen=record.residence.seen(record.key, record.seen_cells),
         blocks=(),
         used_cells=0,
         tokens=warm.asked.tokens,

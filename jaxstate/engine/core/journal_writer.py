@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from jaxstate.engine.sessions.dedup import Receipts
+from jaxstate.engine.sessions.dedup import IdempotencyTable
 from jaxstate.errors import InvalidInput
 from jaxstate.persist.changes import Push, model_noted, segments_forgotten
-from jaxstate.persist.journal import Change, Journal, Ticket, could_not_write
+from jaxstate.persist.journal import Change, Journal, PendingWrite, could_not_write
 from jaxstate.persist.logged import last_seq, push_of, segment_names
 from jaxstate.records import Durability, checked_durability
 
@@ -29,7 +29,7 @@ _log = logging.getLogger("jaxstate")
 MOST_WAITING = 10_000
 
 
-class Keeper:
+class JournalWriter:
     """The engine's side of its journal.
 
     Args:
@@ -97,9 +97,9 @@ class Keeper:
             )
         return wanted
 
-    def receipts(self, session: int) -> Receipts:
+    def receipts(self, session: int) -> IdempotencyTable:
         """Those of a session of that key."""
-        return Receipts(None if self.journal is None else _Kept(self.journal, session))
+        return IdempotencyTable(None if self.journal is None else _Kept(self.journal, session))
 
     def counts_at_once(self, level: Durability) -> bool:
         """Whether a change of that level counts before it is written."""
@@ -115,7 +115,7 @@ class Keeper:
         undo: Callable[[], None] = lambda: None,
         apply: Callable[[], None] = lambda: None,
         at_once: bool | None = None,
-    ) -> Ticket | None:
+    ) -> PendingWrite | None:
         """Puts a change in line; the caller holds the lock.
 
         Args:
@@ -137,11 +137,11 @@ class Keeper:
             return None
         chosen = self.level(level)
         if self.counts_at_once(chosen) if at_once is None else at_once:
-            ticket = Ticket(change, "memory")
+            ticket = PendingWrite(change, "memory")
             self.journal.submit(ticket)
             apply()
             return ticket
-        ticket = Ticket(change, "os" if chosen == "memory" else chosen, undo, apply)
+        ticket = PendingWrite(change, "os" if chosen == "memory" else chosen, undo, apply)
         self.journal.submit(ticket)
         return ticket
 
@@ -171,7 +171,7 @@ class Keeper:
         self,
         lock: AbstractContextManager[object],
         tell_loop: Callable[[], None],
-        tickets: Sequence[Ticket],
+        tickets: Sequence[PendingWrite],
         error: Exception | None,
     ) -> None:
         """On the journal's thread: a batch was written, or could not be."""

@@ -1,15 +1,15 @@
 """The engine's loop: plan, execute, commit, deliver, on the one thread that owns the device.
 
-Comes in: the desk, where clients leave what they want. Goes out: steps on the executor, results in
-the books, deliveries to whoever waits. Does not know: text, how clients call.
+Comes in: the engine's core, where clients leave what they want. Goes out: steps on the executor,
+results in the records, deliveries to whoever waits. Does not know: text, how clients call.
 
 A question's life:
 
-1. A client's call notes it in the books, under the lock, and wakes the loop.
-2. **Plan**: under the lock, the scheduler looks at a view of the books and names one step.
+1. A client's call notes it in the records, under the lock, and wakes the loop.
+2. **Plan**: under the lock, the scheduler looks at a view of the records and names one step.
 3. **Execute**: the step is launched, outside the lock; on an accelerator another may be launched
    before its result is fetched.
-4. **Commit**: under the lock, the result goes into the books: cells and versions, answer tokens.
+4. **Commit**: under the lock, the result goes into the records: cells and versions, answer tokens.
 5. **Deliver**: futures, events and callbacks, outside the lock, in the order of the commits.
 """
 
@@ -22,12 +22,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from jaxstate.engine.core.batching import Launch, Launcher
-from jaxstate.engine.core.desk import Desk, Job
-from jaxstate.engine.core.swapper import Mover
+from jaxstate.engine.core.engine_core import ControlTask, EngineCore
+from jaxstate.engine.core.swapper import Swapper
 from jaxstate.engine.executor.protocol import Executor
 from jaxstate.engine.memory.swap_policy import Move
 from jaxstate.engine.scheduler.scheduler import plan
-from jaxstate.engine.sessions.record import Book
+from jaxstate.engine.sessions.record import SessionRecord
 from jaxstate.engine.types.values import Work
 from jaxstate.errors import ClosedError, EngineFailed, JaxstateError, StepFailed
 from jaxstate.text import Tokenizer
@@ -42,11 +42,11 @@ class _InFlight:
     started_s: float
 
 
-class Loop:
+class EngineLoop:
     """Drives one executor.
 
     Args:
-        desk: shared with clients.
+        core: shared with clients.
         executor: nobody else calls it.
         tokenizer: for the text of answers.
 
@@ -54,23 +54,23 @@ class Loop:
         turns: so far: they stand still while the device does not answer.
     """
 
-    def __init__(self, desk: Desk, executor: Executor, tokenizer: Tokenizer | None) -> None:
-        self._desk = desk
+    def __init__(self, core: EngineCore, executor: Executor, tokenizer: Tokenizer | None) -> None:
+        self._core = core
         self._executor = executor
-        self._mover = Mover(desk, executor)
-        self._launcher = Launcher(desk.ledger, executor, desk.outcomes, tokenizer)
+        self._mover = Swapper(core, executor)
+        self._launcher = Launcher(core.state, executor, core.results, tokenizer)
         self._in_flight: deque[_InFlight] = deque()
         self._until_s: float | None = None
-        self._device_free_s = desk.clock()
+        self._device_free_s = core.clock()
         # When sessions that have rested for too long are looked for again.
         self._look_s = 0.0
         self.turns = 0
 
     def run(self) -> None:
-        """Turns until the desk is closed; an error of the loop's own closes it."""
-        self._desk.loop_thread = threading.get_ident()
+        """Turns until the engine's core is closed; an error of the loop's own closes it."""
+        self._core.loop_thread = threading.get_ident()
         try:
-            while self._desk.ended is None:
+            while self._core.ended is None:
                 if not self.turn():
                     self._rest()
         except BaseException as error:
@@ -83,8 +83,8 @@ class Loop:
     def turn(self) -> bool:
         """Plans, executes, commits, delivers; False if there was nothing to do."""
         self.turns += 1
-        with self._desk.lock:
-            self._desk.news = False  # what comes from here on is looked at in the next turn
+        with self._core.lock:
+            self._core.news = False  # what comes from here on is looked at in the next turn
         self._tell_freed()
         # One job at most between two steps: however many forks are wanted, asks go on.
         job_done = self._do_job()
@@ -95,18 +95,18 @@ class Loop:
 
     def close(self, error: ClosedError) -> None:
         """Ends everything; later calls of clients raise that error. From any thread."""
-        desk = self._desk
-        with desk.lock:
-            desk.ended = desk.ended or error
-            for book in tuple(desk.ledger.books.values()):
-                desk.outcomes.close(book, str(error), error)
-            for job in desk.jobs:
-                desk.outcomes.reject(job.future, error)
-            desk.jobs.clear()
-            for future in desk.wipes:
-                desk.outcomes.reject(future, error)
-            desk.wipes.clear()
-            desk.tell_loop()
+        core = self._core
+        with core.lock:
+            core.ended = core.ended or error
+            for record in tuple(core.state.records.values()):
+                core.results.close(record, str(error), error)
+            for job in core.jobs:
+                core.results.reject(job.future, error)
+            core.jobs.clear()
+            for future in core.wipes:
+                core.results.reject(future, error)
+            core.wipes.clear()
+            core.tell_loop()
 
     @property
     def until_s(self) -> float | None:
@@ -115,13 +115,13 @@ class Loop:
 
     def _rest(self) -> None:
         """Waits until something new may be done."""
-        desk = self._desk
-        with desk.lock:
-            if desk.news or desk.ended is not None:
+        core = self._core
+        with core.lock:
+            if core.news or core.ended is not None:
                 return
-            seconds = None if self._until_s is None else self._until_s - desk.clock()
+            seconds = None if self._until_s is None else self._until_s - core.clock()
             if seconds is None or seconds > 0:
-                desk.wake.wait(seconds)
+                core.wake.wait(seconds)
 
     def _wind_up(self) -> None:
         """Lets the device finish, delivers what is left, and gives the device's memory back."""
@@ -131,25 +131,25 @@ class Loop:
         self._executor.release()
 
     def _step(self) -> bool:
-        desk = self._desk
-        with desk.lock:
-            now_s = desk.clock()
-            desk.recorder.count("prefix_tokens_shared", desk.ledger.begin_openings())
-            planned = plan(desk.ledger.view(now_s), desk.config.scheduling)
+        core = self._core
+        with core.lock:
+            now_s = core.clock()
+            core.recorder.count("prefix_tokens_shared", core.state.begin_openings())
+            planned = plan(core.state.view(now_s), core.config.scheduling)
             if planned.step is None:
                 self._until_s = _earliest(planned.until_s, self._next_idle_s())
                 return False
             self._until_s = None
-            desk.ledger.steps += 1
+            core.state.steps += 1
             launch = self._launcher.prepare(planned, now_s)
             works = frozenset[Work]({planned.step.work}) if launch is None else launch.works
-            desk.ledger.let_go_first(works, planned.runnable | planned.held_up)
+            core.state.let_go_first(works, planned.runnable | planned.held_up)
         if launch is not None:
             self._launch(launch)
         return True
 
     def _launch(self, launch: Launch) -> None:
-        started_s = self._desk.clock()
+        started_s = self._core.clock()
         try:
             fetch = launch.call()
         except Exception as error:
@@ -157,12 +157,12 @@ class Loop:
             return
         self._in_flight.append(_InFlight(launch=launch, fetch=fetch, started_s=started_s))
         # Idle work is never launched ahead: an ask that comes now waits for this step and no other.
-        ahead = self._desk.limits.steps_ahead if launch.work in ("ask", "ingest") else 0
+        ahead = self._core.limits.steps_ahead if launch.work in ("ask", "ingest") else 0
         while len(self._in_flight) > ahead:
             self._fetch_oldest()
 
     def _fetch_oldest(self) -> bool:
-        """Waits for the step that was launched first, and books its result."""
+        """Waits for the step that was launched first, and records its result."""
         if not self._in_flight:
             return False
         flight = self._in_flight.popleft()
@@ -171,15 +171,15 @@ class Loop:
         except Exception as error:
             self._failed(flight.launch, error)
             return True
-        desk = self._desk
-        with desk.lock:
-            now_s = desk.clock()
+        core = self._core
+        with core.lock:
+            now_s = core.clock()
             began_s = max(flight.started_s, self._device_free_s)
-            desk.recorder.step_done(
+            core.recorder.step_done(
                 flight.launch.work, now_s - began_s, read_tokens=flight.launch.read_tokens
             )
             launch = flight.launch
-            desk.ledger.step_done(launch.works, now_s - began_s, lent=launch.lent)
+            core.state.step_done(launch.works, now_s - began_s, lent=launch.lent)
             self._device_free_s = now_s
             commit(now_s)
         self.deliver()
@@ -187,7 +187,7 @@ class Loop:
 
     def _failed(self, launch: Launch, error: Exception) -> None:
         """Books it, and what the device lost with it."""
-        with self._desk.lock:
+        with self._core.lock:
             launch.fail(error)
         self._recover(error)
 
@@ -195,25 +195,25 @@ class Loop:
         """A device that lost its rows loses every question under way with them; one that lost its
         cells computes them again."""
         lost = self._executor.recover()
-        with self._desk.lock:
+        with self._core.lock:
             if lost.rows:
-                self._desk.outcomes.rows_lost(error)
+                self._core.results.rows_lost(error)
             if lost.cells:
-                self._desk.outcomes.cells_lost(error)
+                self._core.results.cells_lost(error)
 
     def _do_job(self) -> bool:
-        desk = self._desk
-        with desk.lock:
-            ready = (one for one in desk.jobs if one.may_run or one.ended or one.unwanted)
+        core = self._core
+        with core.lock:
+            ready = (one for one in core.jobs if one.may_run or one.ended or one.unwanted)
             job = next(ready, None)
             if job is None:
                 return False
-            desk.jobs.remove(job)
-            if job.border is not None:
-                job.border.border_jobs -= 1
+            core.jobs.remove(job)
+            if job.version_end is not None:
+                job.version_end.border_jobs -= 1
             if job.unwanted:
                 if job.creates:
-                    desk.unwanted(job.session)
+                    core.unwanted(job.session)
                 return True
         while self._in_flight:
             self._fetch_oldest()
@@ -225,37 +225,37 @@ class Loop:
         except Exception as error:
             self._job_failed(job, error)
             return True
-        with desk.lock:
+        with core.lock:
             job.booked(result)
-            desk.outcomes.resolve(job.future, result)
+            core.results.resolve(job.future, result)
         return True
 
-    def _put_off(self, job: Job[object]) -> bool:
+    def _put_off(self, job: ControlTask[object]) -> bool:
         """Whether a job has to wait after all: a step that was in flight may have failed."""
-        with self._desk.lock:
-            if job.border is None or job.may_run or job.ended:
+        with self._core.lock:
+            if job.version_end is None or job.may_run or job.ended:
                 return False
-            job.border.border_jobs += 1
-            self._desk.jobs.appendleft(job)
+            job.version_end.border_jobs += 1
+            self._core.jobs.appendleft(job)
             return True
 
-    def _job_failed(self, job: Job[object], cause: Exception) -> None:
+    def _job_failed(self, job: ControlTask[object], cause: Exception) -> None:
         error = cause if isinstance(cause, JaxstateError) else StepFailed(f"it failed: {cause}")
         if error is not cause:
             error.__cause__ = cause
-        outcomes = self._desk.outcomes
-        with self._desk.lock:
+        results = self._core.results
+        with self._core.lock:
             if job.creates:
-                outcomes.close(job.session, str(error), error)
-            outcomes.reject(job.future, error)
+                results.close(job.session, str(error), error)
+            results.reject(job.future, error)
 
     def _move(self, *, idle: bool = False) -> bool:
         """Sends one session away, or brings one back, if the room says so."""
-        desk = self._desk
-        with desk.lock:
-            ledger = desk.ledger
-            now = ledger.now(desk.clock())
-            move = ledger.swapper.settle(ledger.books.values(), now, idle=idle)
+        core = self._core
+        with core.lock:
+            state = core.state
+            now = state.now(core.clock())
+            move = state.swapper.settle(state.records.values(), now, idle=idle)
             if move is None and now.time_s >= self._look_s:
                 move = self._rests_too_long(now.time_s)
         if move is None:
@@ -269,7 +269,7 @@ class Loop:
     def _rests_too_long(self, now_s: float) -> Move | None:
         """The first session that has been idle for as long as one may be; where there is none, it
         need not be looked for before the next could be."""
-        idle_s = self._desk.config.idle_s
+        idle_s = self._core.config.idle_s
         if idle_s is None:
             return None
         resting = list(self._resting(now_s))
@@ -279,54 +279,54 @@ class Loop:
         self._look_s = min(ends_s, now_s + idle_s)
         return None
 
-    def _resting(self, now_s: float) -> Iterator[Book]:
+    def _resting(self, now_s: float) -> Iterator[SessionRecord]:
         """Sessions that could leave the device, since they have nothing to do."""
-        for book in self._desk.ledger.books.values():
-            residence = book.residence
+        for record in self._core.state.records.values():
+            residence = record.residence
             could = residence.on_device and not residence.pinned and residence.table.cells > 0
-            if could and not book.border_jobs and not book.has_work(now_s):
-                yield book
+            if could and not record.border_jobs and not record.has_work(now_s):
+                yield record
 
     def _next_idle_s(self) -> float | None:
         """When the next session will have been idle for too long."""
-        idle_s = self._desk.config.idle_s
+        idle_s = self._core.config.idle_s
         if idle_s is None:
             return None
-        resting = self._resting(self._desk.clock())
-        ends_s = min((book.residence.used_s + idle_s for book in resting), default=None)
+        resting = self._resting(self._core.clock())
+        ends_s = min((record.residence.used_s + idle_s for record in resting), default=None)
         return None if ends_s is None else max(ends_s, self._look_s)
 
     def _tell_freed(self) -> None:
         """The executor may do what it likes with blocks that nobody has any more."""
-        tables = self._desk.ledger.tables
-        with self._desk.lock:
+        tables = self._core.state.tables
+        with self._core.lock:
             freed = [one for one in dict.fromkeys(tables.take_freed()) if tables.is_free(one)]
         if freed:
             self._executor.freed(freed)
-        if self._desk.wipes:
+        if self._core.wipes:
             self._wipe()
 
     def _wipe(self) -> None:
         """Overwrites all cells that nobody has: whatever was erased may have lain in any."""
-        desk = self._desk
+        core = self._core
         while self._in_flight:
             self._fetch_oldest()
-        with desk.lock:
-            waiting, desk.wipes = desk.wipes, []
-            blocks = desk.ledger.tables.free_blocks()
+        with core.lock:
+            waiting, core.wipes = core.wipes, []
+            blocks = core.state.tables.free_blocks()
         try:
             self._executor.wipe(blocks)
         except Exception as error:
             self._recover(error)  # a pool that is lost holds nothing either
-        with desk.lock:
+        with core.lock:
             for future in waiting:
-                desk.outcomes.resolve(future, None)
+                core.results.resolve(future, None)
 
     def deliver(self) -> None:
         """Makes the deliveries that are due, without the lock."""
-        with self._desk.lock:
-            self._desk.outcomes.freshened()
-            outbox = self._desk.outcomes.take_outbox()
+        with self._core.lock:
+            self._core.results.freshened()
+            outbox = self._core.results.take_outbox()
         for delivery in outbox:
             try:
                 delivery()

@@ -1,7 +1,7 @@
 """What becomes of questions and sessions, and who hears of it.
 
 Comes in: runs whose answer is complete, cancelled or failed; commits; sessions that close. Goes
-out: books in order, and an outbox of deliveries (futures, events, callbacks) that the loop makes
+out: records in order, and an outbox of deliveries (futures, events, callbacks) that the loop makes
 once it has let go of the lock, so that no subscriber's code runs inside it. Does not know: devices,
 threads, what is planned.
 """
@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
-from jaxstate.engine.core.ledger import Ledger, unavailable
 from jaxstate.engine.core.metrics import MetricsRecorder
+from jaxstate.engine.core.state import EngineState, unavailable
 from jaxstate.engine.flash.registry import Registered
-from jaxstate.engine.requests.request import Run
-from jaxstate.engine.sessions.record import Ask, Book
+from jaxstate.engine.requests.request import Request
+from jaxstate.engine.sessions.record import PendingAsk, SessionRecord
 from jaxstate.engine.sessions.token_log import Taken
 from jaxstate.engine.types.events import Subscription
 from jaxstate.engine.types.values import Answer, DataUpdated, Event, FlashReady
@@ -33,11 +33,11 @@ T = TypeVar("T")
 Delivery = Callable[[], None]
 
 
-class Outcomes:
+class ResultProcessor:
     """Ends what has ended.
 
     Args:
-        ledger: the books.
+        state: the records.
         recorder: counts it.
         on_thread: runs a user's callback somewhere else than in the loop.
         forget: a session is gone, wherever its cells are kept.
@@ -45,17 +45,17 @@ class Outcomes:
 
     def __init__(
         self,
-        ledger: Ledger,
+        state: EngineState,
         recorder: MetricsRecorder,
         on_thread: Callable[[Delivery], None],
-        forget: Callable[[Book], None],
+        forget: Callable[[SessionRecord], None],
     ) -> None:
         self.recorder = recorder
-        self._ledger = ledger
+        self._state = state
         self._on_thread = on_thread
         self._forget = forget
         self._outbox: list[Delivery] = []
-        self._gone: list[tuple[Book, Subscription]] = []
+        self._gone: list[tuple[SessionRecord, Subscription]] = []
 
     def take_outbox(self) -> list[Delivery]:
         """Deliveries to make, in order, without the lock."""
@@ -63,35 +63,35 @@ class Outcomes:
         outbox, self._outbox = self._outbox, []
         return outbox
 
-    def runs_of(self, book: Book, keys: Iterable[int]) -> list[Run]:
+    def runs_of(self, record: SessionRecord, keys: Iterable[int]) -> list[Request]:
         """The runs of those names."""
-        asks, flash = book.asks, book.flash_runs
-        return [asks[key].run if key in asks else flash[key][0] for key in keys]
+        asks, flash = record.asks, record.flash_requests
+        return [asks[key].request if key in asks else flash[key][0] for key in keys]
 
-    def finish(self, book: Book, runs: Sequence[Run], now_s: float) -> None:
+    def finish(self, record: SessionRecord, requests: Sequence[Request], now_s: float) -> None:
         """Delivers those of `runs` that are complete and still wanted."""
-        for run in runs:
-            if run.finished and run.key in book.asks:
-                self._answer(book.asks[run.key], book, now_s)
-            elif run.finished and run.key in book.flash_runs:
-                self._answer_flash(book, run, now_s)
+        for request in requests:
+            if request.finished and request.key in record.asks:
+                self._answer(record.asks[request.key], record, now_s)
+            elif request.finished and request.key in record.flash_requests:
+                self._answer_flash(record, request, now_s)
 
-    def _answer(self, ask: Ask, book: Book, now_s: float) -> None:
-        self._let_go(book, ask.run)
-        answer = ask.run.answer(now_s - ask.run.arrived_s)
-        book.warm.computed(ask.run.asked, answer)
+    def _answer(self, ask: PendingAsk, record: SessionRecord, now_s: float) -> None:
+        self._let_go(record, ask.request)
+        answer = ask.request.answer(now_s - ask.request.arrived_s)
+        record.warm.computed(ask.request.asked, answer)
         self.recorder.ask_answered("computed", answer.latency_s)
         self.resolve(ask.future, answer)
 
-    def _answer_flash(self, book: Book, run: Run, now_s: float) -> None:
-        registered = book.flash_runs[run.key][1]
-        self._let_go(book, run)
-        if book.flash.get(registered.id) is not registered:
+    def _answer_flash(self, record: SessionRecord, request: Request, now_s: float) -> None:
+        registered = record.flash_requests[request.key][1]
+        self._let_go(record, request)
+        if record.flash.get(registered.id) is not registered:
             return  # removed meanwhile
-        answer = run.answer(now_s - run.arrived_s)
-        missed_s = book.flash.missed_s(registered, now_s)
-        fired = book.flash.answered(registered, answer, run.taken_tokens)
-        behind = book.version - answer.version
+        answer = request.answer(now_s - request.arrived_s)
+        missed_s = record.flash.missed_s(registered, now_s)
+        fired = record.flash.answered(registered, answer, request.taken_tokens)
+        behind = record.version - answer.version
         self.recorder.flash_answered(
             behind_entries=behind,
             behind_s=now_s - registered.stale_since_s if behind else 0.0,
@@ -101,7 +101,7 @@ class Outcomes:
         event = FlashReady(
             id=registered.id, question=registered.asked.question, answer=answer, fired=fired
         )
-        self.tell(book, event)
+        self.tell(record, event)
         if fired and registered.on_fire is not None:
             self._call_back(registered, answer)
 
@@ -110,276 +110,286 @@ class Outcomes:
         if on_fire is not None:
             self._outbox.append(lambda: self._on_thread(lambda: on_fire(answer)))
 
-    def fail_ask(self, book: Book, key: int, error: JaxstateError) -> None:
+    def fail_ask(self, record: SessionRecord, key: int, error: JaxstateError) -> None:
         """An ask cannot be answered."""
-        ask = book.asks[key]
-        self._let_go(book, ask.run)
+        ask = record.asks[key]
+        self._let_go(record, ask.request)
         self.recorder.count("asks_failed")
         self.reject(ask.future, error)
 
-    def cancelled(self, book: Book, key: int, *, timed_out: bool) -> None:
+    def cancelled(self, record: SessionRecord, key: int, *, timed_out: bool) -> None:
         """Nobody waits for that ask any more; its step under way, if any, ends unheard."""
-        if key in book.asks:
-            self._let_go(book, book.asks[key].run)
+        if key in record.asks:
+            self._let_go(record, record.asks[key].request)
             self.recorder.count("asks_timed_out" if timed_out else "asks_cancelled")
 
-    def fail_runs(self, book: Book, runs: Sequence[Run], cause: Exception) -> None:
+    def fail_runs(
+        self, record: SessionRecord, requests: Sequence[Request], cause: Exception
+    ) -> None:
         """The device failed in a step that answered these; the sessions' cells are untouched."""
-        for run in runs:
-            if run.key in book.asks:
-                self.fail_ask(book, run.key, _step_failed(cause))
-            elif run.key in book.flash_runs:
-                registered = book.flash_runs[run.key][1]
-                self._let_go(book, run)
-                book.flash.refused(registered, run.version, str(_step_failed(cause)))
+        for request in requests:
+            if request.key in record.asks:
+                self.fail_ask(record, request.key, _step_failed(cause))
+            elif request.key in record.flash_requests:
+                registered = record.flash_requests[request.key][1]
+                self._let_go(record, request)
+                record.flash.refused(registered, request.version, str(_step_failed(cause)))
                 self.recorder.count("flash_refused")
 
-    def not_finite(self, book: Book, run: Run) -> None:
+    def not_finite(self, record: SessionRecord, request: Request) -> None:
         """The numbers of a question's step are NaN or infinite: it has no answer. Unless another
         question had one at the same version, the session's cells may be why; then they are computed
         again, once for each version."""
-        self.fail_runs(book, [run], NotFinite())
-        residence = book.residence
+        self.fail_runs(record, [request], NotFinite())
+        residence = record.residence
         sound = max(residence.sound_version, residence.doubted_version)
-        if run.version == book.version > sound and residence.log.complete and residence.on_device:
-            residence.doubted_version = book.version
-            self._ledger.prefixes.clear()
-            self._compute_again(book, NotFinite())
+        if (
+            request.version == record.version > sound
+            and residence.log.complete
+            and residence.on_device
+        ):
+            residence.doubted_version = record.version
+            self._state.prefixes.clear()
+            self._compute_again(record, NotFinite())
 
     def rows_lost(self, cause: Exception) -> None:
         """The device lost all questions under way: asks fail, registered questions begin again."""
-        for book in tuple(self._ledger.books.values()):
-            self.fail_runs(book, [ask.run for ask in book.asks_begun.values()], cause)
-            self._drop_all_flash(book)
+        for record in tuple(self._state.records.values()):
+            self.fail_runs(record, [ask.request for ask in record.asks_begun.values()], cause)
+            self._drop_all_flash(record)
 
-    def landed(self, book: Book, taken: Taken, border_cells: int, now_s: float) -> None:
+    def landed(self, record: SessionRecord, taken: Taken, border_cells: int, now_s: float) -> None:
         """Entries are in a session's cells, which end there with the last of them."""
-        if taken.completes is None or book.closed:
+        if taken.completes is None or record.closed:
             return
         self.recorder.entries_committed(taken.pushed_s, now_s)
-        book.commit(taken.completes, border_cells, now_s)
-        self.reached(book)
-        self.tell(book, DataUpdated(version=book.version, pending=book.pending))
+        record.commit(taken.completes, border_cells, now_s)
+        self.reached(record)
+        self.tell(record, DataUpdated(version=record.version, pending=record.pending))
 
-    def reading_failed(self, book: Book, start_cells: int | None, cause: Exception) -> None:
+    def reading_failed(
+        self, record: SessionRecord, start_cells: int | None, cause: Exception
+    ) -> None:
         """The device failed while it read for a session: it reads that again, once.
 
         Args:
-            book: the session.
+            record: the session.
             start_cells: that are still there; None if even they may not be.
             cause: what the device said.
         """
-        self._ledger.prefixes.clear()  # what was to be kept of it is not there
-        residence = book.residence
-        if book.closed or not residence.on_device:
+        self._state.prefixes.clear()  # what was to be kept of it is not there
+        residence = record.residence
+        if record.closed or not residence.on_device:
             return
         residence.failures += 1
         residence.careful = isinstance(cause, NotFinite)
         residence.attempt += 1
         residence.attempt_cells = start_cells or 0
         last_try = residence.failures > 1 or not residence.log.complete
-        if last_try and isinstance(cause, NotFinite) and book.version >= 0:
-            self._stop_reading(book, cause)
+        if last_try and isinstance(cause, NotFinite) and record.version >= 0:
+            self._stop_reading(record, cause)
         elif last_try:
-            self.break_session(book, cause)
+            self.break_session(record, cause)
         elif start_cells is None:
-            self._compute_again(book, cause)
+            self._compute_again(record, cause)
         else:
             residence.table.cells = min(residence.table.cells, start_cells)
-            self._ledger.room.update(book)
+            self._state.budget.update(record)
 
-    def _stop_reading(self, book: Book, cause: NotFinite) -> None:
+    def _stop_reading(self, record: SessionRecord, cause: NotFinite) -> None:
         """What comes next cannot be read, tried twice: the session stays at its version."""
-        residence = book.residence
-        taken = len(residence.log.ends(book.seen_cells, residence.cells))
-        waiting = book.queue.pending + taken
-        error = book.stopped = NotFinite(
-            f"session {book.id!r} stays at version {book.version}: entry {book.version + 1} cannot "
-            f"be read ({waiting} entries wait). {cause}"
+        residence = record.residence
+        taken = len(residence.log.ends(record.seen_cells, residence.cells))
+        waiting = record.queue.pending + taken
+        error = record.stopped = NotFinite(
+            f"session {record.id!r} stays at version {record.version}: entry "
+            f"{record.version + 1} cannot be read ({waiting} entries wait). {cause}"
         )
         _log.error("%s", error)
-        whole = self._ledger.readable(book.seen_cells, residence.table.cells)
-        residence.log.cut(book.seen_cells)
-        residence.table.cells = min(residence.table.cells, book.seen_cells)
+        whole = self._state.readable(record.seen_cells, residence.table.cells)
+        residence.log.cut(record.seen_cells)
+        residence.table.cells = min(residence.table.cells, record.seen_cells)
         residence.landed_cells = residence.there_cells = residence.table.cells
-        residence.failures, book.stranded = 0, False
-        book.landing.clear()
-        book.queue.refuse(taken)
+        residence.failures, record.stranded = 0, False
+        record.landing.clear()
+        record.queue.refuse(taken)
         if not whole and not residence.log.complete:
-            self.break_session(book, cause)
+            self.break_session(record, cause)
             return
         if not whole:
-            self._compute_again(book, cause)
-        self._ledger.room.order(book, residence.cells)
-        self._ledger.room.update(book)
-        for key, ask in tuple(book.asks.items()):
-            if ask.min_version > book.version:
-                self.fail_ask(book, key, error)
+            self._compute_again(record, cause)
+        self._state.budget.order(record, residence.cells)
+        self._state.budget.update(record)
+        for key, ask in tuple(record.asks.items()):
+            if ask.min_version > record.version:
+                self.fail_ask(record, key, error)
         for future in (
-            *(future for _, future in book.waiters),
-            *self._waiting_for_room(book),
-            *self._leave_fresh_waiters(book),
+            *(future for _, future in record.waiters),
+            *self._waiting_for_room(record),
+            *self._leave_fresh_waiters(record),
         ):
             self.reject(future, error)
-        book.waiters, book.room_waiters = [], {}
-        self.moved(book)
+        record.waiters, record.room_waiters = [], {}
+        self.moved(record)
 
-    def _leave_fresh_waiters(self, book: Book) -> list[Future[None]]:
+    def _leave_fresh_waiters(self, record: SessionRecord) -> list[Future[None]]:
         """Those who wait until everything of a session is read and answered, to be told."""
-        waiting = self._ledger.fresh_waiters
-        self._ledger.fresh_waiters = [one for one in waiting if one[0] is not book]
-        return [future for one, future in waiting if one is book]
+        waiting = self._state.fresh_waiters
+        self._state.fresh_waiters = [one for one in waiting if one[0] is not record]
+        return [future for one, future in waiting if one is record]
 
     def cells_lost(self, cause: Exception) -> None:
         """The device lost all cells: sessions are computed again from what they have read."""
-        self._ledger.prefixes.clear()
-        for book in tuple(self._ledger.books.values()):
-            if not book.residence.on_device:
+        self._state.prefixes.clear()
+        for record in tuple(self._state.records.values()):
+            if not record.residence.on_device:
                 continue
-            if book.residence.log.complete:
-                self._compute_again(book, cause)
+            if record.residence.log.complete:
+                self._compute_again(record, cause)
             else:
-                self.break_session(book, cause)
+                self.break_session(record, cause)
 
-    def _compute_again(self, book: Book, cause: Exception) -> None:
-        self.fail_runs(book, [ask.run for ask in book.asks_begun.values()], cause)
-        self.send_away(book)
-        self.moved(book)
+    def _compute_again(self, record: SessionRecord, cause: Exception) -> None:
+        self.fail_runs(record, [ask.request for ask in record.asks_begun.values()], cause)
+        self.send_away(record)
+        self.moved(record)
 
-    def send_away(self, book: Book) -> None:
+    def send_away(self, record: SessionRecord) -> None:
         """A session gives its room up; nothing holds it any more."""
-        self._drop_all_flash(book)
-        self._ledger.stop_computing(book)
-        self._ledger.room.leave(book)
+        self._drop_all_flash(record)
+        self._state.stop_computing(record)
+        self._state.budget.leave(record)
 
-    def break_session(self, book: Book, cause: Exception) -> None:
+    def break_session(self, record: SessionRecord, cause: Exception) -> None:
         """The device failed while it wrote a session's cells: they cannot be trusted."""
-        self.close(book, f"the device failed while reading: {cause}", _step_failed(cause))
+        self.close(record, f"the device failed while reading: {cause}", _step_failed(cause))
 
-    def close(self, book: Book, reason: str, error: JaxstateError | None = None) -> None:
+    def close(self, record: SessionRecord, reason: str, error: JaxstateError | None = None) -> None:
         """Ends a session: nothing that was asked of it stays unanswered."""
-        if book.closed_because is not None:
+        if record.closed_because is not None:
             return
-        book.closed_because = reason
-        error = error or ClosedError(f"session {book.id!r} is closed: {reason}")
-        for key in tuple(book.asks):
-            self.fail_ask(book, key, error)
-        self._drop_all_flash(book)
-        for_fresh = self._leave_fresh_waiters(book)
-        for_version = [future for _, future in book.waiters]
-        for_move = [*book.leave_waiters, *book.come_waiters]
-        for future in (*for_version, *self._waiting_for_room(book), *for_move, *for_fresh):
+        record.closed_because = reason
+        error = error or ClosedError(f"session {record.id!r} is closed: {reason}")
+        for key in tuple(record.asks):
+            self.fail_ask(record, key, error)
+        self._drop_all_flash(record)
+        for_fresh = self._leave_fresh_waiters(record)
+        for_version = [future for _, future in record.waiters]
+        for_move = [*record.leave_waiters, *record.come_waiters]
+        for future in (*for_version, *self._waiting_for_room(record), *for_move, *for_fresh):
             self.reject(future, error)
-        for subscription in book.subscriptions:
+        for subscription in record.subscriptions:
             self._outbox.append(functools.partial(subscription.close, reason))
-        book.waiters, book.room_waiters = [], {}
-        book.leave_waiters, book.come_waiters = [], []
-        book.subscriptions = []
-        for stand_in in tuple(book.stand_ins):
+        record.waiters, record.room_waiters = [], {}
+        record.leave_waiters, record.come_waiters = [], []
+        record.subscriptions = []
+        for stand_in in tuple(record.stand_ins):
             self.close(stand_in, reason, error)
-        if book.stands_for is not None:
-            book.stands_for.stand_ins.remove(book)
+        if record.stands_for is not None:
+            record.stands_for.stand_ins.remove(record)
         else:
-            self._ledger.by_id.pop(book.id, None)
-        self._ledger.books.pop(book.key, None)
-        self._ledger.stop_computing(book)
-        self._ledger.room.forget(book)
-        self._forget(book)
+            self._state.by_id.pop(record.id, None)
+        self._state.records.pop(record.key, None)
+        self._state.stop_computing(record)
+        self._state.budget.forget(record)
+        self._forget(record)
 
     def evict(self, blocks: int) -> None:
         """Registered questions under way give so many tail blocks to asks; they begin again."""
-        needed = blocks - len(self._ledger.blocks)
-        for book, run in self._ledger.evictable():
+        needed = blocks - len(self._state.blocks)
+        for record, request in self._state.evictable():
             if needed <= 0:
                 return
-            needed -= len(run.blocks)
-            self._drop_flash(book, run)
+            needed -= len(request.blocks)
+            self._drop_flash(record, request)
 
-    def moved(self, book: Book) -> None:
+    def moved(self, record: SessionRecord) -> None:
         """A session has moved, or is not to move any more: tells those that wait for that."""
-        residence = book.residence
+        residence = record.residence
         if not residence.leaving:
-            self._resolve_all(book.leave_waiters)
+            self._resolve_all(record.leave_waiters)
         if residence.whole or not (residence.on_device or residence.coming):
-            self._resolve_all(book.come_waiters)
+            self._resolve_all(record.come_waiters)
 
     def _resolve_all(self, waiters: list[Future[None]]) -> None:
         for future in waiters:
             self.resolve(future, None)
         waiters.clear()
 
-    def drop_unreadable(self, book: Book) -> None:
+    def drop_unreadable(self, record: SessionRecord) -> None:
         """Registered questions under way that would lose cells to what is read now begin again;
         asks about a version that has lost some, and that wait, fail."""
-        for run, _ in tuple(book.flash_runs.values()):
-            if not self._ledger.readable(run.seen_cells, book.residence.table.cells):
-                self._drop_flash(book, run)
-        for key, ask in tuple(book.asks.items()):
-            if not ask.run.begun:
-                self.fail_unheld(book, key)
+        for request, _ in tuple(record.flash_requests.values()):
+            if not self._state.readable(request.seen_cells, record.residence.table.cells):
+                self._drop_flash(record, request)
+        for key, ask in tuple(record.asks.items()):
+            if not ask.request.begun:
+                self.fail_unheld(record, key)
 
-    def fail_unheld(self, book: Book, key: int) -> bool:
+    def fail_unheld(self, record: SessionRecord, key: int) -> bool:
         """Whether an ask is about a version that its session does not hold any more; it fails."""
-        border = book.asks[key].as_of
-        if border is None or self._ledger.holds(book.residence, border.cells):
+        version_end = record.asks[key].as_of
+        if version_end is None or self._state.holds(record.residence, version_end.cells):
             return False
-        self.fail_ask(book, key, unavailable(self._ledger, book, border))
+        self.fail_ask(record, key, unavailable(self._state, record, version_end))
         return True
 
-    def _drop_all_flash(self, book: Book) -> None:
-        for run, _ in tuple(book.flash_runs.values()):
-            self._drop_flash(book, run)
+    def _drop_all_flash(self, record: SessionRecord) -> None:
+        for request, _ in tuple(record.flash_requests.values()):
+            self._drop_flash(record, request)
 
-    def _drop_flash(self, book: Book, run: Run) -> None:
-        book.flash_runs[run.key][1].give_up()
-        self._let_go(book, run)
+    def _drop_flash(self, record: SessionRecord, request: Request) -> None:
+        record.flash_requests[request.key][1].give_up()
+        self._let_go(record, request)
         self.recorder.count("flash_rows_dropped")
 
-    def room_made(self, book: Book) -> None:
+    def room_made(self, record: SessionRecord) -> None:
         """Some entries left the queue: the first push that waits for room may try again."""
-        first = next(iter(book.room_waiters.values()), None)
-        if first is not None and first is not book.room_told:
-            book.room_told = first
+        first = next(iter(record.room_waiters.values()), None)
+        if first is not None and first is not record.room_told:
+            record.room_told = first
             self.resolve(first, None)
 
-    def _waiting_for_room(self, book: Book) -> list[Future[None]]:
+    def _waiting_for_room(self, record: SessionRecord) -> list[Future[None]]:
         """Those that are still to hear of it."""
-        return [one for one in book.room_waiters.values() if one is not book.room_told]
+        return [one for one in record.room_waiters.values() if one is not record.room_told]
 
-    def reached(self, book: Book) -> None:
+    def reached(self, record: SessionRecord) -> None:
         """A new version: tells those that wait for it."""
-        for version, future in book.waiters:
-            if version <= book.version:
+        for version, future in record.waiters:
+            if version <= record.version:
                 self.resolve(future, None)
-        book.waiters = [
+        record.waiters = [
             (version, future)
-            for version, future in book.waiters
-            if version > book.version and not future.cancelled()
+            for version, future in record.waiters
+            if version > record.version and not future.cancelled()
         ]
 
     def freshened(self) -> None:
         """Tells those that wait for a session's flash queries to be up to date."""
-        waiting, self._ledger.fresh_waiters = self._ledger.fresh_waiters, []
-        for book, future in waiting:
-            if book.up_to_date:
+        waiting, self._state.fresh_waiters = self._state.fresh_waiters, []
+        for record, future in waiting:
+            if record.up_to_date:
                 self.resolve(future, None)
             elif not future.cancelled():
-                self._ledger.fresh_waiters.append((book, future))
+                self._state.fresh_waiters.append((record, future))
 
-    def tell(self, book: Book, event: Event) -> None:
+    def tell(self, record: SessionRecord, event: Event) -> None:
         """Sends an event to everyone who listens; who has gone, or is too slow, is forgotten."""
-        if listening := tuple(book.subscriptions):
-            self._outbox.append(lambda: self._offer(book, listening, event))
+        if listening := tuple(record.subscriptions):
+            self._outbox.append(lambda: self._offer(record, listening, event))
 
-    def _offer(self, book: Book, listening: Sequence[Subscription], event: Event) -> None:
-        self._gone += [(book, one) for one in listening if not one.offer(event)]
+    def _offer(
+        self, record: SessionRecord, listening: Sequence[Subscription], event: Event
+    ) -> None:
+        self._gone += [(record, one) for one in listening if not one.offer(event)]
 
     def _forget_subscribers(self) -> None:
         """Those that were found gone, or too slow, while the lock was not held."""
         gone, self._gone = self._gone, []
-        for book, subscription in gone:
-            if subscription in book.subscriptions:
-                book.subscriptions.remove(subscription)
+        for record, subscription in gone:
+            if subscription in record.subscriptions:
+                record.subscriptions.remove(subscription)
                 if not subscription.ended:
                     self.recorder.count("subscribers_dropped")
 
@@ -401,13 +411,13 @@ class Outcomes:
 
         self._outbox.append(deliver)
 
-    def _let_go(self, book: Book, run: Run) -> None:
-        """Takes a run off the books; a step under way no longer reaches anyone."""
-        book.asks.pop(run.key, None)
-        book.asks_begun.pop(run.key, None)
-        book.flash_runs.pop(run.key, None)
-        self._ledger.blocks.give_back(run.blocks)
-        run.blocks, run.finished = (), True
+    def _let_go(self, record: SessionRecord, request: Request) -> None:
+        """Takes a run off the records; a step under way no longer reaches anyone."""
+        record.asks.pop(request.key, None)
+        record.asks_begun.pop(request.key, None)
+        record.flash_requests.pop(request.key, None)
+        self._state.blocks.give_back(request.blocks)
+        request.blocks, request.finished = (), True
 
 
 def _step_failed(cause: Exception) -> StepFailed:

@@ -1,7 +1,7 @@
 """The lives of sessions: opened, forked, restored, brought back, captured, closed, erased.
 
-Comes in: calls of clients, what a journal or a file has of a session. Goes out: books in the
-ledger, and futures of what only the loop can do. Does not know: how anything is computed.
+Comes in: calls of clients, what a journal or a file has of a session. Goes out: records in the
+state, and futures of what only the loop can do. Does not know: how anything is computed.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import TypeVar, cast
 
 import numpy as np
 
-from jaxstate.engine.core.desk import Desk, Job, refusal
-from jaxstate.engine.core.ledger import border_of, check_rebuild, may_be_shared, shared_cells
+from jaxstate.engine.core.engine_core import ControlTask, EngineCore, refusal
+from jaxstate.engine.core.state import border_of, check_rebuild, may_be_shared, shared_cells
 from jaxstate.engine.executor.protocol import Executor, HostCells, Saved, Tokens
-from jaxstate.engine.requests.encoding import Asker, checked_rebuild
-from jaxstate.engine.sessions.record import Book, SavedCells
+from jaxstate.engine.requests.encoding import PromptEncoder, checked_rebuild
+from jaxstate.engine.sessions.record import SavedCells, SessionRecord
 from jaxstate.engine.sessions.residence import Residence
-from jaxstate.engine.sessions.token_log import Border, TokenLog
+from jaxstate.engine.sessions.token_log import TokenLog, VersionEnd
 from jaxstate.engine.types.options import QueuePolicy, kept_name
 from jaxstate.errors import BudgetExceeded, CapacityExceeded, InvalidInput, JournalError
-from jaxstate.persist.changes import Opening, ended, erased, opened
-from jaxstate.persist.journal import Ticket
+from jaxstate.persist.changes import SessionOpened, ended, erased, opened
+from jaxstate.persist.journal import PendingWrite
 from jaxstate.records import checked_int
 from jaxstate.text import Place
 
@@ -51,37 +51,37 @@ class Origins:
     parent: int | None = None
 
 
-def opening_of(book: Book, origins: Origins, desk: Desk) -> Opening:
+def opening_of(record: SessionRecord, origins: Origins, core: EngineCore) -> SessionOpened:
     """A new session as the journal keeps it.
 
     Raises:
         InvalidInput: its policy cannot be kept.
     """
-    residence, log, read = book.residence, origins.log, origins.opening
+    residence, log, read = record.residence, origins.log, origins.opening
     if log is not None:
         read = log.tokens(0, len(log))
-    return Opening(
-        key=book.log_key,
-        id=book.id,
+    return SessionOpened(
+        key=record.log_key,
+        id=record.id,
         tenant=residence.tenant,
-        reserve=residence.reserve_blocks * desk.limits.layout.block_cells,
+        reserve=residence.reserve_blocks * core.limits.layout.block_cells,
         pinned=residence.pinned,
-        policy=kept_name(book.queue.policy, desk.config.queue_policy),
+        policy=kept_name(record.queue.policy, core.config.queue_policy),
         prefix=origins.prefix,
         base_version=origins.version,
         base_tokens=None if read is None else token_bytes(read),
         base_ends=None if log is None else ends_bytes(log.ends(0, len(log))),
-        text_fingerprint=desk.keeper.text_fingerprint,
+        text_fingerprint=core.journal_writer.text_fingerprint,
         parent=origins.parent,
     )
 
 
-def opening_tokens(root: Opening, asker: Asker, text_fingerprint: str) -> Tokens:
+def opening_tokens(root: SessionOpened, encoder: PromptEncoder, text_fingerprint: str) -> Tokens:
     """What a session with a prefix starts with: as it was opened, if these tokenizer and template
     did it. (A template may write the date.)"""
     if root.base_tokens is not None and root.text_fingerprint == text_fingerprint:
         return tokens_of(root.base_tokens)
-    return asker.opening(root.prefix or "")
+    return encoder.opening(root.prefix or "")
 
 
 def token_bytes(tokens: Tokens) -> bytes:
@@ -115,18 +115,18 @@ class Births:
     """What all ways to a new session have in common.
 
     Args:
-        desk: the books and their lock.
+        core: the records and their lock.
     """
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, core: EngineCore) -> None:
+        self._core = core
 
-    def _admit(self, book: Book, reserve_blocks: int, cells: int) -> None:
-        """Into the budget, or out of the books again."""
+    def _admit(self, record: SessionRecord, reserve_blocks: int, cells: int) -> None:
+        """Into the budget, or out of the records again."""
         try:
-            self._desk.ledger.room.admit(book, reserve_blocks, cells)
+            self._core.state.budget.admit(record, reserve_blocks, cells)
         except BudgetExceeded:
-            self._forget(book)
+            self._forget(record)
             raise
 
     def free_name(self, name: str) -> str:
@@ -136,75 +136,78 @@ class Births:
             InvalidInput: it is malformed, or in use.
         """
         _check_name("id", name)
-        with self._desk.lock:
+        with self._core.lock:
             self._check_free(name)
         return name
 
     def _check_free(self, name: str) -> None:
-        ledger = self._desk.ledger
-        if name in ledger.by_id:
+        state = self._core.state
+        if name in state.by_id:
             raise InvalidInput(
                 f"session {name!r} is open already: engine.session({name!r}), or choose another id"
             )
-        if name in ledger.lost:
+        if name in state.lost:
             raise InvalidInput(
                 f"session {name!r} is in the journal, but could not be brought back: "
-                f"{ledger.lost[name]}. Choose another id, or remove it with engine.erase({name!r})"
+                f"{state.lost[name]}. Choose another id, or remove it with engine.erase({name!r})"
             )
 
-    def _forget(self, book: Book) -> None:
+    def _forget(self, record: SessionRecord) -> None:
         """It never was."""
-        self._desk.ledger.books.pop(book.key)
-        self._desk.ledger.by_id.pop(book.id, None)
+        self._core.state.records.pop(record.key)
+        self._core.state.by_id.pop(record.id, None)
 
     def _new_book(
         self, session_id: str | None, policy: QueuePolicy, tenant: str, *, pinned: bool
-    ) -> Book:
-        ledger = self._desk.ledger
+    ) -> SessionRecord:
+        state = self._core.state
         name = self._free_id() if session_id is None else session_id
         _check_name("id", name)
         self._check_free(name)
         _check_name("tenant", tenant)
-        book = ledger.by_id[name] = self._add_book(name, policy, tenant, pinned=pinned)
-        return book
+        record = state.by_id[name] = self._add_book(name, policy, tenant, pinned=pinned)
+        return record
 
     def _add_book(
         self, name: str, policy: QueuePolicy, tenant: str, *, pinned: bool = False
-    ) -> Book:
+    ) -> SessionRecord:
         """Books of a session that has read nothing."""
-        ledger = self._desk.ledger
-        table, used_s = ledger.tables.new(), self._desk.clock()
+        state = self._core.state
+        table, used_s = state.tables.new(), self._core.clock()
         residence = Residence(table=table, tenant=tenant, pinned=pinned, used_s=used_s)
-        book = Book(ledger.new_key(), name, policy, self._desk.config, residence)
-        ledger.books[book.key] = book
-        return book
+        record = SessionRecord(state.new_key(), name, policy, self._core.config, residence)
+        state.records[record.key] = record
+        return record
 
     def _free_id(self) -> str:
-        taken = {*self._desk.ledger.by_id, *self._desk.ledger.lost}
+        taken = {*self._core.state.by_id, *self._core.state.lost}
         return next(name for n in itertools.count(1) if (name := f"s{n}") not in taken)
 
-    def at_border(self, job: Job[T]) -> None:
+    def at_border(self, job: ControlTask[T]) -> None:
         """A job that needs a session on the device, at the end of an entry; the caller holds the
         lock."""
-        self._desk.jobs.append(cast("Job[object]", job))
-        assert job.border is not None
-        job.border.border_jobs += 1
-        job.border.residence.used_s = self._desk.clock()
-        job.border.residence.coming = not job.border.residence.on_device
-        self._desk.ledger.room.update(job.border)
+        self._core.jobs.append(cast("ControlTask[object]", job))
+        assert job.version_end is not None
+        job.version_end.border_jobs += 1
+        job.version_end.residence.used_s = self._core.clock()
+        job.version_end.residence.coming = not job.version_end.residence.on_device
+        self._core.state.budget.update(job.version_end)
 
-    def _note(self, book: Book, origins: Origins) -> Ticket | None:
+    def _note(self, record: SessionRecord, origins: Origins) -> PendingWrite | None:
         """Tells the journal of a new session, which is closed if it cannot be kept."""
-        desk = self._desk
-        if desk.keeper.journal is None:
+        core = self._core
+        if core.journal_writer.journal is None:
             return None
-        book.log_key, error = desk.keeper.new_key(), JournalError("it could not be journaled")
-        book.receipts = desk.keeper.receipts(book.log_key)
-        book.noted = desk.keeper.note(
-            opened(opening_of(book, origins, desk)),
-            undo=lambda: desk.outcomes.close(book, str(error), error),
+        record.log_key, error = (
+            core.journal_writer.new_key(),
+            JournalError("it could not be journaled"),
         )
-        return book.noted
+        record.receipts = core.journal_writer.receipts(record.log_key)
+        record.noted = core.journal_writer.note(
+            opened(opening_of(record, origins, core)),
+            undo=lambda: core.results.close(record, str(error), error),
+        )
+        return record.noted
 
 
 def _check_name(what: str, name: object) -> None:
@@ -219,11 +222,11 @@ class Forks(Births):
 
     def fork(
         self,
-        parent: Book,
+        parent: SessionRecord,
         session_id: str | None,
         version: int | None = None,
         rebuild_tokens: int = 0,
-    ) -> tuple[Book, Future[None]]:
+    ) -> tuple[SessionRecord, Future[None]]:
         """A session that has read what another has, and goes its own way.
 
         Args:
@@ -241,119 +244,129 @@ class Forks(Births):
             BudgetExceeded: there are no cells to compute it.
         """
         may_compute = checked_rebuild(rebuild_tokens)
-        with self._desk.changing() as ledger:
+        with self._core.changing() as state:
             parent.check_open()
-            border = None if version is None else border_of(parent, "version", version)
+            version_end = None if version is None else border_of(parent, "version", version)
             future: Future[None] = Future()
-            if border is not None and not may_be_shared(ledger, parent, border):
-                check_rebuild(ledger, parent, border, may_compute, forks=True)
-                book = self._computed(parent, border, session_id)
+            if version_end is not None and not may_be_shared(state, parent, version_end):
+                check_rebuild(state, parent, version_end, may_compute, forks=True)
+                record = self._computed(parent, version_end, session_id)
                 future.set_result(None)
-                return book, future
+                return record, future
             tenant = parent.residence.tenant
-            book = self._new_book(session_id, parent.queue.policy, tenant, pinned=False)
+            record = self._new_book(session_id, parent.queue.policy, tenant, pinned=False)
             self.at_border(
-                Job(
-                    act=lambda: self._fork_now(parent, book, border, may_compute),
+                ControlTask(
+                    act=lambda: self._fork_now(parent, record, version_end, may_compute),
                     booked=lambda _: None,
                     future=future,
-                    session=book,
-                    border=parent,
+                    session=record,
+                    version_end=parent,
                     creates=True,
-                    midway=border is not None,
+                    midway=version_end is not None,
                 )
             )
-            return book, future
+            return record, future
 
     def _fork_now(
-        self, parent: Book, book: Book, border: Border | None, rebuild_tokens: int
+        self,
+        parent: SessionRecord,
+        record: SessionRecord,
+        version_end: VersionEnd | None,
+        rebuild_tokens: int,
     ) -> None:
         """On the loop's thread: a table that shares its blocks, nothing for the device to do."""
-        ledger = self._desk.ledger
-        with self._desk.lock:
+        state = self._core.state
+        with self._core.lock:
             parent.check_open()
-            book.check_open()
-            border = border or parent.border
-            shares = may_be_shared(ledger, parent, border)
+            record.check_open()
+            version_end = version_end or parent.version_end
+            shares = may_be_shared(state, parent, version_end)
             if not shares:  # more was read since it was asked for
-                check_rebuild(ledger, parent, border, rebuild_tokens, forks=True)
-                book.residence.coming = True
-            self._has_read(book, parent, border)
-            if shares and self._share(book, parent):
-                ledger.room.update(parent)
-            elif not book.residence.log.complete:
+                check_rebuild(state, parent, version_end, rebuild_tokens, forks=True)
+                record.residence.coming = True
+            self._has_read(record, parent, version_end)
+            if shares and self._share(record, parent):
+                state.budget.update(parent)
+            elif not record.residence.log.complete:
                 raise BudgetExceeded(
                     f"session {parent.id!r} cannot be forked now: the pool is full, and its copy "
                     "could not be computed later, since it was saved without its tokens"
                 )
-            self._note_fork(book, parent)
-            self._desk.outcomes.reached(book)
+            self._note_fork(record, parent)
+            self._core.results.reached(record)
 
-    def _has_read(self, book: Book, parent: Book, border: Border) -> None:
+    def _has_read(
+        self, record: SessionRecord, parent: SessionRecord, version_end: VersionEnd
+    ) -> None:
         """A new session is at a version of another's; its cells are to be computed yet."""
-        residence = book.residence
-        residence.log = parent.residence.log.copy(border.cells)
-        book.first_place = parent.first_place
-        residence.landed_cells = border.cells
-        self._desk.ledger.room.admit(book, 0, border.cells)
-        book.number_from(border.version)
-        book.commit(border.version, border.cells, self._desk.clock())
-        book.opened = True
+        residence = record.residence
+        residence.log = parent.residence.log.copy(version_end.cells)
+        record.first_place = parent.first_place
+        residence.landed_cells = version_end.cells
+        self._core.state.budget.admit(record, 0, version_end.cells)
+        record.number_from(version_end.version)
+        record.commit(version_end.version, version_end.cells, self._core.clock())
+        record.opened = True
 
-    def _note_fork(self, book: Book, parent: Book) -> None:
+    def _note_fork(self, record: SessionRecord, parent: SessionRecord) -> None:
         """The pieces of its parent's snapshot are its own; the journal hears of it."""
-        book.saved = SavedCells(segments=parent.saved.until(book.seen_cells))
-        self._note(book, Origins(version=book.version, parent=parent.log_key))
+        record.saved = SavedCells(segments=parent.saved.until(record.seen_cells))
+        self._note(record, Origins(version=record.version, parent=parent.log_key))
 
-    def _share(self, book: Book, parent: Book) -> bool:
+    def _share(self, record: SessionRecord, parent: SessionRecord) -> bool:
         """Lets it have the cells of the other's table, if there is room for one session more."""
-        ledger, residence, source = self._desk.ledger, book.residence, parent.residence
-        cells = shared_cells(parent, book.border)
-        blocks = ledger.room.blocks_of(book.seen_cells) - ledger.room.blocks_of(cells)
-        if not ledger.room.has_room(ledger.tables.fork_blocks(cells) + blocks):
+        state, residence, source = self._core.state, record.residence, parent.residence
+        cells = shared_cells(parent, record.version_end)
+        blocks = state.budget.blocks_of(record.seen_cells) - state.budget.blocks_of(cells)
+        if not state.budget.has_room(state.tables.fork_blocks(cells) + blocks):
             return False
-        residence.table = ledger.tables.fork(source.table, cells)
-        ledger.room.arrive(book, ledger.steps)
+        residence.table = state.tables.fork(source.table, cells)
+        state.budget.arrive(record, state.steps)
         residence.there_cells = cells
-        residence.oldest_cells = min(ledger.oldest_held(source), cells)
+        residence.oldest_cells = min(state.oldest_held(source), cells)
         return True
 
-    def stand_in(self, parent: Book, border: Border) -> Book:
+    def stand_in(self, parent: SessionRecord, version_end: VersionEnd) -> SessionRecord:
         """A session that nobody sees, to be computed at a version of another; the caller holds the
         lock, and closes it.
 
         Raises:
             BudgetExceeded: there are no cells for it.
         """
-        book = self._add_book(
-            f"{parent.id}@{border.version}", parent.queue.policy, parent.residence.tenant
+        record = self._add_book(
+            f"{parent.id}@{version_end.version}", parent.queue.policy, parent.residence.tenant
         )
-        book.stands_for = parent
-        self._read_again(book, parent, border)
-        parent.stand_ins.append(book)
-        return book
+        record.stands_for = parent
+        self._read_again(record, parent, version_end)
+        parent.stand_ins.append(record)
+        return record
 
-    def _computed(self, parent: Book, border: Border, session_id: str | None) -> Book:
+    def _computed(
+        self, parent: SessionRecord, version_end: VersionEnd, session_id: str | None
+    ) -> SessionRecord:
         """A fork that is computed from the other's token log, as soon as there is room."""
         tenant = parent.residence.tenant
-        book = self._new_book(session_id, parent.queue.policy, tenant, pinned=False)
-        book.residence.coming = True
-        self._read_again(book, parent, border)
-        self._note_fork(book, parent)
-        return book
+        record = self._new_book(session_id, parent.queue.policy, tenant, pinned=False)
+        record.residence.coming = True
+        self._read_again(record, parent, version_end)
+        self._note_fork(record, parent)
+        return record
 
-    def _read_again(self, book: Book, parent: Book, border: Border) -> None:
-        """Into the budget, or out of the books again; what is kept of its opening it need not
+    def _read_again(
+        self, record: SessionRecord, parent: SessionRecord, version_end: VersionEnd
+    ) -> None:
+        """Into the budget, or out of the records again; what is kept of its opening it need not
         read."""
-        book.residence.chain = parent.residence.chain
+        record.residence.chain = parent.residence.chain
         try:
-            self._has_read(book, parent, border)
+            self._has_read(record, parent, version_end)
         except BudgetExceeded:
-            self._forget(book)
+            self._forget(record)
             raise
 
 
-def close_session(desk: Desk, book: Book, reason: str) -> Ticket | None:
+def close_session(core: EngineCore, record: SessionRecord, reason: str) -> PendingWrite | None:
     """Ends a session; its asks, waiters and subscribers hear of it.
 
     Returns:
@@ -362,45 +375,49 @@ def close_session(desk: Desk, book: Book, reason: str) -> Ticket | None:
     Raises:
         ClosedError: the engine is closed, and the session is in its journal: it comes back.
     """
-    with desk.lock:
-        if not book.log_key:  # no journal knows it
-            desk.outcomes.close(book, reason)
-            desk.tell_loop()
+    with core.lock:
+        if not record.log_key:  # no journal knows it
+            core.results.close(record, reason)
+            core.tell_loop()
             return None
-        if book.has_ended:
+        if record.has_ended:
             return None
-        if desk.ended is not None:
-            raise refusal(desk.ended)
-        book.ending = True
-        end = functools.partial(_end, desk, book, reason)
-        return desk.keeper.note(ended(book.log_key), undo=book.stays, apply=end)
+        if core.ended is not None:
+            raise refusal(core.ended)
+        record.ending = True
+        end = functools.partial(_end, core, record, reason)
+        return core.journal_writer.note(ended(record.log_key), undo=record.stays, apply=end)
 
 
-def _end(desk: Desk, book: Book, reason: str) -> None:
-    book.has_ended = True
-    desk.outcomes.close(book, reason)
+def _end(core: EngineCore, record: SessionRecord, reason: str) -> None:
+    record.has_ended = True
+    core.results.close(record, reason)
 
 
-def erase_session(desk: Desk, book: Book) -> tuple[Ticket | None, Future[None]]:
+def erase_session(
+    core: EngineCore, record: SessionRecord
+) -> tuple[PendingWrite | None, Future[None]]:
     """Ends a session of which nothing may stay.
 
     Returns:
         What to wait for until the journal has forgotten it, and until the device has.
     """
     wiped: Future[None] = Future()
-    with desk.changing():
-        book.ending = True
-        erase = functools.partial(_erase, desk, book, wiped)
+    with core.changing():
+        record.ending = True
+        erase = functools.partial(_erase, core, record, wiped)
         # Always synced before it is said to be done, whatever the engine promises for the rest.
-        level = "fsync" if book.log_key else None
-        return desk.keeper.note(erased(book.log_key), level, undo=book.stays, apply=erase), wiped
+        level = "fsync" if record.log_key else None
+        return core.journal_writer.note(
+            erased(record.log_key), level, undo=record.stays, apply=erase
+        ), wiped
 
 
-def _erase(desk: Desk, book: Book, wiped: Future[None]) -> None:
-    _end(desk, book, "it was erased by its user")
-    desk.ledger.prefixes.forget(book.residence.chain)
-    if desk.ended is None:
-        desk.wipes.append(wiped)
+def _erase(core: EngineCore, record: SessionRecord, wiped: Future[None]) -> None:
+    _end(core, record, "it was erased by its user")
+    core.state.prefixes.forget(record.residence.chain)
+    if core.ended is None:
+        core.wipes.append(wiped)
     else:  # no loop is there to do it, and no pool that would stay
         wiped.set_result(None)
 
@@ -410,15 +427,15 @@ TOKENS = "tokens"
 
 
 class Lifecycle(Forks):
-    """Brings sessions into the books, and moves them.
+    """Brings sessions into the records, and moves them.
 
     Args:
-        desk: the books and their lock.
+        core: the records and their lock.
         executor: reads and writes saved sessions, on the caller's thread.
     """
 
-    def __init__(self, desk: Desk, executor: Executor) -> None:
-        super().__init__(desk)
+    def __init__(self, core: EngineCore, executor: Executor) -> None:
+        super().__init__(core)
         self._executor = executor
 
     def open(
@@ -432,7 +449,7 @@ class Lifecycle(Forks):
         tenant: str,
         reserve: int | None,
         pinned: bool,
-    ) -> tuple[Book, Ticket | None]:
+    ) -> tuple[SessionRecord, PendingWrite | None]:
         """A new session that will read its opening first.
 
         Args:
@@ -446,27 +463,27 @@ class Lifecycle(Forks):
             pinned: whether it never leaves the device.
 
         Returns:
-            Its books, and what to wait for until it counts.
+            Its records, and what to wait for until it counts.
 
         Raises:
             InvalidInput: the id is in use, or an argument malformed.
             BudgetExceeded: the engine's cells, or the tenant's, are spoken for.
             CapacityExceeded: opening or reserve do not fit into a session.
         """
-        limits, ledger = self._desk.limits, self._desk.ledger
+        limits, state = self._core.limits, self._core.state
         cells = _checked_cells(opening, reserve, limits.session_cells)
         self._check_policy(policy)
-        chain = ledger.prefixes.chain(opening, tenant)  # hashes all of it, so without the lock
-        with self._desk.changing():
-            book = self._new_book(session_id, policy, tenant, pinned=pinned)
-            book.residence.chain = chain
-            self._admit(book, ledger.room.blocks_of(cells), len(opening))
-            book.queue.open_with(opening)
-            book.opened = book.opens = True
-            book.first_place = first_place
-            if not ledger.room.has_line and ledger.room.has_room_for(book):
-                ledger.room.arrive(book, ledger.steps)
-            return book, self._note(book, Origins(prefix=prefix, opening=opening))
+        chain = state.prefixes.chain(opening, tenant)  # hashes all of it, so without the lock
+        with self._core.changing():
+            record = self._new_book(session_id, policy, tenant, pinned=pinned)
+            record.residence.chain = chain
+            self._admit(record, state.budget.blocks_of(cells), len(opening))
+            record.queue.open_with(opening)
+            record.opened = record.opens = True
+            record.first_place = first_place
+            if not state.budget.has_line and state.budget.has_room_for(record):
+                state.budget.arrive(record, state.steps)
+            return record, self._note(record, Origins(prefix=prefix, opening=opening))
 
     def load(self, path: str | os.PathLike[str]) -> Saved:
         """Reads a saved session, on the caller's thread."""
@@ -480,83 +497,87 @@ class Lifecycle(Forks):
         policy: QueuePolicy,
         *,
         tenant: str,
-    ) -> tuple[Book, Ticket | None]:
+    ) -> tuple[SessionRecord, PendingWrite | None]:
         """A session from a saved one; its cells come to the device as soon as there is room.
 
         Returns:
-            Its books, and what to wait for until it counts.
+            Its records, and what to wait for until it counts.
         """
         self._check_policy(policy)
         self._check_known(saved)
-        with self._desk.changing():
-            book = self._new_book(session_id, policy, tenant, pinned=False)
-            residence = book.residence
+        with self._core.changing():
+            record = self._new_book(session_id, policy, tenant, pinned=False)
+            residence = record.residence
             tokens = _tokens_of(saved)
             residence.log = TokenLog(saved.cells.cells if tokens is None else 0)
             if tokens is not None:
                 residence.log.append(tokens, [(version, len(tokens))])
-            self._admit(book, 0, saved.cells.cells)
-            self._desk.vault.put(book.key, saved.cells)
+            self._admit(record, 0, saved.cells.cells)
+            self._core.cell_store.put(record.key, saved.cells)
             residence.landed_cells = saved.cells.cells
             residence.place, residence.coming = "host", True
-            book.number_from(version)
-            book.commit(version, saved.cells.cells, self._desk.clock())
-            book.opened = True
-            return book, self._note(book, Origins(version=version, log=residence.log))
+            record.number_from(version)
+            record.commit(version, saved.cells.cells, self._core.clock())
+            record.opened = True
+            return record, self._note(record, Origins(version=version, log=residence.log))
 
-    def come_back(self, opening: Opening, state: CameBack) -> Book:
+    def come_back(self, opening: SessionOpened, recovered: RecoveredState) -> SessionRecord:
         """A session that a journal has; its cells come to the device as soon as there is room.
 
         Args:
             opening: how it came to be.
-            state: what is known of it.
+            recovered: what is known of it.
 
         Raises:
             BudgetExceeded, CapacityExceeded: this engine has no cells for all that it holds.
         """
-        desk, ledger, log = self._desk, self._desk.ledger, state.log
-        cells = len(log) + len(state.opening) + sum(len(tokens) for _, tokens in state.entries)
-        _check_holds(opening.id, cells, desk.limits.session_cells)
-        chain = ledger.prefixes.chain(state.prefix, opening.tenant)
-        with desk.changing():
-            book = self._new_book(opening.id, state.policy, opening.tenant, pinned=opening.pinned)
-            book.log_key = opening.key
-            self._admit(book, ledger.room.blocks_of(opening.reserve), cells)
-            residence, now_s = book.residence, desk.clock()
+        core, state, log = self._core, self._core.state, recovered.log
+        cells = (
+            len(log) + len(recovered.opening) + sum(len(tokens) for _, tokens in recovered.entries)
+        )
+        _check_holds(opening.id, cells, core.limits.session_cells)
+        chain = state.prefixes.chain(recovered.prefix, opening.tenant)
+        with core.changing():
+            record = self._new_book(
+                opening.id, recovered.policy, opening.tenant, pinned=opening.pinned
+            )
+            record.log_key = opening.key
+            self._admit(record, state.budget.blocks_of(opening.reserve), cells)
+            residence, now_s = record.residence, core.clock()
             residence.log, residence.landed_cells = log, len(log)
             residence.chain = chain
-            if state.version >= 0:
-                book.commit(state.version, len(log), now_s)
+            if recovered.version >= 0:
+                record.commit(recovered.version, len(log), now_s)
             else:
-                book.queue.open_with(state.opening)
-            book.queue.bring_back(state.entries, state.last, now_s)
+                record.queue.open_with(recovered.opening)
+            record.queue.bring_back(recovered.entries, recovered.last, now_s)
             for name in ("entries_pushed", "entries_recovered"):
-                desk.recorder.count(name, len(state.entries))
-            book.receipts = desk.keeper.receipts(opening.key)
+                core.recorder.count(name, len(recovered.entries))
+            record.receipts = core.journal_writer.receipts(opening.key)
             try:
-                state.prepare(book)
+                recovered.prepare(record)
             except BaseException:
-                desk.outcomes.close(book, "it could not be brought back")
+                core.results.close(record, "it could not be brought back")
                 raise
-            book.opened = book.opens = True
-            book.first_place = state.first_place
-            return book
+            record.opened = record.opens = True
+            record.first_place = recovered.first_place
+            return record
 
     def come_in(self) -> None:
         """Sessions that came back are brought to the device, before anybody needs them, as far as
-        there is room for all of them: in the order of the books."""
-        with self._desk.lock:
-            room, blocks = self._desk.ledger.room, 0
-            for book in tuple(self._desk.ledger.books.values())[: self._desk.limits.sessions]:
-                blocks += max(book.residence.reserve_blocks, book.residence.ordered_blocks)
+        there is room for all of them: in the order of the records."""
+        with self._core.lock:
+            room, blocks = self._core.state.budget, 0
+            for record in tuple(self._core.state.records.values())[: self._core.limits.sessions]:
+                blocks += max(record.residence.reserve_blocks, record.residence.ordered_blocks)
                 if blocks > room.blocks:
                     return
-                book.residence.coming = True
-                room.update(book)
+                record.residence.coming = True
+                room.update(record)
 
     def _check_policy(self, policy: QueuePolicy) -> None:
-        if self._desk.keeper.journal is not None:
-            kept_name(policy, self._desk.config.queue_policy)
+        if self._core.journal_writer.journal is not None:
+            kept_name(policy, self._core.config.queue_policy)
 
     def _check_known(self, saved: Saved) -> None:
         """Refuses what a journal could not bring back.
@@ -564,46 +585,46 @@ class Lifecycle(Forks):
         Raises:
             InvalidInput: it was saved without its tokens, and there is a journal.
         """
-        if _tokens_of(saved) is None and self._desk.keeper.journal is not None:
+        if _tokens_of(saved) is None and self._core.journal_writer.journal is not None:
             raise InvalidInput(
                 "this session was saved without its tokens, so a journal could not bring it back; "
                 "restore it in an engine without a journal, or read its text again"
             )
 
     def capture(
-        self, book: Book, notes: dict[str, str | int]
+        self, record: SessionRecord, notes: dict[str, str | int]
     ) -> Future[Callable[[str | os.PathLike[str]], None]]:
         """Copies a session to the host at a version's border, which the notes get as "entries"; the
         future's result writes it, on whatever thread."""
-        with self._desk.changing():
-            book.check_open()
+        with self._core.changing():
+            record.check_open()
             future: Future[Callable[[str | os.PathLike[str]], None]] = Future()
             self.at_border(
-                Job(
-                    act=lambda: self._captured(book, {**notes, "entries": book.version}),
+                ControlTask(
+                    act=lambda: self._captured(record, {**notes, "entries": record.version}),
                     booked=lambda _: None,
                     future=future,
-                    session=book,
-                    border=book,
+                    session=record,
+                    version_end=record,
                 )
             )
             return future
 
     def _captured(
-        self, book: Book, notes: dict[str, str | int]
+        self, record: SessionRecord, notes: dict[str, str | int]
     ) -> Callable[[str | os.PathLike[str]], None]:
-        residence = book.residence
-        with self._desk.lock:
-            book.check_open()
+        residence = record.residence
+        with self._core.lock:
+            record.check_open()
             count = residence.table.cells
-            seen = residence.seen(book.key, count)
+            seen = residence.seen(record.key, count)
         cells = self._executor.fetch(seen, count)
         if residence.log.complete and cells.cells:
             tokens = residence.log.tokens(0, cells.cells)
             cells = HostCells(cells=cells.cells, arrays={**cells.arrays, TOKENS: tokens})
         return lambda path: self._executor.save(path, cells, notes)
 
-    def erase(self, book: Book) -> None:
+    def erase(self, record: SessionRecord) -> None:
         """Ends a session of which nothing stays; waits for the journal, the device and the disk.
 
         Raises:
@@ -611,21 +632,21 @@ class Lifecycle(Forks):
                 was erased could not be removed from the journal's log.
             ClosedError: the engine is closed.
         """
-        self._desk.check_may_wait()
-        noted, wiped = erase_session(self._desk, book)
-        self._desk.settled(noted)
+        self._core.check_may_wait()
+        noted, wiped = erase_session(self._core, record)
+        self._core.settled(noted)
         wiped.result()
-        self._desk.vault.rest()
-        self._desk.keeper.purge()
+        self._core.cell_store.rest()
+        self._core.journal_writer.purge()
 
     def publish(self, opening: Tokens) -> None:
         """An opening that sessions of all tenants share from now on."""
-        with self._desk.lock:
-            self._desk.ledger.prefixes.publish(opening)
+        with self._core.lock:
+            self._core.state.prefixes.publish(opening)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class CameBack:
+class RecoveredState:
     """What a journal knows of a session.
 
     Attributes:
@@ -637,7 +658,7 @@ class CameBack:
         last: number of the last entry.
         policy: of its queue.
         first_place: what its first entry follows.
-        prepare: leaves in the books, under the lock, what else is known.
+        prepare: leaves in the records, under the lock, what else is known.
     """
 
     log: TokenLog
@@ -648,7 +669,7 @@ class CameBack:
     last: int
     policy: QueuePolicy
     first_place: Place
-    prepare: Callable[[Book], None]
+    prepare: Callable[[SessionRecord], None]
 
 
 def _tokens_of(saved: Saved) -> Tokens | None:

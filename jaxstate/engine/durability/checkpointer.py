@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from jaxstate.engine.core.desk import Desk, Job
+from jaxstate.engine.core.engine_core import ControlTask, EngineCore
 from jaxstate.engine.core.session_manager import Lifecycle, ends_bytes, token_bytes
 from jaxstate.engine.executor.protocol import Executor, HostCells, Tokens
-from jaxstate.engine.sessions.record import Book, SavedCells
+from jaxstate.engine.sessions.record import SavedCells, SessionRecord
 from jaxstate.errors import ClosedError
 from jaxstate.persist.changes import SegmentRow, SnapshotRow, snapshot_taken
 from jaxstate.persist.files import Arrays
@@ -43,11 +43,11 @@ class _Part:
     arrays: Arrays
 
 
-class Snapshotter:
+class Checkpointer:
     """Takes snapshots, on a thread of its own once it is started.
 
     Args:
-        desk: of the engine.
+        core: of the engine.
         lives: likewise.
         executor: writes pieces to files.
         journal: names the snapshots, and has their pieces.
@@ -55,19 +55,19 @@ class Snapshotter:
 
     def __init__(
         self,
-        desk: Desk,
-        lives: Lifecycle,
+        core: EngineCore,
+        manager: Lifecycle,
         executor: Executor,
         journal: Journal,
     ) -> None:
-        self._desk = desk
-        self._lives = lives
+        self._core = core
+        self._manager = manager
         self._executor = executor
         self._journal = journal
         self._segments = journal.segments
-        layout = desk.limits.layout
-        cell_bytes = max(1, layout.bytes_of(layout.cells, desk.limits.itemsize) // layout.cells)
-        self._size = max(layout.block_cells, desk.config.snapshot_bytes // cell_bytes)
+        layout = core.limits.layout
+        cell_bytes = max(1, layout.bytes_of(layout.cells, core.limits.itemsize) // layout.cells)
+        self._size = max(layout.block_cells, core.config.snapshot_bytes // cell_bytes)
         self.pieces = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="jaxstate-snapshots", daemon=True)
@@ -83,108 +83,115 @@ class Snapshotter:
 
     def take_all(self) -> int:
         """A snapshot of every session that has read something since its last; returns how many."""
-        with self._desk.lock:
-            books = list(self._desk.ledger.books.values())
+        with self._core.lock:
+            records = list(self._core.state.records.values())
         taken = 0
-        for book in books:
+        for record in records:
             with contextlib.suppress(ClosedError):
-                taken += self.take(book)
+                taken += self.take(record)
         return taken
 
-    def take(self, book: Book) -> bool:
+    def take(self, record: SessionRecord) -> bool:
         """A snapshot of one session, if there is something new, and its cells are at hand.
 
         Raises:
             ClosedError: the session or the engine was closed meanwhile.
         """
-        if not self._is_due(book):
+        if not self._is_due(record):
             return False
         try:
             with self._segments.claiming() as claim:
-                pieces = [self._kept(book, part, claim) for part in self._parts(book, claim)]
-                self._publish(book, pieces)
+                pieces = [self._kept(record, part, claim) for part in self._parts(record, claim)]
+                self._publish(record, pieces)
             return True
         except ClosedError:
             raise
         except Exception:
-            _log.exception("no snapshot of session %r could be taken", book.id)
-            with self._desk.lock:
-                self._desk.recorder.count("snapshots_failed")
+            _log.exception("no snapshot of session %r could be taken", record.id)
+            with self._core.lock:
+                self._core.recorder.count("snapshots_failed")
             return False
 
     def _run(self) -> None:
         stopping = False
         while not stopping:
-            stopping = self._stopping.wait(self._desk.config.snapshot_s)
+            stopping = self._stopping.wait(self._core.config.snapshot_s)
             try:
                 self.take_all()
                 if not stopping:
-                    self._desk.keeper.clear_segments()
+                    self._core.journal_writer.clear_segments()
             except Exception:  # the next round comes all the same
                 _log.exception("snapshots could not be taken")
 
-    def _is_due(self, book: Book) -> bool:
-        with self._desk.lock:
-            there = book.log_key > 0 and book.opened and not book.closed
-            at_hand = book.residence.place in ("device", "host")
-            return there and at_hand and book.seen_cells > 0 and book.version > book.saved.version
+    def _is_due(self, record: SessionRecord) -> bool:
+        with self._core.lock:
+            there = record.log_key > 0 and record.opened and not record.closed
+            at_hand = record.residence.place in ("device", "host")
+            return (
+                there
+                and at_hand
+                and record.seen_cells > 0
+                and record.version > record.saved.version
+            )
 
-    def _parts(self, book: Book, claim: Callable[[str], None]) -> Iterator[_Part | Segment]:
+    def _parts(
+        self, record: SessionRecord, claim: Callable[[str], None]
+    ) -> Iterator[_Part | Segment]:
         """A session's cells in pieces: those that are on disk, then the others."""
-        with self._desk.lock:
-            cells, residence = book.seen_cells, book.residence
-            shared = len(residence.chain) * self._desk.limits.layout.block_cells
-            kept = {(one.first, one.last): one for one in book.saved.segments}
-        borders = cuts(shared, cells, self._size)
-        for first, last in borders[:-1]:
+        with self._core.lock:
+            cells, residence = record.seen_cells, record.residence
+            shared = len(residence.chain) * self._core.limits.layout.block_cells
+            kept = {(one.first, one.last): one for one in record.saved.segments}
+        version_ends = cuts(shared, cells, self._size)
+        for first, last in version_ends[:-1]:
             one = kept.get((first, last))
             if one is not None:
                 claim(one.name)
             there = one is not None and self._segments.has(one.name)
-            yield one if one is not None and there else self._fetched(book, first, last)
-        yield self._fetched(book, borders[-1][0], None)
+            yield one if one is not None and there else self._fetched(record, first, last)
+        yield self._fetched(record, version_ends[-1][0], None)
 
-    def _fetched(self, book: Book, first: int, last: int | None) -> _Part:
+    def _fetched(self, record: SessionRecord, first: int, last: int | None) -> _Part:
         """A piece from the host's memory or the device; None for `last` is where the session is."""
-        with self._desk.lock:
-            there, version = self._desk.vault.peek(book.key), book.version
-            if there is not None and there.cells == book.seen_cells:
+        with self._core.lock:
+            there, version = self._core.cell_store.peek(record.key), record.version
+            if there is not None and there.cells == record.seen_cells:
                 return self._sliced(there, first, last, version)
         future: Future[_Part] = Future()
-        job = Job(
-            act=lambda: self._from_device(book, first, last),
+        job = ControlTask(
+            act=lambda: self._from_device(record, first, last),
             booked=lambda _: None,
             future=future,
-            session=book,
-            border=book,
+            session=record,
+            version_end=record,
         )
-        with self._desk.changing():
-            book.check_open()
-            self._lives.at_border(job)
+        with self._core.changing():
+            record.check_open()
+            self._manager.at_border(job)
         return future.result()
 
     def _sliced(self, there: HostCells, first: int, last: int | None, version: int) -> _Part:
         end = there.cells if last is None else last
-        layout = self._desk.limits.layout
+        layout = self._core.limits.layout
         arrays = part_of(layout, there.arrays, there.cells, first, end)
         return _Part(first, end, version, arrays)
 
-    def _from_device(self, book: Book, first: int, last: int | None) -> _Part:
+    def _from_device(self, record: SessionRecord, first: int, last: int | None) -> _Part:
         """On the loop's thread, at a version's border."""
-        with self._desk.lock:
-            book.check_open()
-            seen, version = book.residence.seen(book.key, book.seen_cells), book.version
+        with self._core.lock:
+            record.check_open()
+            seen, version = record.residence.seen(record.key, record.seen_cells), record.version
         end = seen.cells if last is None else last
         part = self._executor.fetch_part(seen, first, end)
         return _Part(first, end, version, part.arrays)
 
     def _kept(
-        self, book: Book, part: _Part | Segment, claim: Callable[[str], None]
+        self, record: SessionRecord, part: _Part | Segment, claim: Callable[[str], None]
     ) -> tuple[SegmentRow, Segment, int | None]:
         """A piece that is on disk from now on, and the version that it was fetched at; None for one
         that was on disk before."""
-        log = book.residence.log
-        with self._desk.lock:
+        log = record.residence.log
+        with self._core.lock:
             tokens = log.tokens(part.first, part.last - part.first)
             ends = log.ends(part.first, part.last)
         if isinstance(part, Segment):
@@ -198,29 +205,31 @@ class Snapshotter:
         )
         return row, Segment(row.name, part.first, part.last), part.version
 
-    def _publish(self, book: Book, pieces: list[tuple[SegmentRow, Segment, int | None]]) -> None:
+    def _publish(
+        self, record: SessionRecord, pieces: list[tuple[SegmentRow, Segment, int | None]]
+    ) -> None:
         """Makes them the newest snapshot."""
-        desk, segments = self._desk, tuple(segment for _, segment, _ in pieces)
+        core, segments = self._core, tuple(segment for _, segment, _ in pieces)
         version, cells = pieces[-1][2], segments[-1].last
         assert version is not None, "the last piece is always fetched"
-        layout = desk.limits.layout
-        with desk.lock:
-            book.check_open()
+        layout = core.limits.layout
+        with core.lock:
+            record.check_open()
             snapshot = SnapshotRow(
-                session=book.log_key,
+                session=record.log_key,
                 version=version,
                 cells=cells,
-                bytes=layout.bytes_of(cells, desk.limits.itemsize),
-                fingerprint=cells_and_text(self._executor, desk),
+                bytes=layout.bytes_of(cells, core.limits.itemsize),
+                fingerprint=cells_and_text(self._executor, core),
                 segments=tuple(one.name for one in segments),
-                answers=_answers(book, version),
+                answers=_answers(record, version),
             )
         new = [row for row, _, at in pieces if at is not None]
         kept = [row for row, _, at in pieces if at is None]
-        self._journal.write(snapshot_taken(snapshot, new, kept, desk.config.snapshot_keep))
-        with desk.lock:
-            book.saved = SavedCells(version, segments)
-            desk.recorder.count("snapshots_taken")
+        self._journal.write(snapshot_taken(snapshot, new, kept, core.config.snapshot_keep))
+        with core.lock:
+            record.saved = SavedCells(version, segments)
+            core.recorder.count("snapshots_taken")
 
 
 def _name(part: _Part, tokens: Tokens, ends: list[tuple[int, int]]) -> str:
@@ -241,16 +250,16 @@ def _row(
     )
 
 
-def cells_and_text(executor: Executor, desk: Desk) -> str:
+def cells_and_text(executor: Executor, core: EngineCore) -> str:
     """Fingerprint of all that makes cells of entries."""
-    return f"{executor.fingerprint} {desk.keeper.text_fingerprint}"
+    return f"{executor.fingerprint} {core.journal_writer.text_fingerprint}"
 
 
-def _answers(book: Book, version: int) -> str:
+def _answers(record: SessionRecord, version: int) -> str:
     """Answers of flash queries that saw no more than the snapshot."""
     found = [
         {"id": one.id, "steps": one.answer_steps, "answer": asdict(one.answer)}
-        for one in book.flash
+        for one in record.flash
         if one.answer is not None and one.answer.version <= version
     ]
     text = json.dumps(found)

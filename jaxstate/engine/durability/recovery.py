@@ -1,8 +1,8 @@
-"""Cells of a snapshot, from disk into the vault, when they are wanted.
+"""Cells of a snapshot, from disk into the cell store, when they are wanted.
 
 Comes in: which snapshots a session has, the newest first. Goes out: all of its cells; or as many as
 the best of them still holds; or none. What turned out to be damaged is set aside, with the reason.
-Runs on the vault's reader thread. Does not know: how a session uses its cells.
+Runs on the cell store's reader thread. Does not know: how a session uses its cells.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from jaxstate.engine.core.desk import Desk
+from jaxstate.engine.core.engine_core import EngineCore
 from jaxstate.engine.core.session_manager import (
-    CameBack,
     Lifecycle,
+    RecoveredState,
     ends_of,
     opening_tokens,
     tokens_of,
@@ -27,16 +27,16 @@ from jaxstate.engine.core.session_manager import (
 from jaxstate.engine.durability.checkpointer import answers_of, cells_and_text
 from jaxstate.engine.executor.protocol import Executor, HostCells, Tokens
 from jaxstate.engine.flash.registry import Registered, registered_of
-from jaxstate.engine.requests.encoding import Asker
-from jaxstate.engine.requests.request import Asked
-from jaxstate.engine.sessions.record import Book, SavedCells
+from jaxstate.engine.requests.encoding import PromptEncoder
+from jaxstate.engine.requests.request import Question
+from jaxstate.engine.sessions.record import SavedCells, SessionRecord
 from jaxstate.engine.sessions.token_log import TokenLog
 from jaxstate.engine.types.options import policy_of
 from jaxstate.engine.types.values import Answer, Usage
 from jaxstate.errors import JaxstateError, JournalDamaged, JournalError, SnapshotDamaged
-from jaxstate.persist.changes import Opening, SegmentRow, set_aside
+from jaxstate.persist.changes import SegmentRow, SessionOpened, set_aside
 from jaxstate.persist.files import Arrays, is_passing
-from jaxstate.persist.journal import Journal, Ticket
+from jaxstate.persist.journal import Journal, PendingWrite
 from jaxstate.persist.logged import (
     LoggedSession,
     LoggedSnapshot,
@@ -60,43 +60,43 @@ _log = logging.getLogger("jaxstate")
 Candidate: TypeAlias = tuple[LoggedSnapshot, tuple[SegmentRow, ...]]
 
 
-class Reloader:
+class CheckpointLoader:
     """Reads snapshots.
 
     Args:
-        desk: of the engine.
+        core: of the engine.
         executor: reads pieces.
         journal: has the pieces, and is told which snapshots are damaged.
     """
 
-    def __init__(self, desk: Desk, executor: Executor, journal: Journal) -> None:
-        self._desk = desk
+    def __init__(self, core: EngineCore, executor: Executor, journal: Journal) -> None:
+        self._core = core
         self._executor = executor
         self._journal = journal
         self._segments = journal.segments
 
-    def leave(self, book: Book, candidates: Sequence[Candidate]) -> None:
+    def leave(self, record: SessionRecord, candidates: Sequence[Candidate]) -> None:
         """A session's cells are on disk, until they are wanted; the caller holds the lock."""
         newest, rows = candidates[0]
-        load = functools.partial(self._load, book, tuple(candidates))
-        self._desk.vault.put_saved(book.key, newest.row.bytes, load)
-        book.saved = SavedCells(newest.row.version, _segments(rows))
-        self._desk.look_for(book)
+        load = functools.partial(self._load, record, tuple(candidates))
+        self._core.cell_store.put_saved(record.key, newest.row.bytes, load)
+        record.saved = SavedCells(newest.row.version, _segments(rows))
+        self._core.look_for(record)
 
     def set_aside(self, numbers: Sequence[int], reason: str) -> None:
         """Snapshots that cannot be used."""
         _log.warning("%d snapshots are set aside: %s", len(numbers), reason)
         try:
-            self._journal.submit(Ticket(set_aside(numbers, reason), "memory"))
+            self._journal.submit(PendingWrite(set_aside(numbers, reason), "memory"))
         except JournalError:  # the engine is being closed: the next one finds it out again
             _log.warning("which could not be noted, since the journal is closed")
 
-    def _load(self, book: Book, candidates: Sequence[Candidate]) -> HostCells | None:
+    def _load(self, record: SessionRecord, candidates: Sequence[Candidate]) -> HostCells | None:
         """The first that is whole; or what there is of the one of which most is good."""
-        layout, best = self._desk.limits.layout, list[Arrays]()
+        layout, best = self._core.limits.layout, list[Arrays]()
         good: tuple[SegmentRow, ...] = ()
         for snapshot, rows in candidates:
-            parts = self._parts(book, snapshot, rows)
+            parts = self._parts(record, snapshot, rows)
             whole = len(parts) == len(rows)
             # Windows lie in the last piece alone.
             usable = parts if whole or not has_windows(layout) else []
@@ -105,12 +105,12 @@ class Reloader:
             if whole:
                 break
         if good != candidates[0][1]:
-            with self._desk.lock:
-                book.saved = SavedCells(segments=_segments(good))  # so that a new one is taken
+            with self._core.lock:
+                record.saved = SavedCells(segments=_segments(good))  # so that a new one is taken
         return HostCells(cells=good[-1].last, arrays=joined(layout, best)) if good else None
 
     def _parts(
-        self, book: Book, snapshot: LoggedSnapshot, rows: Sequence[SegmentRow]
+        self, record: SessionRecord, snapshot: LoggedSnapshot, rows: Sequence[SegmentRow]
     ) -> list[Arrays]:
         """Those from the first on that can be read, and are what their names say."""
         parts: list[Arrays] = []
@@ -119,7 +119,7 @@ class Reloader:
                 parts.append(self._part(row))
             except Exception as error:
                 # Of a session that was closed, pieces may be on their way out.
-                if not (book.closed or is_passing(error)):
+                if not (record.closed or is_passing(error)):
                     self._segments.set_aside(row.name)
                     self.set_aside([snapshot.number], f"cells {row.first} on: {error}")
                 break
@@ -184,11 +184,11 @@ class _Found:
     rows: tuple[SegmentRow, ...]
 
 
-class Recoverer:
-    """Brings a journal's sessions into the books.
+class JournalRecovery:
+    """Brings a journal's sessions into the records.
 
     Args:
-        desk: of the engine; its loop does not turn yet.
+        core: of the engine; its loop does not turn yet.
         lives: likewise.
         asker: makes tokens of entries.
         executor: reads pieces.
@@ -197,18 +197,18 @@ class Recoverer:
 
     def __init__(
         self,
-        desk: Desk,
-        lives: Lifecycle,
-        asker: Asker,
+        core: EngineCore,
+        manager: Lifecycle,
+        encoder: PromptEncoder,
         executor: Executor,
         journal: Journal,
     ) -> None:
-        self._desk = desk
-        self._lives = lives
-        self._asker = asker
+        self._core = core
+        self._manager = manager
+        self._encoder = encoder
         self._segments = journal.segments
-        self._fingerprint = cells_and_text(executor, desk)
-        self._reloader = Reloader(desk, executor, journal)
+        self._fingerprint = cells_and_text(executor, core)
+        self._reloader = CheckpointLoader(core, executor, journal)
         self._source = journal.read()
         self._set_aside: list[str] = []
         self._unasked: list[str] = []
@@ -216,7 +216,7 @@ class Recoverer:
     def recover(self) -> Recovery:
         """Brings back every session that was not closed."""
         with contextlib.closing(self._source):
-            self._desk.keeper.keys_from(largest_key(self._source))
+            self._core.journal_writer.keys_from(largest_key(self._source))
             back: list[RecoveredSession] = []
             failed: list[tuple[str, str]] = []
             for key, name in keys_of(self._source):
@@ -225,9 +225,9 @@ class Recoverer:
                 except JaxstateError as error:
                     _log.error("session %r could not be brought back: %s", name, error)
                     failed.append((name, str(error)))
-        self._desk.ledger.lost = dict(failed)
-        self._desk.keeper.clear_segments()
-        self._lives.come_in()
+        self._core.state.lost = dict(failed)
+        self._core.journal_writer.clear_segments()
+        self._manager.come_in()
         return Recovery(
             sessions=tuple(back),
             failed=tuple(failed),
@@ -235,7 +235,7 @@ class Recoverer:
             unasked=tuple(self._unasked),
         )
 
-    def bring_back(self, key: int) -> Book:
+    def bring_back(self, key: int) -> SessionRecord:
         """One session, whose rows are in the journal.
 
         Raises:
@@ -244,11 +244,11 @@ class Recoverer:
         with contextlib.closing(self._source):
             session = session_of(self._source, key)
             self._bring_back(session)
-        with self._desk.changing() as ledger:
-            book = ledger.by_id[session.opening.id]
-            book.residence.coming = True
-            ledger.room.update(book)
-        return book
+        with self._core.changing() as state:
+            record = state.by_id[session.opening.id]
+            record.residence.coming = True
+            state.budget.update(record)
+        return record
 
     def _bring_back(self, session: LoggedSession) -> RecoveredSession:
         found = self._usable(session)
@@ -266,7 +266,7 @@ class Recoverer:
         except Exception as error:
             raise _own_fault(name, error) from error
         try:
-            book = self._lives.come_back(session.opening, state)
+            record = self._manager.come_back(session.opening, state)
         except JaxstateError:
             raise
         except Exception as error:
@@ -275,21 +275,21 @@ class Recoverer:
             id=session.opening.id,
             version=state.version,
             last=session.last,
-            tokens_to_read=book.queue.unread_tokens,
+            tokens_to_read=record.queue.unread_tokens,
         )
 
-    def _state(self, session: LoggedSession, found: Sequence[_Found]) -> CameBack:
+    def _state(self, session: LoggedSession, found: Sequence[_Found]) -> RecoveredState:
         """What is known of a session, with its newest snapshot or without one."""
         root = root_of(self._source, session)
         opening = _NO_TOKENS
         if root.prefix is not None:
-            fingerprint = self._desk.keeper.text_fingerprint
-            opening = opening_tokens(root, self._asker, fingerprint)
-        first_place = self._asker.first_place(root.prefix)
+            fingerprint = self._core.journal_writer.text_fingerprint
+            opening = opening_tokens(root, self._encoder, fingerprint)
+        first_place = self._encoder.first_place(root.prefix)
         log, version = self._read_before(root, found)
         answers = _answers_of(found[0].snapshot.row.answers) if found else {}
-        policy = policy_of(session.opening.policy, self._desk.config.queue_policy)
-        return CameBack(
+        policy = policy_of(session.opening.policy, self._core.config.queue_policy)
+        return RecoveredState(
             log=log,
             version=version,
             prefix=opening,
@@ -303,7 +303,7 @@ class Recoverer:
             ),
         )
 
-    def _read_before(self, root: Opening, found: Sequence[_Found]) -> tuple[TokenLog, int]:
+    def _read_before(self, root: SessionOpened, found: Sequence[_Found]) -> tuple[TokenLog, int]:
         """The tokens of what need not be taken from entries, and the version that they end at."""
         log = TokenLog()
         if found:
@@ -312,7 +312,7 @@ class Recoverer:
             return log, found[0].snapshot.row.version
         if root.prefix is not None or root.base_tokens is None:
             return log, -1
-        if root.text_fingerprint != self._desk.keeper.text_fingerprint:
+        if root.text_fingerprint != self._core.journal_writer.text_fingerprint:
             raise JournalError(
                 f"session {root.id!r} was made from a saved one, with another tokenizer or "
                 "template, and the text of what it had read is not known; start the engine with "
@@ -327,7 +327,7 @@ class Recoverer:
         return [
             (
                 one.sequence,
-                self._asker.entry(one.text, first_place if one.sequence == 1 else "text"),
+                self._encoder.entry(one.text, first_place if one.sequence == 1 else "text"),
             )
             for one in entries_of(self._source, session, after)
         ]
@@ -366,9 +366,9 @@ class Recoverer:
             return "it was made with another model, tokenizer, template, dtype or cell layout"
         if len(whole) < len(rows) or not all(self._segments.has(one.name) for one in whole):
             return "pieces of it are missing, or what the journal says of them is damaged"
-        borders = [0, *(one.last for one in whole)]
+        version_ends = [0, *(one.last for one in whole)]
         firsts = [one.first for one in whole]
-        if not whole or firsts != borders[:-1] or borders[-1] != row.cells:
+        if not whole or firsts != version_ends[:-1] or version_ends[-1] != row.cells:
             return "its pieces do not follow each other"
         if not all(len(one.tokens) == 4 * (one.last - one.first) for one in whole):
             return "its tokens are damaged"
@@ -376,17 +376,17 @@ class Recoverer:
             return f"it is of version {row.version}, and the journal ends at {session.last}"
         return None
 
-    def _questions(self, opening: Opening) -> _Questions:
+    def _questions(self, opening: SessionOpened) -> _Questions:
         """Flash queries and warm questions that can be asked of this model; the others are logged,
         and stay in the journal."""
         key, session_id = opening.key, opening.id
         found = _Questions(names=flash_names_of(self._source, key))
         for name, settings in questions_of(self._source, key, "flash"):
             with self._logged(session_id, name):
-                found.flash.append((name, registered_of(self._asker, settings)))
+                found.flash.append((name, registered_of(self._encoder, settings)))
         for question, _ in questions_of(self._source, key, "warm"):
             with self._logged(session_id, question):
-                found.warm.append(self._asker.warm(question))
+                found.warm.append(self._encoder.warm(question))
         return found
 
     def _prepare(
@@ -394,21 +394,21 @@ class Recoverer:
         found: Sequence[_Found],
         questions: _Questions,
         answers: Mapping[str, tuple[Answer, int]],
-        book: Book,
+        record: SessionRecord,
     ) -> None:
         """Where its cells are, and what it is asked; the caller holds the lock."""
         if found:
-            self._reloader.leave(book, [(one.snapshot, one.rows) for one in found])
+            self._reloader.leave(record, [(one.snapshot, one.rows) for one in found])
         for name in questions.names:
-            book.flash.names_from(name)
+            record.flash.names_from(name)
         for name, one in questions.flash:
-            with self._logged(book.id, name):
-                book.flash.bring_back(one, name, self._desk.clock())
+            with self._logged(record.id, name):
+                record.flash.bring_back(one, name, self._core.clock())
                 if name in answers:
-                    book.flash.answered(one, *answers[name])
+                    record.flash.answered(one, *answers[name])
         for asked in questions.warm:
-            with self._logged(book.id, asked.question):
-                book.warm.add(asked)
+            with self._logged(record.id, asked.question):
+                record.warm.add(asked)
 
     @contextlib.contextmanager
     def _logged(self, session_id: str, question: str) -> Iterator[None]:
@@ -435,7 +435,7 @@ class _Questions:
 
     names: list[str]
     flash: list[tuple[str, Registered]] = field(default_factory=list)
-    warm: list[Asked] = field(default_factory=list)
+    warm: list[Question] = field(default_factory=list)
 
 
 def _answers_of(kept: str) -> dict[str, tuple[Answer, int]]:

@@ -1,8 +1,8 @@
 """All that goes with an engine's journal: open it, bring its sessions back, take snapshots.
 
-Comes in: a path, the engine's parts. Goes out: a keeper for the desk; then recovered sessions, and
-snapshots in the background. Without a path there is nothing of all this. Does not know: what is in
-a journal, how the loop turns.
+Comes in: a path, the engine's parts. Goes out: a journal writer for the engine's core; then
+recovered sessions, and snapshots in the background. Without a path there is nothing of all this.
+Does not know: what is in a journal, how the loop turns.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 
-from jaxstate.engine.core.desk import Desk
-from jaxstate.engine.core.journal_writer import Keeper
+from jaxstate.engine.core.engine_core import EngineCore
+from jaxstate.engine.core.journal_writer import JournalWriter
 from jaxstate.engine.core.session_manager import Lifecycle, opening_tokens
-from jaxstate.engine.durability.checkpointer import Snapshotter
-from jaxstate.engine.durability.recovery import Recoverer, Recovery
+from jaxstate.engine.durability.checkpointer import Checkpointer
+from jaxstate.engine.durability.recovery import JournalRecovery, Recovery
 from jaxstate.engine.executor.protocol import Executor
-from jaxstate.engine.requests.encoding import Asker
-from jaxstate.engine.sessions.record import Book
+from jaxstate.engine.requests.encoding import PromptEncoder
+from jaxstate.engine.sessions.record import SessionRecord
 from jaxstate.errors import InvalidInput, JournalDamaged
 from jaxstate.persist import archive
-from jaxstate.persist.changes import Opening, erased
+from jaxstate.persist.changes import SessionOpened, erased
 from jaxstate.persist.journal import Journal
 from jaxstate.persist.logged import keys_of, root_of, session_of
 from jaxstate.records import Durability, checked_durability
@@ -40,8 +40,8 @@ def opened_keeper(
     tokenizer: Tokenizer,
     template: Template,
     model: str = "",
-) -> Iterator[Keeper]:
-    """A keeper of the journal at a path; if what is made with it fails, the journal is let go.
+) -> Iterator[JournalWriter]:
+    """A writer of the journal at a path; if what is made with it fails, the journal is let go.
 
     Raises:
         JournalError: it cannot be opened, is damaged, or in use.
@@ -50,7 +50,7 @@ def opened_keeper(
     level = checked_durability(durability)
     journal = None if path is None else Journal(path)
     try:
-        yield Keeper(journal, level, text_fingerprint(tokenizer, template), model)
+        yield JournalWriter(journal, level, text_fingerprint(tokenizer, template), model)
     except BaseException:
         if journal is not None:
             journal.close()
@@ -66,7 +66,7 @@ class Durable:
     """The journal of an engine that has one.
 
     Args:
-        desk: of the engine; its keeper has the journal.
+        core: of the engine; its journal writer has the journal.
         lives: likewise.
         asker: likewise.
         executor: likewise.
@@ -76,15 +76,17 @@ class Durable:
         snapshots: takes them; None without a journal.
     """
 
-    def __init__(self, desk: Desk, lives: Lifecycle, asker: Asker, executor: Executor) -> None:
-        self._parts = (desk, lives, asker, executor)
-        self._desk = desk
+    def __init__(
+        self, core: EngineCore, manager: Lifecycle, encoder: PromptEncoder, executor: Executor
+    ) -> None:
+        self._parts = (core, manager, encoder, executor)
+        self._core = core
         self.recovery = Recovery()
-        self.snapshots: Snapshotter | None = None
-        if (journal := desk.keeper.journal) is not None:
-            self.recovery = Recoverer(desk, lives, asker, executor, journal).recover()
-            self.snapshots = Snapshotter(desk, lives, executor, journal)
-            desk.keeper.note_model()
+        self.snapshots: Checkpointer | None = None
+        if (journal := core.journal_writer.journal) is not None:
+            self.recovery = JournalRecovery(core, manager, encoder, executor, journal).recover()
+            self.snapshots = Checkpointer(core, manager, executor, journal)
+            core.journal_writer.note_model()
 
     def start(self) -> None:
         """Begins to take snapshots in the background."""
@@ -102,10 +104,10 @@ class Durable:
 
     def close(self) -> None:
         """Lets the journal go; nothing turns any more."""
-        if self._desk.keeper.journal is not None:
-            self._desk.keeper.journal.close()
+        if self._core.journal_writer.journal is not None:
+            self._core.journal_writer.journal.close()
 
-    def export(self, book: Book, path: str | os.PathLike[str]) -> None:
+    def export(self, record: SessionRecord, path: str | os.PathLike[str]) -> None:
         """Writes one session to a file, with a snapshot of its cells.
 
         Raises:
@@ -115,12 +117,12 @@ class Durable:
         """
         journal = self._journal("export")
         assert self.snapshots is not None
-        book.check_open()
-        self.snapshots.take(book)
+        record.check_open()
+        self.snapshots.take(record)
         with journal.segments.lock, contextlib.closing(journal.read()) as source:
-            archive.write(source, journal.segments, book.log_key, path)
+            archive.write(source, journal.segments, record.log_key, path)
 
-    def import_session(self, path: str | os.PathLike[str], session_id: str | None) -> Book:
+    def import_session(self, path: str | os.PathLike[str], session_id: str | None) -> SessionRecord:
         """Takes a session from such a file into the journal, and brings it back.
 
         Raises:
@@ -129,16 +131,16 @@ class Durable:
             BudgetExceeded, CapacityExceeded: there are no cells for it.
         """
         journal = self._journal("import")
-        with self._desk.changing():
+        with self._core.changing():
             pass  # not of an engine that is closed
-        desk, lives, asker, executor = self._parts
+        core, manager, encoder, executor = self._parts
         with journal.segments.lock, contextlib.closing(archive.read(path)) as source:
-            name = lives.free_name(archive.name_of(source) if session_id is None else session_id)
-            key = desk.keeper.new_key()
+            name = manager.free_name(archive.name_of(source) if session_id is None else session_id)
+            key = core.journal_writer.new_key()
             archive.take_segments(source, journal.segments)
             journal.write(archive.taken(source, key, name))
         try:
-            return Recoverer(desk, lives, asker, executor, journal).bring_back(key)
+            return JournalRecovery(core, manager, encoder, executor, journal).bring_back(key)
         except BaseException:
             journal.write(erased(key))
             raise
@@ -155,43 +157,48 @@ class Durable:
             ClosedError: the engine is closed.
         """
         journal = self._journal("erase")
-        with self._desk.changing() as ledger:
-            there = ledger.by_id.get(session_id)
+        with self._core.changing() as state:
+            there = state.by_id.get(session_id)
             is_ending = there is not None and there.ending
-            noted = self._desk.keeper.note(lambda _: None, at_once=False) if is_ending else None
-        self._desk.settled(noted)  # behind its end
-        with self._desk.changing() as ledger:
-            if session_id in ledger.by_id:
+            noted = (
+                self._core.journal_writer.note(lambda _: None, at_once=False) if is_ending else None
+            )
+        self._core.settled(noted)  # behind its end
+        with self._core.changing() as state:
+            if session_id in state.by_id:
                 raise InvalidInput(
                     f"session {session_id!r} is open: session.close(erase=True) erases it"
                 )
         with contextlib.closing(journal.read()) as source:
             keys = archive.closed_keys(source, session_id)
             # The name of one that could not be brought back is nobody else's.
-            if session_id in self._desk.ledger.lost:
+            if session_id in self._core.state.lost:
                 keys += [key for key, name in keys_of(source) if name == session_id]
             openings = [one for key in keys if (one := _opening(source, key)) is not None]
         for key in keys:
             journal.write(erased(key))
         self._forget(session_id, openings)
-        self._desk.keeper.purge()
+        self._core.journal_writer.purge()
         return len(keys)
 
-    def _forget(self, session_id: str, openings: Sequence[Opening]) -> None:
+    def _forget(self, session_id: str, openings: Sequence[SessionOpened]) -> None:
         """Cells that such sessions have left on the device, and in what begins others."""
-        asker, wiped = self._parts[2], Future[None]()
-        fingerprint, prefixes = self._desk.keeper.text_fingerprint, self._desk.ledger.prefixes
-        tokens = [(opening_tokens(one, asker, fingerprint), one.tenant) for one in openings]
+        encoder, wiped = self._parts[2], Future[None]()
+        fingerprint, prefixes = (
+            self._core.journal_writer.text_fingerprint,
+            self._core.state.prefixes,
+        )
+        tokens = [(opening_tokens(one, encoder, fingerprint), one.tenant) for one in openings]
         chains = [prefixes.chain(opening, tenant) for opening, tenant in tokens]
-        with self._desk.changing() as ledger:
-            ledger.lost.pop(session_id, None)
+        with self._core.changing() as state:
+            state.lost.pop(session_id, None)
             for chain in chains:
                 prefixes.forget(chain)
-            self._desk.wipes.append(wiped)
+            self._core.wipes.append(wiped)
         wiped.result()
 
     def _journal(self, what: str) -> Journal:
-        journal = self._desk.keeper.journal
+        journal = self._core.journal_writer.journal
         if journal is None:
             raise InvalidInput(
                 f"to {what} a session the engine needs a journal: Engine(journal=...); without one "
@@ -200,7 +207,7 @@ class Durable:
         return journal
 
 
-def _opening(source: sqlite3.Connection, key: int) -> Opening | None:
+def _opening(source: sqlite3.Connection, key: int) -> SessionOpened | None:
     """What a session began with; None if that cannot be read."""
     try:
         return root_of(source, session_of(source, key))

@@ -23,8 +23,8 @@ from jaxstate.engine.flash.conditions import (
     Equals,
     Watch,
 )
-from jaxstate.engine.requests.encoding import GREEDY, Asker, Settings, checked_settings
-from jaxstate.engine.requests.request import Asked, chosen_answer
+from jaxstate.engine.requests.encoding import GREEDY, PromptEncoder, Settings, checked_settings
+from jaxstate.engine.requests.request import Question, chosen_answer
 from jaxstate.engine.types.values import Answer, Source, Usage
 from jaxstate.errors import FlashLimit, InvalidInput
 from jaxstate.records import shown
@@ -40,7 +40,8 @@ class Registered:
         id: its name within the session, given when it is added.
         min_interval_s: it is computed no more often than that.
         deadline_s: once its answer has been out of date for so long, it is as urgent as an ask.
-        staleness_s: how old its answer may become while the session reads on; None for the book's.
+        staleness_s: how old its answer may become while the session reads on; None for the
+            engine's.
         on_fire: called with each answer that is news, on a thread of the engine's own.
         answer: the newest one.
         given: the same as whoever asks that question gets it, and `answer_steps`: one reference, so
@@ -58,7 +59,7 @@ class Registered:
         brought_back: it comes from a journal, and nobody has registered it since.
     """
 
-    asked: Asked
+    asked: Question
     watch: Watch
     id: str = ""
     min_interval_s: float = 0.0
@@ -102,7 +103,7 @@ class Registered:
         return -np.inf if self.started_s is None else self.started_s + self.min_interval_s
 
 
-class FlashBook:
+class FlashRegistry:
     """The flash questions of one session.
 
     Args:
@@ -296,14 +297,14 @@ class Warm:
             answers of more than one token need more than that.
     """
 
-    asked: Asked
+    asked: Question
     version: int = -1
     tried_version: int = -1
     seen_cells: int = 0
     logprobs: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     scored: dict[tuple[object, ...], Answer] = field(default_factory=dict)
 
-    def ready(self, asked: Asked, version: int) -> Answer | None:
+    def ready(self, asked: Question, version: int) -> Answer | None:
         """What computing `asked` at that version would give, if it is known."""
         kept = self.scored.get(_scored(asked))
         if kept is not None and kept.version == version:
@@ -311,7 +312,7 @@ class Warm:
         single = bool(asked.choice_tokens) and all(len(ids) == 1 for ids in asked.choice_tokens)
         return self.answer(asked) if single and self.version == version else None
 
-    def answer(self, asked: Asked) -> Answer:
+    def answer(self, asked: Question) -> Answer:
         """The best of `asked`'s choices, each of one token; in no time."""
         totals = [float(self.logprobs[int(tokens[0])]) for tokens in asked.choice_tokens]
         computed = chosen_answer(
@@ -320,7 +321,7 @@ class Warm:
         return as_given(computed, "ready")
 
 
-def _scored(asked: Asked) -> tuple[object, ...]:
+def _scored(asked: Question) -> tuple[object, ...]:
     """What decides the scores of choices, beside the question and what was read."""
     return asked.choices, *(tokens.tobytes() for tokens in asked.choice_tokens)
 
@@ -335,7 +336,7 @@ def as_given(answer: Answer, source: Source) -> Answer:
 _MOST_SCORED = 16
 
 
-class WarmBook:
+class WarmRegistry:
     """The warm questions of one session.
 
     Args:
@@ -357,7 +358,7 @@ class WarmBook:
         """Their texts."""
         return tuple(self._by_text)
 
-    def add(self, asked: Asked) -> bool:
+    def add(self, asked: Question) -> bool:
         """Registers a question; False, and nothing happens, if it is registered already.
 
         Raises:
@@ -392,12 +393,12 @@ class WarmBook:
             return []
         return [one for one in self._by_text.values() if one.tried_version != self.version]
 
-    def fresh(self, asked: Asked) -> Answer | None:
+    def fresh(self, asked: Question) -> Answer | None:
         """What `asked` is answered with, exactly, at the session's version, if that is known."""
         one = self._by_text.get(asked.question)
         return None if one is None or self.version < 0 else one.ready(asked, self.version)
 
-    def computed(self, asked: Asked, answer: Answer) -> None:
+    def computed(self, asked: Question, answer: Answer) -> None:
         """Choices of a warm question were scored: whoever asks for the same again has them."""
         one = self._by_text.get(asked.question)
         if one is None or asked.choices is None or answer.version != self.version:
@@ -419,7 +420,7 @@ OnFire: TypeAlias = Callable[[Answer], None]
 
 
 def new_registered(
-    asker: Asker,
+    encoder: PromptEncoder,
     question: str,
     settings: Settings,
     *,
@@ -437,7 +438,7 @@ def new_registered(
     watch = Watch(when)
     if on_fire is not None and not callable(on_fire):
         raise InvalidInput(f"on_fire={shown(on_fire)} must be a function of an answer, or None")
-    asked = asker.ask(question, settings)
+    asked = encoder.ask(question, settings)
     if isinstance(when, Equals) and asked.choices and when.choice not in asked.choices:
         raise InvalidInput(f"when={when!r} can never hold: the choices are {asked.choices}")
     return Registered(
@@ -473,7 +474,7 @@ def flash_json(one: Registered) -> str:
     )
 
 
-def registered_of(asker: Asker, kept: str) -> Registered:
+def registered_of(encoder: PromptEncoder, kept: str) -> Registered:
     """The question again, without its callback.
 
     Raises:
@@ -491,7 +492,7 @@ def registered_of(asker: Asker, kept: str) -> Registered:
     )
     condition = None if when is None else _CONDITIONS[when[0]](**when[1])
     return new_registered(
-        asker, given.pop("question"), settings, when=condition, on_fire=None, **given
+        encoder, given.pop("question"), settings, when=condition, on_fire=None, **given
     )
 
 

@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jaxstate.cells.tables import TableBook
-from jaxstate.engine.sessions.record import Book
+from jaxstate.engine.sessions.record import SessionRecord
 from jaxstate.errors import BudgetExceeded
 
 
@@ -40,11 +40,11 @@ class _Counted:
     ordered: int = 0
 
 
-def _counted(book: Book) -> _Counted:
-    return _Counted(book.residence.tenant, book.residence.pinned)
+def _counted(record: SessionRecord) -> _Counted:
+    return _Counted(record.residence.tenant, record.residence.pinned)
 
 
-class Room:
+class BlockBudget:
     """The budget of one pool.
 
     Args:
@@ -67,7 +67,7 @@ class Room:
         self._counted: dict[int, _Counted] = {}
         self._promised = self._firm = self._on_device = 0
         # Sessions that are not on the device, or lack blocks there, or are to leave it.
-        self._short: dict[int, Book] = {}
+        self._short: dict[int, SessionRecord] = {}
 
     @property
     def blocks(self) -> int:
@@ -93,123 +93,125 @@ class Room:
         return self._on_device
 
     @property
-    def short(self) -> Sequence[Book]:
+    def short(self) -> Sequence[SessionRecord]:
         """Sessions that are not on the device, or lack blocks there, or are to leave it."""
         return tuple(self._short.values())
 
     @property
     def has_line(self) -> bool:
         """Whether sessions wait for room; who comes now would overtake them."""
-        return any(book.residence.wants_since is not None for book in self._short.values())
+        return any(record.residence.wants_since is not None for record in self._short.values())
 
-    def admit(self, book: Book, reserve_blocks: int, cells: int) -> None:
+    def admit(self, record: SessionRecord, reserve_blocks: int, cells: int) -> None:
         """A new session, which comes to the device at once if it can.
 
         Args:
-            book: its books.
+            record: its records.
             reserve_blocks: that are to be there for it at any time.
             cells: that it begins with.
 
         Raises:
             BudgetExceeded: there is no room for it, or others could not come back beside it; the
-                books are as they were.
+                records are as they were.
         """
         blocks = max(reserve_blocks, self._layout.held_blocks(cells))
-        residence = book.residence
+        residence = record.residence
         firm = blocks if residence.pinned else reserve_blocks
-        most, most_firm = self._most_blocks(book), self._most_firm(book)
+        most, most_firm = self._most_blocks(record), self._most_firm(record)
         if blocks > most or (firm and firm > most_firm):
             could = most if firm <= most_firm else min(most, most_firm)
-            raise BudgetExceeded(self._refusal(book, blocks, could))
-        self._check_places(book)
+            raise BudgetExceeded(self._refusal(record, blocks, could))
+        self._check_places(record)
         residence.reserve_blocks = reserve_blocks
         residence.ordered_blocks = self._layout.held_blocks(cells)
-        self.update(book)
+        self.update(record)
 
-    def _check_places(self, book: Book) -> None:
+    def _check_places(self, record: SessionRecord) -> None:
         """Pinned sessions leave a place on the device to those that come and go.
 
         Raises:
             BudgetExceeded: with this one they would not.
         """
-        pinned = book.residence.pinned + sum(one.pinned for one in self._counted.values())
-        others = not book.residence.pinned or any(not one.pinned for one in self._counted.values())
+        pinned = record.residence.pinned + sum(one.pinned for one in self._counted.values())
+        others = not record.residence.pinned or any(
+            not one.pinned for one in self._counted.values()
+        )
         if pinned + others > self._sessions:
             raise BudgetExceeded(
-                f"session {book.id!r} finds no place: {self._sessions} sessions may be on the "
+                f"session {record.id!r} finds no place: {self._sessions} sessions may be on the "
                 f"device at once, and {pinned} would be pinned there; close one of them, open "
                 'sessions with residency="evictable", or start the engine with more sessions='
             )
 
-    def most_cells(self, book: Book) -> int:
+    def most_cells(self, record: SessionRecord) -> int:
         """How many cells a session may order in all."""
-        most = self._most_blocks(book)
-        if book.residence.pinned:
-            most = min(most, self._most_firm(book))
+        most = self._most_blocks(record)
+        if record.residence.pinned:
+            most = min(most, self._most_firm(record))
         if most >= self._layout.groups[self._layout.primary].table_width:
             return self._layout.cells
         return most * self._layout.block_cells
 
-    def refusal(self, book: Book, cells: int) -> BudgetExceeded:
+    def refusal(self, record: SessionRecord, cells: int) -> BudgetExceeded:
         """The error for who orders more than that."""
-        blocks, most = self._layout.held_blocks(cells), self.most_cells(book)
-        return BudgetExceeded(self._refusal(book, blocks, most // self._layout.block_cells))
+        blocks, most = self._layout.held_blocks(cells), self.most_cells(record)
+        return BudgetExceeded(self._refusal(record, blocks, most // self._layout.block_cells))
 
-    def order(self, book: Book, cells: int) -> None:
+    def order(self, record: SessionRecord, cells: int) -> None:
         """A session is to hold so many cells in all, at most `most_cells`."""
-        residence = book.residence
+        residence = record.residence
         residence.ordered_blocks = self._layout.held_blocks(cells)
         # Entries may have been displaced: a pinned session would keep what it was granted for them.
-        residence.granted_blocks = min(residence.granted_blocks, self._wanted(book))
-        self.update(book)
+        residence.granted_blocks = min(residence.granted_blocks, self._wanted(record))
+        self.update(record)
 
-    def update(self, book: Book) -> None:
+    def update(self, record: SessionRecord) -> None:
         """Counts a session anew after anything of it has changed."""
-        counted = self._counted.setdefault(book.key, _counted(book))
-        promised, firm = self._promise_of(book), self._firm_of(book)
+        counted = self._counted.setdefault(record.key, _counted(record))
+        promised, firm = self._promise_of(record), self._firm_of(record)
         self._promised += promised - counted.promised
         self._firm += firm - counted.firm
         counted.promised, counted.firm = promised, firm
-        counted.ordered = self._wanted(book)
-        residence = book.residence
-        if residence.on_device and not residence.leaving and not self.lacks(book):
-            self._short.pop(book.key, None)
+        counted.ordered = self._wanted(record)
+        residence = record.residence
+        if residence.on_device and not residence.leaving and not self.lacks(record):
+            self._short.pop(record.key, None)
             residence.wants_since = None
         else:
-            self._short[book.key] = book
+            self._short[record.key] = record
 
-    def forget(self, book: Book) -> None:
+    def forget(self, record: SessionRecord) -> None:
         """A session is gone, and its cells with it."""
-        if book.residence.on_device:
+        if record.residence.on_device:
             self._on_device -= 1
-        book.residence.place = "log"
-        self._tables.drop(book.residence.table)
-        self._short.pop(book.key, None)
-        counted = self._counted.pop(book.key, None)
+        record.residence.place = "log"
+        self._tables.drop(record.residence.table)
+        self._short.pop(record.key, None)
+        counted = self._counted.pop(record.key, None)
         if counted is not None:
             self._promised -= counted.promised
             self._firm -= counted.firm
 
-    def readable_tokens(self, book: Book) -> int:
+    def readable_tokens(self, record: SessionRecord) -> int:
         """Tokens that may be read for it within what it was granted."""
-        residence = book.residence
+        residence = record.residence
         if residence.granted_blocks >= self._layout.groups[self._layout.primary].table_width:
             return self._layout.cells - residence.table.cells
         return residence.granted_blocks * self._layout.block_cells - residence.table.cells
 
-    def arrive(self, book: Book, now_step: int) -> None:
+    def arrive(self, record: SessionRecord, now_step: int) -> None:
         """A session comes to the device, and is granted all that it wants."""
-        residence = book.residence
+        residence = record.residence
         residence.place, residence.placed_at = "device", now_step
         residence.wants_since, residence.coming = None, False
-        residence.granted_blocks, residence.served = self._wanted(book), 0
+        residence.granted_blocks, residence.served = self._wanted(record), 0
         residence.there_cells = 0  # until they are placed, or computed
         self._on_device += 1
-        self.update(book)
+        self.update(record)
 
-    def leave(self, book: Book) -> None:
+    def leave(self, record: SessionRecord) -> None:
         """A session leaves the device; if its user said so, it gives its reserve up."""
-        residence = book.residence
+        residence = record.residence
         self._tables.drop(residence.table)
         self._on_device -= 1
         residence.place, residence.oldest_cells = "log", 0
@@ -217,9 +219,9 @@ class Room:
         if residence.leaving:
             residence.reserve_blocks = 0
         # Who waits for it to be on the device still does.
-        residence.coming = bool(book.come_waiters) and not residence.leaving
+        residence.coming = bool(record.come_waiters) and not residence.leaving
         residence.draining = residence.leaving = False
-        self.update(book)
+        self.update(record)
 
     def blocks_of(self, cells: int) -> int:
         """Blocks of a session of so many cells."""
@@ -229,96 +231,96 @@ class Room:
         """Whether one more session, with so many blocks of its own, can be on the device."""
         return self._on_device < self._sessions and blocks <= self.free
 
-    def has_room_for(self, book: Book) -> bool:
+    def has_room_for(self, record: SessionRecord) -> bool:
         """Whether a session can come to the device now, with all that it wants."""
         # Its own reserve is promised already.
-        counted = self._counted.get(book.key)
+        counted = self._counted.get(record.key)
         own = 0 if counted is None else counted.promised
-        return self._on_device < self._sessions and self._wanted(book) <= self.free + own
+        return self._on_device < self._sessions and self._wanted(record) <= self.free + own
 
-    def grant(self, book: Book) -> bool:
+    def grant(self, record: SessionRecord) -> bool:
         """Gives what there is; whether that is all that it wants."""
-        residence = book.residence
+        residence = record.residence
         if not residence.on_device:
-            return self.has_room_for(book)
-        missing = self._wanted(book) - residence.granted_blocks
+            return self.has_room_for(record)
+        missing = self._wanted(record) - residence.granted_blocks
         residence.granted_blocks += max(0, min(missing, self.free))
-        self.update(book)
-        return not self.lacks(book)
+        self.update(record)
+        return not self.lacks(record)
 
-    def lacks(self, book: Book) -> bool:
+    def lacks(self, record: SessionRecord) -> bool:
         """Whether it was granted less than it wants."""
-        return self.lacking(book) > 0
+        return self.lacking(record) > 0
 
-    def lacking(self, book: Book) -> int:
+    def lacking(self, record: SessionRecord) -> int:
         """Blocks that it wants beyond those that it was granted."""
-        return max(0, self._wanted(book) - book.residence.granted_blocks)
+        return max(0, self._wanted(record) - record.residence.granted_blocks)
 
-    def keeps_to_its_reserve(self, book: Book) -> bool:
+    def keeps_to_its_reserve(self, record: SessionRecord) -> bool:
         """Whether it wants nothing that is not promised to it."""
-        return self._wanted(book) <= book.residence.reserve_blocks
+        return self._wanted(record) <= record.residence.reserve_blocks
 
-    def gains_by(self, book: Book) -> bool:
+    def gains_by(self, record: SessionRecord) -> bool:
         """Whether there is more room for others once a session has left the device."""
-        residence = book.residence
-        takes = residence.granted_blocks + self._copies(book)
+        residence = record.residence
+        takes = residence.granted_blocks + self._copies(record)
         return takes > residence.reserve_blocks or self._on_device >= self._sessions
 
-    def _wanted(self, book: Book) -> int:
-        return max(book.residence.ordered_blocks, book.residence.reserve_blocks)
+    def _wanted(self, record: SessionRecord) -> int:
+        return max(record.residence.ordered_blocks, record.residence.reserve_blocks)
 
-    def _promise_of(self, book: Book) -> int:
-        residence = book.residence
+    def _promise_of(self, record: SessionRecord) -> int:
+        residence = record.residence
         if not residence.on_device:
             return residence.reserve_blocks
         held = 0 if self._layout.turns else self._tables.held_blocks(residence.table)
-        return max(0, residence.granted_blocks - held) + self._copies(book)
+        return max(0, residence.granted_blocks - held) + self._copies(record)
 
-    def _firm_of(self, book: Book) -> int:
-        residence = book.residence
+    def _firm_of(self, record: SessionRecord) -> int:
+        residence = record.residence
         if not residence.pinned:
             return residence.reserve_blocks
-        return max(residence.reserve_blocks, residence.ordered_blocks) + self._copies(book)
+        return max(residence.reserve_blocks, residence.ordered_blocks) + self._copies(record)
 
-    def _copies(self, book: Book) -> int:
+    def _copies(self, record: SessionRecord) -> int:
         """Blocks that it takes beside those that it was granted."""
-        residence = book.residence
+        residence = record.residence
         if not residence.on_device or self._layout.turns:
             return 0
         return int(self._tables.copies_first(residence.table))
 
-    def _most_blocks(self, book: Book) -> int:
+    def _most_blocks(self, record: SessionRecord) -> int:
         """What is left beside the others' firm blocks, and within the tenant's quota."""
-        own = self._counted.get(book.key, _counted(book))
+        own = self._counted.get(record.key, _counted(record))
         most = self.blocks - (self._firm - own.firm)
-        left = self._quota_left(book)
+        left = self._quota_left(record)
         return most if left is None else min(most, left)
 
-    def _quota_left(self, book: Book) -> int | None:
+    def _quota_left(self, record: SessionRecord) -> int | None:
         """What the tenant's other sessions leave of its quota; None without one."""
-        quota_cells = self._quota_cells(book.residence.tenant)
+        quota_cells = self._quota_cells(record.residence.tenant)
         if quota_cells is None:
             return None
         others = (
             one.ordered
             for key, one in self._counted.items()
-            if key != book.key and one.tenant == book.residence.tenant
+            if key != record.key and one.tenant == record.residence.tenant
         )
         return quota_cells // self._layout.block_cells - sum(others)
 
-    def _most_firm(self, book: Book) -> int:
+    def _most_firm(self, record: SessionRecord) -> int:
         """What may become firm so that every other session can still come back."""
-        own = self._counted.get(book.key, _counted(book))
+        own = self._counted.get(record.key, _counted(record))
         beside = self.blocks - (self._firm - own.firm)
-        others = (one.ordered - one.firm for key, one in self._counted.items() if key != book.key)
+        others = (one.ordered - one.firm for key, one in self._counted.items() if key != record.key)
         return beside - max(others, default=0)
 
-    def _refusal(self, book: Book, blocks: int, most: int) -> str:
+    def _refusal(self, record: SessionRecord, blocks: int, most: int) -> str:
         """What was wanted, what is there, what would help."""
-        size, tenant = self._layout.block_cells, book.residence.tenant
-        left = self._quota_left(book)
+        size, tenant = self._layout.block_cells, record.residence.tenant
+        left = self._quota_left(record)
         needs = (
-            f"session {book.id!r} needs {blocks * size} cells and could have "
+            f"session {record.id!r} needs {blocks * size} cells and could have "
             f"{max(0, most) * size}, in blocks of {size}: "
         )
         if left is not None and left <= most:

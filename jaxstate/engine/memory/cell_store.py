@@ -54,7 +54,7 @@ class _Stored:
     moving: bool = False
 
 
-class Vault:
+class CellStore:
     """Host memory first, then disk.
 
     Args:

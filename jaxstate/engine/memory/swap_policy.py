@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxstate.engine.memory.block_budget import Room
-from jaxstate.engine.sessions.record import Book
+from jaxstate.engine.memory.block_budget import BlockBudget
+from jaxstate.engine.sessions.record import SessionRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
     """A session that is to leave the device, to come to it, or to come from disk to the host."""
 
-    book: Book
+    record: SessionRecord
     to: Literal["away", "device", "host"]
 
 
@@ -38,7 +38,7 @@ PASSED_OVER = 8
 LESS_PATIENCE = 4
 
 
-class Swapper:
+class SwapPolicy:
     """Turns of sessions that cannot all be on the device.
 
     Args:
@@ -47,46 +47,46 @@ class Swapper:
         weight: of a tenant.
     """
 
-    def __init__(self, room: Room, *, patience: int, weight: Callable[[str], float]) -> None:
-        self._room = room
+    def __init__(self, room: BlockBudget, *, patience: int, weight: Callable[[str], float]) -> None:
+        self._budget = room
         self._patience = patience
         self._weight = weight
         # Of each tenant, by its weight, how often it was first (start-time fair queueing).
         self._turns: dict[str, float] = {}
         self._level = 0.0
-        self._head: Book | None = None
-        self._draining: Book | None = None
+        self._head: SessionRecord | None = None
+        self._draining: SessionRecord | None = None
 
-    def settle(self, books: Iterable[Book], now: Now, *, idle: bool) -> Move | None:
+    def settle(self, records: Iterable[SessionRecord], now: Now, *, idle: bool) -> Move | None:
         """Grants what there is to those in line; the move that the first of them needs.
 
         Args:
-            books: all sessions.
+            records: all sessions.
             now: the step and the time.
             idle: no step could be done: patience would be in vain.
         """
         if self._draining is not None:
             self._draining.residence.draining, self._draining = False, None
-        short = self._room.short
+        short = self._budget.short
         # Who reads nothing more, since it is to leave, would keep others waiting.
         if leaving := next((one for one in short if _wants_out(one)), None):
             return Move(leaving, "away")
-        line = [book for book in short if self._stands_in_line(book, now)]
+        line = [record for record in short if self._stands_in_line(record, now)]
         if self._head not in line:
             self._head = None
-        fetching = any(book.residence.fetching for book in line)
-        line = [book for book in line if not book.residence.fetching]
+        fetching = any(record.residence.fetching for record in line)
+        line = [record for record in line if not record.residence.fetching]
         while line:
             head = self._first(line)
             if head.residence.place == "disk":
                 if not fetching:
                     self._head = head
                     return _fetched(head)
-            elif not self._room.grant(head):
+            elif not self._budget.grant(head):
                 # One that comes from disk stays the first: others would push it back there.
                 self._head = self._head or head
                 passing = self._passing(line, fetching=fetching)
-                return passing or self._make_room(head, books, now, idle=idle)
+                return passing or self._make_room(head, records, now, idle=idle)
             else:
                 self._had_turn(head)
                 if not head.residence.on_device:
@@ -95,21 +95,21 @@ class Swapper:
             line.remove(head)
         return None
 
-    def _first(self, line: Sequence[Book]) -> Book:
+    def _first(self, line: Sequence[SessionRecord]) -> SessionRecord:
         """Who was first stays so until it has what it wants: blocks were gathered for it."""
         if self._head in line:
             assert self._head is not None
             return self._head
         return min(
             line,
-            key=lambda book: (
-                self._turns.get(book.residence.tenant, 0.0),
-                book.residence.wants_since or 0,
-                book.key,
+            key=lambda record: (
+                self._turns.get(record.residence.tenant, 0.0),
+                record.residence.wants_since or 0,
+                record.key,
             ),
         )
 
-    def _had_turn(self, head: Book) -> None:
+    def _had_turn(self, head: SessionRecord) -> None:
         tenant = head.residence.tenant
         self._level = max(self._level, self._turns.get(tenant, 0.0))
         self._turns[tenant] = self._level + 1.0 / self._weight(tenant)
@@ -118,12 +118,12 @@ class Swapper:
         if head is self._head:
             self._head = None
 
-    def _stands_in_line(self, book: Book, now: Now) -> bool:
-        residence = book.residence
+    def _stands_in_line(self, record: SessionRecord, now: Now) -> bool:
+        residence = record.residence
         wants = (
-            (residence.coming or book.border_jobs > 0 or book.has_work(now.time_s))
+            (residence.coming or record.border_jobs > 0 or record.has_work(now.time_s))
             and not residence.leaving
-            and (not residence.on_device or self._room.lacks(book))
+            and (not residence.on_device or self._budget.lacks(record))
         )
         if not wants:
             residence.wants_since = None
@@ -131,36 +131,40 @@ class Swapper:
             residence.wants_since = now.step
         return wants
 
-    def _passing(self, line: Sequence[Book], *, fetching: bool) -> Move | None:
+    def _passing(self, line: Sequence[SessionRecord], *, fetching: bool) -> Move | None:
         """One that takes nothing from the first in line: what it wants is promised to it."""
-        for book in line:
-            place = book.residence.place
+        for record in line:
+            place = record.residence.place
             if place == "device" or (place == "disk" and fetching):
                 continue
-            if self._room.keeps_to_its_reserve(book) and self._room.grant(book):
-                return _fetched(book) if place == "disk" else Move(book, "device")
+            if self._budget.keeps_to_its_reserve(record) and self._budget.grant(record):
+                return _fetched(record) if place == "disk" else Move(record, "device")
         return None
 
-    def _make_room(self, head: Book, books: Iterable[Book], now: Now, *, idle: bool) -> Move | None:
+    def _make_room(
+        self, head: SessionRecord, records: Iterable[SessionRecord], now: Now, *, idle: bool
+    ) -> Move | None:
         """Who leaves for the first in line."""
-        everyone, has = list(books), Counter[str]()
-        for book in everyone:
-            self._room.update(book)  # who shared blocks with others that are gone is promised less
-            if book.residence.missing:
-                book.residence.placed_at = now.step  # its time begins when it is all there
-            has[book.residence.tenant] += book.residence.granted_blocks
+        everyone, has = list(records), Counter[str]()
+        for record in everyone:
+            self._budget.update(
+                record
+            )  # who shared blocks with others that are gone is promised less
+            if record.residence.missing:
+                record.residence.placed_at = now.step  # its time begins when it is all there
+            has[record.residence.tenant] += record.residence.granted_blocks
         most = {tenant: -blocks / self._weight(tenant) for tenant, blocks in has.items()}
-        could = [book for book in everyone if book is not head and self._may_leave(book)]
-        resting = [book for book in could if not book.has_work(now.time_s)]
+        could = [record for record in everyone if record is not head and self._may_leave(record)]
+        resting = [record for record in could if not record.has_work(now.time_s)]
         if resting:
             return Move(
                 min(resting, key=lambda one: (most[one.residence.tenant], one.residence.used_s)),
                 "away",
             )
-        served = [book for book in could if idle or self._had_its_time(book, head, most, now)]
+        served = [record for record in could if idle or self._had_its_time(record, head, most, now)]
         if not served:
             return None
-        book = min(
+        record = min(
             served,
             key=lambda one: (
                 most[one.residence.tenant],
@@ -170,17 +174,19 @@ class Swapper:
                 one.key,
             ),
         )
-        if not any(book.holding()):
-            return Move(book, "away")
-        book.residence.draining, self._draining = True, book
+        if not any(record.holding()):
+            return Move(record, "away")
+        record.residence.draining, self._draining = True, record
         return None
 
-    def _had_its_time(self, book: Book, head: Book, most: dict[str, float], now: Now) -> bool:
+    def _had_its_time(
+        self, record: SessionRecord, head: SessionRecord, most: dict[str, float], now: Now
+    ) -> bool:
         """Whether it was served for long enough, or others are served before it all the time, and
         the first in line has waited for long enough. A tenant that has more than the other will
         have gets less patience."""
-        residence, tenant = book.residence, head.residence.tenant
-        will_have = -most[tenant] + self._room.lacking(head) / self._weight(tenant)
+        residence, tenant = record.residence, head.residence.tenant
+        will_have = -most[tenant] + self._budget.lacking(head) / self._weight(tenant)
         if -most[residence.tenant] > will_have:
             return residence.served >= max(1, self._patience // LESS_PATIENCE)
         waited = now.step - (head.residence.wants_since or 0)
@@ -188,22 +194,22 @@ class Swapper:
         served = residence.served >= self._patience or stayed >= PASSED_OVER * self._patience
         return waited >= self._patience and served
 
-    def _may_leave(self, book: Book) -> bool:
+    def _may_leave(self, record: SessionRecord) -> bool:
         """Whether its leaving would make room, and nothing forbids it."""
-        residence = book.residence
+        residence = record.residence
         if not residence.on_device or residence.pinned:
             return False
         # Who lacks blocks gets to no border, and may stand behind the one that waits for its own.
-        if book.border_jobs and not self._room.lacks(book):
+        if record.border_jobs and not self._budget.lacks(record):
             return False
-        return self._room.gains_by(book)
+        return self._budget.gains_by(record)
 
 
-def _fetched(book: Book) -> Move:
-    book.residence.fetching = True
-    return Move(book, "host")
+def _fetched(record: SessionRecord) -> Move:
+    record.residence.fetching = True
+    return Move(record, "host")
 
 
-def _wants_out(book: Book) -> bool:
-    residence = book.residence
-    return residence.on_device and residence.leaving and not any(book.holding())
+def _wants_out(record: SessionRecord) -> bool:
+    residence = record.residence
+    return residence.on_device and residence.leaving and not any(record.holding())

@@ -1,7 +1,7 @@
 """From what a caller wrote to what the engine can run: questions, choices and entries in tokens.
 
-Comes in: text and settings as a caller gave them. Goes out: an `Asked`, or an error that says what
-is allowed. Does not know: sessions, versions, devices.
+Comes in: text and settings as a caller gave them. Goes out: a `Question`, or an error that says
+what is allowed. Does not know: sessions, versions, devices.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxstate.engine.executor.protocol import Limits, Tokens
-from jaxstate.engine.requests.request import Asked
+from jaxstate.engine.requests.request import Question
 from jaxstate.engine.types.values import Answer
 from jaxstate.errors import CapacityExceeded, InvalidInput, PromptTooLong
 from jaxstate.records import Sampling, checked_int, shown
@@ -48,7 +48,7 @@ class Settings:
     stop: tuple[str, ...] | None = None
     sampling: Sampling = GREEDY
 
-    def fit(self, asked: Asked) -> bool:
+    def fit(self, asked: Question) -> bool:
         """Whether `asked` is what these settings ask for, but for the length of the answer."""
         return (
             self.choices in (None, asked.choices)
@@ -56,13 +56,13 @@ class Settings:
             and self.sampling == asked.sampling
         )
 
-    def same_length(self, asked: Asked) -> bool:
+    def same_length(self, asked: Question) -> bool:
         """Whether they let the answer be as long as `asked` does."""
         if self.max_tokens is None or asked.choices is None:
             return self.max_tokens in (None, asked.max_tokens)
         return max(map(len, asked.answer_tokens)) <= self.max_tokens
 
-    def would_give(self, asked: Asked, answer: Answer, steps: int) -> bool:
+    def would_give(self, asked: Question, answer: Answer, steps: int) -> bool:
         """Whether answering anew, at the same version, would give exactly that answer, for which
         so many tokens were chosen."""
         if not self.fit(asked):
@@ -77,7 +77,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class VersionWanted:
     """Which version an answer is to have seen.
 
     Attributes:
@@ -95,10 +95,12 @@ class Wanted:
         return version >= self.least if self.as_of is None else version == self.as_of
 
 
-ANY = Wanted()
+ANY = VersionWanted()
 
 
-def checked_wanted(min_version: int | None, as_of: int | None, rebuild_tokens: int) -> Wanted:
+def checked_wanted(
+    min_version: int | None, as_of: int | None, rebuild_tokens: int
+) -> VersionWanted:
     """Versions as a caller gave them.
 
     Raises:
@@ -106,7 +108,7 @@ def checked_wanted(min_version: int | None, as_of: int | None, rebuild_tokens: i
     """
     if as_of is None:
         least = 0 if min_version is None else checked_int("min_version", min_version)
-        return Wanted(least=least, rebuild_tokens=checked_rebuild(rebuild_tokens))
+        return VersionWanted(least=least, rebuild_tokens=checked_rebuild(rebuild_tokens))
     if min_version is not None:
         raise InvalidInput(
             f"as_of={as_of!r} with min_version={min_version!r}: one asks for exactly that version, "
@@ -114,7 +116,7 @@ def checked_wanted(min_version: int | None, as_of: int | None, rebuild_tokens: i
         )
     if checked_int("as_of", as_of) < 0:
         raise InvalidInput(f"as_of={as_of} must be 0 (the opening alone) or more")
-    return Wanted(as_of=int(as_of), rebuild_tokens=checked_rebuild(rebuild_tokens))
+    return VersionWanted(as_of=int(as_of), rebuild_tokens=checked_rebuild(rebuild_tokens))
 
 
 def checked_rebuild(rebuild_tokens: int) -> int:
@@ -211,7 +213,7 @@ def checked_text(name: str, text: object) -> str:
     return text
 
 
-def _check_choice_lengths(asked: Asked, max_tokens: int | None) -> None:
+def _check_choice_lengths(asked: Question, max_tokens: int | None) -> None:
     """Refuses choices that are longer than the answer may be.
 
     Raises:
@@ -236,7 +238,7 @@ def _checked_choices(choices: Sequence[str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asker:
+class PromptEncoder:
     """Makes tokens of text for one model.
 
     Attributes:
@@ -255,7 +257,7 @@ class Asker:
     vocab_size: int | None = None
     choice_temperature: float = 1.0
 
-    def ask(self, question: str, settings: Settings) -> Asked:
+    def ask(self, question: str, settings: Settings) -> Question:
         """A question with its settings, in tokens.
 
         Raises:
@@ -275,7 +277,7 @@ class Asker:
         if len(tokens) == 0:
             raise InvalidInput(f"question={question!r} has no tokens in this model's vocabulary")
         stop = self.template.stops(self.tokenizer) if settings.stop is None else settings.stop
-        asked = Asked(
+        asked = Question(
             question=question,
             tokens=tokens,
             max_tokens=(None if choices else settings.max_tokens) or DEFAULT_MAX_TOKENS,
@@ -318,7 +320,7 @@ class Asker:
                 "tokens were made of it. Give less at once, or an engine with more session_cells"
             )
 
-    def warm(self, question: str) -> Asked:
+    def warm(self, question: str) -> Question:
         """A question whose answer's first token is all that is wanted.
 
         Raises:

@@ -22,7 +22,7 @@ from jaxstate.text import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Asked:
+class Question:
     """A question, ready for the device.
 
     Attributes:
@@ -101,7 +101,7 @@ class Asked:
             )
 
 
-class Run:
+class Request:
     """A question on its way through the device.
 
     Args:
@@ -115,7 +115,7 @@ class Run:
     """
 
     def __init__(
-        self, key: int, work: Work, asked: Asked, arrived_s: float, *, holds: bool = True
+        self, key: int, work: Work, asked: Question, arrived_s: float, *, holds: bool = True
     ) -> None:
         self.key = key
         self.work: Work = work
@@ -289,7 +289,7 @@ class Run:
 
 
 def chosen_answer(
-    asked: Asked, totals: list[float], *, version: int, context_tokens: int, latency_s: float
+    asked: Question, totals: list[float], *, version: int, context_tokens: int, latency_s: float
 ) -> Answer:
     """The best of some choices by their total log-probabilities; the first one if several are."""
     choices = asked.choices or ()

@@ -26,7 +26,7 @@ START_TOKENS = 256
 _USUAL = Tenant()
 
 
-class TenantShares:
+class FairShare:
     """The work of all tenants.
 
     Args:

@@ -2,7 +2,7 @@
 
 Comes in: what the planned step wants, and what other sessions would have done in the same step, the
 most urgent first. Goes out: those that go, in that order. A step's cost follows its padded shape,
-so what joins must fit the shape of what was planned, or be free. Does not know: books, devices.
+so what joins must fit the shape of what was planned, or be free. Does not know: records, devices.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Kind = Literal["ask", "flash", "warm", "chunk"]
 
 
 @dataclass(frozen=True, slots=True)
-class Want:
+class BatchCandidate:
     """One row of a step.
 
     Attributes:
@@ -36,8 +36,11 @@ class Want:
 
 
 def go_together(
-    planned: Sequence[Want], joining: Sequence[Want], limits: Limits, free_blocks: int
-) -> list[Want]:
+    planned: Sequence[BatchCandidate],
+    joining: Sequence[BatchCandidate],
+    limits: Limits,
+    free_blocks: int,
+) -> list[BatchCandidate]:
     """What goes into one step.
 
     Args:
@@ -63,8 +66,8 @@ def go_together(
 
 
 def _chunks(
-    planned: Sequence[Want], alike: Sequence[Want], limits: Limits
-) -> tuple[list[Want], int]:
+    planned: Sequence[BatchCandidate], alike: Sequence[BatchCandidate], limits: Limits
+) -> tuple[list[BatchCandidate], int]:
     """As many chunks as make a token cheapest, in the size of the planned one."""
     tokens, sizes = next(one for one in limits.chunk_rows if planned[0].tokens <= one[0])
     waiting = _each_session([*planned, *alike], 1)
@@ -73,11 +76,14 @@ def _chunks(
 
 
 def _starts(
-    planned: Sequence[Want], alike: Sequence[Want], limits: Limits, free_blocks: int
-) -> tuple[list[Want], int]:
+    planned: Sequence[BatchCandidate],
+    alike: Sequence[BatchCandidate],
+    limits: Limits,
+    free_blocks: int,
+) -> tuple[list[BatchCandidate], int]:
     """As many questions as make one cheapest. Idle work keeps its steps short."""
     idle = planned[0].kind != "ask"
-    longest, fitting = 1, list[Want]()
+    longest, fitting = 1, list[BatchCandidate]()
     for want in planned:
         longest = max(longest, want.tokens)
         if len(fitting) >= _most(longest, limits, idle=idle)[1]:
@@ -99,8 +105,12 @@ def _most(tokens: int, limits: Limits, *, idle: bool) -> tuple[int, int]:
 
 
 def _with_riders(
-    chosen: list[Want], others: Sequence[Want], tokens: int, limits: Limits, free_blocks: int
-) -> list[Want]:
+    chosen: list[BatchCandidate],
+    others: Sequence[BatchCandidate],
+    tokens: int,
+    limits: Limits,
+    free_blocks: int,
+) -> list[BatchCandidate]:
     """What else goes along for nothing: as long as all rows cost less than a step without any."""
     fits = next((one for one in limits.start_rows if tokens <= one[0]), None)
     if fits is None:
@@ -121,10 +131,10 @@ def _with_riders(
     return _few_sessions(_each_session(chosen, limits.session_rows), limits)
 
 
-def _each_session(wants: Sequence[Want], most: int) -> list[Want]:
+def _each_session(wants: Sequence[BatchCandidate], most: int) -> list[BatchCandidate]:
     """At most so many of each session."""
     counts: dict[int, int] = {}
-    chosen: list[Want] = []
+    chosen: list[BatchCandidate] = []
     for want in wants:
         counts[want.session] = counts.get(want.session, 0) + 1
         if counts[want.session] <= most:
@@ -132,15 +142,15 @@ def _each_session(wants: Sequence[Want], most: int) -> list[Want]:
     return chosen
 
 
-def _few_sessions(wants: Sequence[Want], limits: Limits) -> list[Want]:
+def _few_sessions(wants: Sequence[BatchCandidate], limits: Limits) -> list[BatchCandidate]:
     """Of no more sessions than a step serves."""
     sessions = list(dict.fromkeys(want.session for want in wants))[: limits.step_sessions]
     return [want for want in wants if want.session in sessions]
 
 
-def _within_blocks(wants: Sequence[Want], free_blocks: int) -> list[Want]:
+def _within_blocks(wants: Sequence[BatchCandidate], free_blocks: int) -> list[BatchCandidate]:
     """Those that find tail blocks, from the first on."""
-    chosen: list[Want] = []
+    chosen: list[BatchCandidate] = []
     for want in wants:
         free_blocks -= want.blocks
         if free_blocks < 0:

@@ -34,7 +34,7 @@ from jaxstate.engine.scheduler.views import (
     GoOn,
     Ingest,
     Plan,
-    RunView,
+    RequestView,
     SessionView,
     Step,
     View,
@@ -110,12 +110,12 @@ def _goes_with(other: Step, step: Step) -> bool:
 def _rows_beside(step: GoOn, others: list[GoOn], view: View, policy: Policy) -> tuple[GoOn, ...]:
     """Rows that go on in the same step: as many of its class as make one cheapest, then those that
     cost next to nothing."""
-    if len(step.runs) > view.session_rows:
+    if len(step.requests) > view.session_rows:
         return ()
     alike = [one for one in others if one.work == step.work][: view.step_sessions - 1]
     riders = [one for one in others if one.work != step.work] if step.work == "ask" else []
-    rows = len(step.runs)
-    waiting = rows + sum(min(len(one.runs), view.session_rows) for one in alike)
+    rows = len(step.requests)
+    waiting = rows + sum(min(len(one.requests), view.session_rows) for one in alike)
     most = view.row_sizes.take(waiting, 1, view.rows) if step.stage == "decoding" else view.rows
     joined: list[GoOn] = []
     for one, bound in (
@@ -124,8 +124,8 @@ def _rows_beside(step: GoOn, others: list[GoOn], view: View, policy: Policy) -> 
     ):
         room = min(bound - rows, view.session_rows)
         if room > 0 and len(joined) + 1 < view.step_sessions:
-            joined.append(dataclasses.replace(one, runs=one.runs[:room]))
-            rows += len(joined[-1].runs)
+            joined.append(dataclasses.replace(one, requests=one.requests[:room]))
+            rows += len(joined[-1].requests)
     return tuple(joined)
 
 
@@ -146,17 +146,17 @@ def _asks_may_begin(view: View, policy: Policy, held_up: frozenset[Work]) -> boo
     if "flash" in held_up and view.waited.get("flash", 0) >= policy.patience("flash"):
         return False
     ready = (
-        (one.tenant_work, run.arrived_s, run.blocks)
+        (one.tenant_work, request.arrived_s, request.blocks)
         for one in view.sessions
-        for run in one.runs
-        if _is_ready(run)
+        for request in one.requests
+        if _is_ready(request)
     )
     *_, blocks = min(ready, default=(0.0, 0.0, 0))
     return blocks <= view.free_blocks + view.evictable_blocks
 
 
-def _is_ready(run: RunView) -> bool:
-    return run.stage == "waiting" and not run.blocked
+def _is_ready(request: RequestView) -> bool:
+    return request.stage == "waiting" and not request.blocked
 
 
 def _choose_class(runnable: frozenset[Work], view: View, policy: Policy) -> Work | None:
@@ -182,18 +182,21 @@ def _first(candidates: list[_Candidate]) -> Step:
 def _ask_candidates(
     session: SessionView, view: View, policy: Policy, *, may_begin: bool
 ) -> Iterator[_Candidate]:
-    asks = [run for run in session.runs if run.work == "ask"]
-    waiting = sorted((run for run in asks if run.stage == "waiting"), key=lambda run: run.arrived_s)
-    blocked = [run for run in waiting if run.blocked]
+    asks = [request for request in session.requests if request.work == "ask"]
+    waiting = sorted(
+        (request for request in asks if request.stage == "waiting"),
+        key=lambda request: request.arrived_s,
+    )
+    blocked = [request for request in waiting if request.blocked]
     if blocked and session.ingest_entries:
         yield from _ingest_candidates(session, view, work="ask", since_s=blocked[0].arrived_s)
-    ready = [run for run in waiting if not run.blocked]
+    ready = [request for request in waiting if not request.blocked]
     # What begins in one step looks at one version; the oldest says which.
-    ready = [run for run in ready if run.seen_cells == ready[0].seen_cells]
+    ready = [request for request in ready if request.seen_cells == ready[0].seen_cells]
     if may_begin and (begun := _fitting(ready, session.leaves_blocks, view)):
-        evict = sum(run.blocks for run in begun) > view.free_blocks
-        keys = tuple(run.key for run in begun)
-        step = Begin(work="ask", session=session.key, runs=keys, evict=evict)
+        evict = sum(request.blocks for request in begun) > view.free_blocks
+        keys = tuple(request.key for request in begun)
+        step = Begin(work="ask", session=session.key, requests=keys, evict=evict)
         yield _Candidate(
             step, session.tenant_work, session.asks_served, begun[0].arrived_s, begins=True
         )
@@ -202,19 +205,19 @@ def _ask_candidates(
         yield from _flash_candidates(session, view, work="ask")
 
 
-def _fitting(waiting: list[RunView], leaves_blocks: int, view: View) -> list[RunView]:
+def _fitting(waiting: list[RequestView], leaves_blocks: int, view: View) -> list[RequestView]:
     """As many of these, oldest first, as tail blocks allow and one step should take."""
-    taken: list[RunView] = []
+    taken: list[RequestView] = []
     blocks_left, longest = view.free_blocks + view.evictable_blocks - leaves_blocks, 0
-    for run in waiting:
-        longest = max(longest, run.tokens)
-        if run.blocks > blocks_left or len(taken) >= start_size(longest, view.start_rows)[1]:
+    for request in waiting:
+        longest = max(longest, request.tokens)
+        if request.blocks > blocks_left or len(taken) >= start_size(longest, view.start_rows)[1]:
             break
-        taken.append(run)
-        blocks_left -= run.blocks
+        taken.append(request)
+        blocks_left -= request.blocks
     if not taken:
         return []
-    tokens, rows = start_size(max(run.tokens for run in taken), view.start_rows)
+    tokens, rows = start_size(max(request.tokens for request in taken), view.start_rows)
     return taken[: view.row_sizes.take(len(taken), tokens, rows)]
 
 
@@ -224,23 +227,23 @@ def start_size(tokens: int, start_rows: tuple[tuple[int, int], ...]) -> tuple[in
 
 
 def _going_on(
-    session: SessionView, runs: list[RunView], view: View, policy: Policy
+    session: SessionView, requests: list[RequestView], view: View, policy: Policy
 ) -> Iterator[_Candidate]:
     """One candidate for each stage and pinned length; questions still reading go one by one."""
-    groups: dict[tuple[Stage, int, int], list[RunView]] = {}
-    for run in runs:
-        if run.stage != "waiting":
-            alone = run.key if run.stage == "reading" else -1
-            groups.setdefault((run.stage, run.seen_cells, alone), []).append(run)
+    groups: dict[tuple[Stage, int, int], list[RequestView]] = {}
+    for request in requests:
+        if request.stage != "waiting":
+            alone = request.key if request.stage == "reading" else -1
+            groups.setdefault((request.stage, request.seen_cells, alone), []).append(request)
     for (stage, seen_cells, _), members in groups.items():
-        chosen = sorted(members, key=lambda run: (run.served, run.arrived_s))
+        chosen = sorted(members, key=lambda request: (request.served, request.arrived_s))
         chosen = chosen[: _rows_going_on(stage, len(chosen), view)]
         riding = _riders(session, stage, seen_cells, len(chosen), view, policy)
         step = GoOn(
             work=chosen[0].work,
             session=session.key,
             stage=stage,
-            runs=tuple(run.key for run in (*chosen, *riding)),
+            requests=tuple(request.key for request in (*chosen, *riding)),
         )
         yield _Candidate(step, session.tenant_work, chosen[0].served, chosen[0].arrived_s)
 
@@ -254,13 +257,13 @@ def _rows_going_on(stage: Stage, waiting: int, view: View) -> int:
 
 def _riders(
     session: SessionView, stage: Stage, seen_cells: int, rows: int, view: View, policy: Policy
-) -> list[RunView]:
+) -> list[RequestView]:
     """Registered questions that decode at the same length and cost next to nothing in this step."""
     room = min(policy.ride_rows, view.rows) - rows
     riders = [
-        run
-        for run in session.runs
-        if run.work == "flash" and run.stage == stage and run.seen_cells == seen_cells
+        request
+        for request in session.requests
+        if request.work == "flash" and request.stage == stage and request.seen_cells == seen_cells
     ]
     return riders[: max(room, 0)] if stage == "decoding" else []
 
@@ -284,28 +287,28 @@ def _flash_candidates(
         since_s, lent, share = session.flash_since_s, work == "ask", session.tenant_work
         yield _Candidate(step, share, session.flash_served, since_s, begins=True, lent=lent)
     else:
-        running = [run for run in session.runs if run.work == "flash"]
+        running = [request for request in session.requests if request.work == "flash"]
         yield from _going_on_alone(session, running, view, work)
 
 
 def _flash_wants_to_begin(session: SessionView, view: View) -> bool:
     """Whether some are due and there are rows for them, beside none that look at an old version."""
-    running = (run for run in session.runs if run.work == "flash")
-    outdated = any(run.seen_cells != session.seen_cells for run in running)
+    running = (request for request in session.requests if request.work == "flash")
+    outdated = any(request.seen_cells != session.seen_cells for request in running)
     return session.flash_due > 0 and session.flash_rows < view.rows and not outdated
 
 
 def _going_on_alone(
-    session: SessionView, running: list[RunView], view: View, work: Work
+    session: SessionView, running: list[RequestView], view: View, work: Work
 ) -> Iterator[_Candidate]:
-    by_stage: dict[Stage, list[RunView]] = {}
-    for run in running:
-        by_stage.setdefault(run.stage, []).append(run)
+    by_stage: dict[Stage, list[RequestView]] = {}
+    for request in running:
+        by_stage.setdefault(request.stage, []).append(request)
     for stage, members in by_stage.items():
-        chosen = sorted(members, key=lambda run: run.served)
+        chosen = sorted(members, key=lambda request: request.served)
         chosen = chosen[: _rows_going_on(stage, len(chosen), view)]
-        keys = tuple(run.key for run in chosen)
-        step = GoOn(work=work, session=session.key, stage=stage, runs=keys)
+        keys = tuple(request.key for request in chosen)
+        step = GoOn(work=work, session=session.key, stage=stage, requests=keys)
         since_s, lent, share = session.flash_since_s, work == "ask", session.tenant_work
         yield _Candidate(step, share, session.flash_served, since_s, lent=lent)
 

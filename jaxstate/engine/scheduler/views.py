@@ -1,6 +1,6 @@
 """What the scheduler sees of the engine at one moment, and what it says: plain frozen numbers.
 
-Comes in: numbers from the books. Goes out: a `View`; a `Plan` with one `Step`. Does not know: how
+Comes in: numbers from the records. Goes out: a `View`; a `Plan` with one `Step`. Does not know: how
 the one leads to the other (`scheduler`), devices, tokens, text.
 """
 
@@ -14,7 +14,7 @@ from jaxstate.engine.types.values import Stage, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunView:
+class RequestView:
     """A question that waits for its first step, or is under way.
 
     Attributes:
@@ -79,7 +79,7 @@ class SessionView:
     ingest_served: int = 0
     growth_tokens: int = 1 << 30
     asks_served: int = 0
-    runs: tuple[RunView, ...] = ()
+    requests: tuple[RequestView, ...] = ()
     flash_due: int = 0
     warm_due: int = 0
     flash_rows: int = 0
@@ -152,7 +152,7 @@ class Begin:
 
     work: Work
     session: int
-    runs: tuple[int, ...] = ()
+    requests: tuple[int, ...] = ()
     evict: bool = False
 
 
@@ -163,7 +163,7 @@ class GoOn:
     work: Work
     session: int
     stage: Stage
-    runs: tuple[int, ...]
+    requests: tuple[int, ...]
 
 
 Step: TypeAlias = Ingest | Begin | GoOn

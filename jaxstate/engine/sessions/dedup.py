@@ -17,7 +17,7 @@ from typing import Protocol
 from jaxstate.engine.types.values import Receipt, Span
 from jaxstate.errors import InvalidInput, SequenceGap
 from jaxstate.persist.changes import Push
-from jaxstate.persist.journal import Ticket
+from jaxstate.persist.journal import PendingWrite
 from jaxstate.persist.schema import text_bytes
 from jaxstate.records import checked_durability, checked_int
 
@@ -57,7 +57,7 @@ class Pushed:
     """
 
     receipt: Receipt
-    ticket: Ticket | None = None
+    ticket: PendingWrite | None = None
 
     @property
     def kept(self) -> bool:
@@ -111,7 +111,7 @@ class _Given:
     last_before: int | None
 
 
-class Receipts:
+class IdempotencyTable:
     """Of one session; the engine's lock guards it.
 
     Args:
@@ -174,7 +174,7 @@ class Receipts:
         _check_same(origin, given.digest)
         return given.pushed
 
-    def on_its_way(self, client: str) -> Ticket | None:
+    def on_its_way(self, client: str) -> PendingWrite | None:
         """The last push of a client that is not in the journal yet; None if all are."""
         for (name, _), given in reversed(self._given.items()):
             if name == client and not given.pushed.kept:

@@ -1,6 +1,6 @@
 """One session's bookkeeping, all under the engine's lock: what it read, what is asked of it.
 
-Comes in: entries, asks, registrations, commits. Goes out: the facts that the ledger, the room and
+Comes in: entries, asks, registrations, commits. Goes out: the facts that the state, the room and
 the launcher look at. Does not know: other sessions, devices, threads, text.
 """
 
@@ -11,23 +11,23 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from jaxstate.engine.flash.registry import FlashBook, Registered, WarmBook
-from jaxstate.engine.requests.request import Run
-from jaxstate.engine.sessions.dedup import Receipts
+from jaxstate.engine.flash.registry import FlashRegistry, Registered, WarmRegistry
+from jaxstate.engine.requests.request import Request
+from jaxstate.engine.sessions.dedup import IdempotencyTable
 from jaxstate.engine.sessions.ingest_queue import IngestQueue
 from jaxstate.engine.sessions.residence import Residence
-from jaxstate.engine.sessions.token_log import Border, Taken
+from jaxstate.engine.sessions.token_log import Taken, VersionEnd
 from jaxstate.engine.types.events import Subscription
 from jaxstate.engine.types.options import EngineConfig, QueuePolicy
 from jaxstate.engine.types.values import Answer
 from jaxstate.errors import ClosedError, NotFinite
-from jaxstate.persist.journal import Ticket
+from jaxstate.persist.journal import PendingWrite
 from jaxstate.persist.segments import Segment
 from jaxstate.text import Place
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Ask:
+class PendingAsk:
     """A question that somebody waits for.
 
     Attributes:
@@ -37,10 +37,10 @@ class Ask:
         as_of: the earlier version that it is about; None for the newest.
     """
 
-    run: Run
+    request: Request
     future: Future[Answer]
     min_version: int
-    as_of: Border | None = None
+    as_of: VersionEnd | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class TailBlocks:
         self._free.extend(blocks)
 
 
-class Book:
+class SessionRecord:
     """One session.
 
     Attributes:
@@ -136,8 +136,8 @@ class Book:
         self.residence = residence
         self.queue = IngestQueue(config.queue_entries, policy)
         self._queue_entries = config.queue_entries
-        self.flash = FlashBook(config.flash_limit, config.flash_staleness_s)
-        self.warm = WarmBook(config.warm_limit)
+        self.flash = FlashRegistry(config.flash_limit, config.flash_staleness_s)
+        self.warm = WarmRegistry(config.warm_limit)
         self.version = -1
         self.seen_cells = 0
         self.committed_s = 0.0
@@ -151,10 +151,10 @@ class Book:
         self.landing: deque[tuple[int, Taken]] = deque()
         self.stranded = False
         self.stopped: NotFinite | None = None
-        self.asks: dict[int, Ask] = {}
-        self.asks_begun: dict[int, Ask] = {}
+        self.asks: dict[int, PendingAsk] = {}
+        self.asks_begun: dict[int, PendingAsk] = {}
         self.asks_served = 0
-        self.flash_runs: dict[int, tuple[Run, Registered]] = {}
+        self.flash_requests: dict[int, tuple[Request, Registered]] = {}
         self.leave_waiters: list[Future[None]] = []
         self.come_waiters: list[Future[None]] = []
         self.waiters: list[tuple[int, Future[None]]] = []
@@ -162,16 +162,16 @@ class Book:
         self.room_told: Future[None] | None = None
         self.subscriptions: list[Subscription] = []
         self.log_key = 0
-        self.noted: Ticket | None = None
-        self.receipts = Receipts()
+        self.noted: PendingWrite | None = None
+        self.receipts = IdempotencyTable()
         self.saved = SavedCells()
-        self.stands_for: Book | None = None
-        self.stand_ins: list[Book] = []
+        self.stands_for: SessionRecord | None = None
+        self.stand_ins: list[SessionRecord] = []
 
     @property
-    def border(self) -> Border:
+    def version_end(self) -> VersionEnd:
         """Where its version ends: what a question that begins now looks at."""
-        return Border(self.version, self.seen_cells)
+        return VersionEnd(self.version, self.seen_cells)
 
     @property
     def pending(self) -> int:
@@ -227,7 +227,7 @@ class Book:
     @property
     def busy(self) -> bool:
         """Whether there may be something to do."""
-        waits = bool(self.asks or self.flash_runs) or not self.queue.empty
+        waits = bool(self.asks or self.flash_requests) or not self.queue.empty
         waits = waits or self.residence.missing > 0 or bool(self.landing)
         return self.opened and (waits or self.flash.stale > 0 or bool(self.warm.due()))
 
@@ -236,14 +236,16 @@ class Book:
         if not self.opened or self.closed:
             return False
         reads = not self.queue.empty or self.residence.missing > 0 or bool(self.landing)
-        asked = any(ask.run.begun or ask.min_version <= self.version for ask in self.asks.values())
-        flashes = bool(self.flash_runs) or next(self.flash.due(now_s), None) is not None
+        asked = any(
+            ask.request.begun or ask.min_version <= self.version for ask in self.asks.values()
+        )
+        flashes = bool(self.flash_requests) or next(self.flash.due(now_s), None) is not None
         return reads or asked or flashes or bool(self.warm.due())
 
-    def holding(self) -> Iterator[Run]:
+    def holding(self) -> Iterator[Request]:
         """Questions under way that may not lose what they have."""
-        yield from (ask.run for ask in self.asks_begun.values())
-        yield from (run for run, _ in self.flash_runs.values() if run.holds)
+        yield from (ask.request for ask in self.asks_begun.values())
+        yield from (request for request, _ in self.flash_requests.values() if request.holds)
 
     def number_from(self, version: int) -> None:
         """Entries 1 .. `version` were read elsewhere: those pushed from now on follow them."""

@@ -122,7 +122,7 @@ def spans_of(sequences: Sequence[int]) -> tuple[Span, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Border:
+class VersionEnd:
     """Where a version ends.
 
     Attributes:
@@ -181,7 +181,7 @@ class TokenLog:
         assert self.complete, "this log does not know what was read first"
         return self._tokens[start : min(start + count, self._count)].copy()
 
-    def border(self, version: int) -> int | None:
+    def version_end(self, version: int) -> int | None:
         """How many tokens that version saw: those of entries 1 .. `version` that were not displaced
         (0: of the opening alone). None for one that was not read, or not by this log."""
         known = bisect_right(self._entries, version)

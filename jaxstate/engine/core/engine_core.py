@@ -1,7 +1,8 @@
-"""What the loop's thread does for a session between two steps: fork, save.
+"""The engine behind its one lock: what clients note, what the loop takes from it.
 
-Comes in: something to do and what it changes in the books. Goes out: a future. Does not know: what
-is done, when.
+Comes in: calls of clients, on their threads. Goes out: notes in the state for the loop, futures for
+those who wait, tasks that only the loop's thread may do between two steps. Does not know: how a
+step is chosen or computed.
 """
 
 from __future__ import annotations
@@ -15,34 +16,34 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
-from jaxstate.engine.core.journal_writer import Keeper
-from jaxstate.engine.core.ledger import Ledger
+from jaxstate.engine.core.journal_writer import JournalWriter
 from jaxstate.engine.core.metrics import EngineMetrics, Gauges, MetricsRecorder
-from jaxstate.engine.core.results import Delivery, Outcomes
+from jaxstate.engine.core.results import Delivery, ResultProcessor
+from jaxstate.engine.core.state import EngineState
 from jaxstate.engine.executor.protocol import Executor
-from jaxstate.engine.memory.cell_store import Vault
+from jaxstate.engine.memory.cell_store import CellStore
 from jaxstate.engine.requests.futures import AskFuture, wait_for, wait_for_all
-from jaxstate.engine.requests.request import Asked, Run
-from jaxstate.engine.sessions.record import Ask, Book
-from jaxstate.engine.sessions.token_log import Border
+from jaxstate.engine.requests.request import Question, Request
+from jaxstate.engine.sessions.record import PendingAsk, SessionRecord
+from jaxstate.engine.sessions.token_log import VersionEnd
 from jaxstate.engine.types.events import FlashMode, Subscription
 from jaxstate.engine.types.options import EngineConfig
 from jaxstate.engine.types.owner import OwnedLock, Owner
 from jaxstate.engine.types.values import Connected, SessionInfo
 from jaxstate.errors import ClosedError, InvalidInput, QueueFull
 from jaxstate.persist.changes import ended
-from jaxstate.persist.journal import Ticket
+from jaxstate.persist.journal import PendingWrite
 
 T = TypeVar("T")
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Job(Generic[T]):
+class ControlTask(Generic[T]):
     """Something the loop's thread does between steps.
 
     Attributes:
         act: it, without the lock.
-        booked: what its result changes in the books.
+        booked: what its result changes in the records.
         future: its result.
         session: which session it is for; if that is closed meanwhile, the job is not done.
         border: it waits until this session is on the device, at a version's border: no entry half
@@ -54,20 +55,20 @@ class Job(Generic[T]):
     act: Callable[[], T]
     booked: Callable[[T], None]
     future: Future[T]
-    session: Book
-    border: Book | None = None
+    session: SessionRecord
+    version_end: SessionRecord | None = None
     creates: bool = False
     midway: bool = False
 
     @property
     def may_run(self) -> bool:
         """Whether what it needs is at a version's border."""
-        border = self.border
-        if border is None:
+        version_end = self.version_end
+        if version_end is None:
             return True
-        residence = border.residence
-        there = residence.on_device and not residence.missing and border.version >= 0
-        return there and (self.midway or not (border.landing or border.queue.partly_read))
+        residence = version_end.residence
+        there = residence.on_device and not residence.missing and version_end.version >= 0
+        return there and (self.midway or not (version_end.landing or version_end.queue.partly_read))
 
     @property
     def unwanted(self) -> bool:
@@ -77,7 +78,7 @@ class Job(Generic[T]):
     @property
     def ended(self) -> bool:
         """Whether a session that it needs was closed meanwhile."""
-        return self.session.closed or (self.border is not None and self.border.closed)
+        return self.session.closed or (self.version_end is not None and self.version_end.closed)
 
     def check_open(self) -> None:
         """Refuses it if so.
@@ -86,11 +87,11 @@ class Job(Generic[T]):
             ClosedError: with the reason.
         """
         self.session.check_open()
-        if self.border is not None:
-            self.border.check_open()
+        if self.version_end is not None:
+            self.version_end.check_open()
 
 
-class Desk:
+class EngineCore:
     """Everything that clients and the loop share.
 
     Args:
@@ -98,7 +99,7 @@ class Desk:
         config: bounds and shares.
         clock: monotonic seconds.
         on_thread: runs a user's callback somewhere else than in the loop.
-        keeper: of the journal; None for none.
+        journal writer: of the journal; None for none.
 
     Attributes:
         owner: the process that it belongs to.
@@ -106,8 +107,8 @@ class Desk:
         news: whether anything changed since the loop last looked.
         ended: what every call raises once the engine is closed.
         jobs: what the loop's thread is to do between steps.
-        vault: cells that are not on the device.
-        keeper: tells the journal, if there is one.
+        cell store: cells that are not on the device.
+        journal writer: tells the journal, if there is one.
         wipes: those who wait until no cells are left of what nobody has.
         loop_thread: the thread that must never wait for the engine; None if a test turns the loop.
     """
@@ -118,10 +119,10 @@ class Desk:
         config: EngineConfig,
         clock: Callable[[], float],
         on_thread: Callable[[Delivery], None],
-        keeper: Keeper | None = None,
+        journal_writer: JournalWriter | None = None,
     ) -> None:
         self.config = config
-        self.keeper = keeper or Keeper(None)
+        self.journal_writer = journal_writer or JournalWriter(None)
         self.limits = executor.limits
         self.clock = clock
         self.owner = Owner()
@@ -130,32 +131,32 @@ class Desk:
         self.news = False
         self.ended: ClosedError | None = None
         self.loop_thread: int | None = None
-        self.jobs: deque[Job[object]] = deque()
-        self.ledger = Ledger(executor, config)
+        self.jobs: deque[ControlTask[object]] = deque()
+        self.state = EngineState(executor, config)
         self.recorder = MetricsRecorder(clock())
-        self.vault = Vault(executor, config.host_bytes, config.disk_path, self._moved)
-        self.outcomes = Outcomes(
-            self.ledger, self.recorder, on_thread, lambda book: self.vault.drop(book.key)
+        self.cell_store = CellStore(executor, config.host_bytes, config.disk_path, self._moved)
+        self.results = ResultProcessor(
+            self.state, self.recorder, on_thread, lambda record: self.cell_store.drop(record.key)
         )
         self.wipes: list[Future[None]] = []
         self._executor = executor
-        self.keeper.attach(self.lock, self.tell_loop)
+        self.journal_writer.attach(self.lock, self.tell_loop)
         self._compiled_before = executor.compilations()
 
     @contextmanager
-    def changing(self) -> Iterator[Ledger]:
-        """The books, to change them; wakes the loop.
+    def changing(self) -> Iterator[EngineState]:
+        """The records, to change them; wakes the loop.
 
         Raises:
             ClosedError: the engine is closed.
         """
-        with self.noting() as ledger:
-            yield ledger
+        with self.noting() as state:
+            yield state
             self.tell_loop()
 
     @contextmanager
-    def noting(self) -> Iterator[Ledger]:
-        """The books, to note what does not count yet: the loop has nothing to do.
+    def noting(self) -> Iterator[EngineState]:
+        """The records, to note what does not count yet: the loop has nothing to do.
 
         Raises:
             ClosedError: the engine is closed.
@@ -163,7 +164,7 @@ class Desk:
         with self.lock:
             if self.ended is not None:
                 raise refusal(self.ended)
-            yield self.ledger
+            yield self.state
 
     def check_may_wait(self) -> None:
         """Refuses to wait on the engine's own thread, which would wait for itself for ever.
@@ -221,10 +222,10 @@ class Desk:
         Raises:
             InvalidInput: this is that thread, and there is a journal that is waited for.
         """
-        if self.keeper.waits:
+        if self.journal_writer.waits:
             self.check_may_wait()
 
-    def settled(self, noted: Ticket | None) -> None:
+    def settled(self, noted: PendingWrite | None) -> None:
         """Waits until the journal has what was noted.
 
         Raises:
@@ -234,47 +235,49 @@ class Desk:
             noted.settled.result()
 
     @contextmanager
-    def or_closed(self, book: Book) -> Iterator[None]:
+    def or_closed(self, record: SessionRecord) -> Iterator[None]:
         """Closes a new session if whoever made it does not get it after all, however that comes."""
         try:
             yield
         except BaseException:
             with self.lock:
-                self.unwanted(book)
+                self.unwanted(record)
             raise
 
-    def unwanted(self, book: Book) -> None:
+    def unwanted(self, record: SessionRecord) -> None:
         """A session that nobody got ends, in the journal too; the caller holds the lock."""
-        if not book.closed:
-            if book.log_key:
-                self.keeper.note(ended(book.log_key))
-            self.outcomes.close(book, "whoever made it did not wait for it")
+        if not record.closed:
+            if record.log_key:
+                self.journal_writer.note(ended(record.log_key))
+            self.results.close(record, "whoever made it did not wait for it")
             self.tell_loop()
 
-    def wait(self, book: Book, version: int) -> Future[None]:
+    def wait(self, record: SessionRecord, version: int) -> Future[None]:
         """Ends once the session has that version."""
         future: Future[None] = Future()
         with self.changing():
-            book.check_open()
-            book.check_reads(version)
-            if version > book.version:
+            record.check_open()
+            record.check_reads(version)
+            if version > record.version:
                 # Those that were given up would otherwise stay until the next commit.
-                book.waiters = [one for one in book.waiters if not one[1].cancelled()]
-                book.waiters.append((version, future))
+                record.waiters = [one for one in record.waiters if not one[1].cancelled()]
+                record.waiters.append((version, future))
                 return future
         future.set_result(None)
         return future
 
-    def wait_fresh(self, book: Book) -> Future[None]:
+    def wait_fresh(self, record: SessionRecord) -> Future[None]:
         """Ends once everything is read and every flash query answered, or refused, there."""
         future: Future[None] = Future()
-        with self.changing() as ledger:
-            book.check_open()
-            book.check_reads(book.queue.last)
-            ledger.fresh_waiters.append((book, future))
+        with self.changing() as state:
+            record.check_open()
+            record.check_reads(record.queue.last)
+            state.fresh_waiters.append((record, future))
         return future
 
-    def ask(self, asks: Sequence[tuple[Book, Asked, int]], arrived_s: float) -> list[AskFuture]:
+    def ask(
+        self, asks: Sequence[tuple[SessionRecord, Question, int]], arrived_s: float
+    ) -> list[AskFuture]:
         """Questions, noted all at once or not at all, so that they can share their steps.
 
         Args:
@@ -289,12 +292,12 @@ class Desk:
             ClosedError: a session or the engine is closed.
         """
         with self.changing():
-            self.check_asks([book for book, _, _ in asks])
-            for book, _, min_version in asks:
-                book.check_reads(min_version)
+            self.check_asks([record for record, _, _ in asks])
+            for record, _, min_version in asks:
+                record.check_reads(min_version)
             noted = [
-                (book, *self.note(book, asked, arrived_s, min_version=min_version))
-                for book, asked, min_version in asks
+                (record, *self.note(record, asked, arrived_s, min_version=min_version))
+                for record, asked, min_version in asks
             ]
         for one in noted:
             self.follow(*one)
@@ -302,86 +305,86 @@ class Desk:
 
     def note(
         self,
-        book: Book,
-        asked: Asked,
+        record: SessionRecord,
+        asked: Question,
         arrived_s: float,
         *,
         min_version: int = 0,
-        as_of: Border | None = None,
+        as_of: VersionEnd | None = None,
     ) -> tuple[int, AskFuture]:
-        """One question in the books, its name and its future; the caller holds the lock, and has
+        """One question in the records, its name and its future; the caller holds the lock, and has
         it followed afterwards."""
-        run, future = Run(self.ledger.new_key(), "ask", asked, arrived_s), AskFuture()
-        ask = Ask(run=run, future=future, min_version=min_version, as_of=as_of)
-        book.asks[run.key] = ask
-        book.residence.used_s = arrived_s
-        return run.key, future
+        request, future = Request(self.state.new_key(), "ask", asked, arrived_s), AskFuture()
+        ask = PendingAsk(request=request, future=future, min_version=min_version, as_of=as_of)
+        record.asks[request.key] = ask
+        record.residence.used_s = arrived_s
+        return request.key, future
 
-    def follow(self, book: Book, key: int, future: AskFuture) -> None:
-        """Takes a question off the books if its future is cancelled; without the lock."""
-        future.add_done_callback(functools.partial(self._if_cancelled, book, key, future))
+    def follow(self, record: SessionRecord, key: int, future: AskFuture) -> None:
+        """Takes a question off the records if its future is cancelled; without the lock."""
+        future.add_done_callback(functools.partial(self._if_cancelled, record, key, future))
 
-    def check_asks(self, books: Sequence[Book]) -> None:
+    def check_asks(self, records: Sequence[SessionRecord]) -> None:
         """Refuses questions, one to each of these, that a session cannot take.
 
         Raises:
             QueueFull: a session has as many asks as it may.
             ClosedError: a session is closed.
         """
-        for book, more in Counter(books).items():
-            book.check_open()
-            waiting = len(book.asks) + len(book.stand_ins)
+        for record, more in Counter(records).items():
+            record.check_open()
+            waiting = len(record.asks) + len(record.stand_ins)
             if waiting + more > self.config.waiting_asks:
                 raise QueueFull(
-                    f"session {book.id!r} has {waiting} asks waiting; it may have "
+                    f"session {record.id!r} has {waiting} asks waiting; it may have "
                     f"{self.config.waiting_asks}; wait for some, or raise waiting_asks in "
                     "EngineConfig"
                 )
 
-    def _if_cancelled(self, book: Book, key: int, future: AskFuture, _: object) -> None:
+    def _if_cancelled(self, record: SessionRecord, key: int, future: AskFuture, _: object) -> None:
         if future.cancelled():
             with self.lock:
-                self.outcomes.cancelled(book, key, timed_out=future.timed_out)
+                self.results.cancelled(record, key, timed_out=future.timed_out)
                 self.tell_loop()
 
-    def subscribe(self, book: Book, flash: FlashMode) -> Subscription:
+    def subscribe(self, record: SessionRecord, flash: FlashMode) -> Subscription:
         """Events from now on, the first of them `Connected`."""
         subscription = Subscription(self.config.events_limit, flash)
         with self.changing():
-            book.check_open()
+            record.check_open()
             subscription.offer(
-                Connected(session=book.id, version=book.version, pending=book.pending)
+                Connected(session=record.id, version=record.version, pending=record.pending)
             )
-            book.subscriptions.append(subscription)
+            record.subscriptions.append(subscription)
         return subscription
 
-    def info(self, book: Book) -> SessionInfo:
+    def info(self, record: SessionRecord) -> SessionInfo:
         """Facts about a session at this moment."""
-        layout, residence = self.limits.layout, book.residence
+        layout, residence = self.limits.layout, record.residence
         with self.lock:
-            oldest_s = book.oldest_s
+            oldest_s = record.oldest_s
             kept = 0 if residence.place == "log" else residence.cells
             return SessionInfo(
-                id=book.id,
-                version=book.version,
-                pending=book.pending,
-                pending_tokens=book.pending_tokens,
+                id=record.id,
+                version=record.version,
+                pending=record.pending,
+                pending_tokens=record.pending_tokens,
                 cells=layout.cells,
-                tokens=book.seen_cells,
+                tokens=record.seen_cells,
                 bytes=layout.bytes_of(kept, self.limits.itemsize),
                 residency=residence.place,
-                resume_s=self._resume_s(book),
+                resume_s=self._resume_s(record),
                 tenant=residence.tenant,
                 reserve=residence.reserve_blocks * layout.block_cells,
                 pinned=residence.pinned,
                 lag_s=0.0 if oldest_s is None else self.clock() - oldest_s,
-                dropped=book.queue.dropped,
-                flashes=len(book.flash),
-                stopped=None if book.stopped is None else str(book.stopped),
+                dropped=record.queue.dropped,
+                flashes=len(record.flash),
+                stopped=None if record.stopped is None else str(record.stopped),
             )
 
-    def _resume_s(self, book: Book) -> float | None:
-        residence = book.residence
+    def _resume_s(self, record: SessionRecord) -> float | None:
+        residence = record.residence
         if residence.on_device or residence.cells == 0:
             return 0.0
         if residence.place == "log":
@@ -390,7 +393,7 @@ class Desk:
         copy_s = self.recorder.copy_s(size_bytes)
         if residence.place == "host" or copy_s is None:
             return copy_s
-        read_s = self.vault.read_s(size_bytes)
+        read_s = self.cell_store.read_s(size_bytes)
         return None if read_s is None else read_s + copy_s
 
     def metrics(self) -> EngineMetrics:
@@ -400,44 +403,44 @@ class Desk:
             return self.recorder.snapshot(now_s, self._gauges(now_s))
 
     def _moved(self, session: int) -> None:
-        """Cells came from the disk, or went there, or were lost; on the vault's thread."""
+        """Cells came from the disk, or went there, or were lost; on the cell store's thread."""
         with self.lock:
-            book = self.ledger.books.get(session)
-            if book is not None:
-                self.look_for(book)
+            record = self.state.records.get(session)
+            if record is not None:
+                self.look_for(record)
             self.tell_loop()
 
-    def look_for(self, book: Book) -> None:
+    def look_for(self, record: SessionRecord) -> None:
         """Notes where a session's cells are now, if it is away; the caller holds the lock."""
-        residence = book.residence
+        residence = record.residence
         if residence.on_device:
             return
-        residence.place, residence.fetching = self.vault.where(book.key), False
+        residence.place, residence.fetching = self.cell_store.where(record.key), False
         if residence.place == "log" and not residence.log.complete:
-            self.outcomes.close(book, "its cells were lost, and so was what they were made of")
+            self.results.close(record, "its cells were lost, and so was what they were made of")
 
     def _gauges(self, now_s: float) -> Gauges:
-        books = tuple(self.ledger.books.values())
-        room, size = self.ledger.room, self.limits.layout.block_cells
-        asks = [ask.run for book in books for ask in book.asks.values()]
-        oldest_s = [one for book in books if (one := book.oldest_s) is not None]
+        records = tuple(self.state.records.values())
+        room, size = self.state.budget, self.limits.layout.block_cells
+        asks = [ask.request for record in records for ask in record.asks.values()]
+        oldest_s = [one for record in records if (one := record.oldest_s) is not None]
         return Gauges(
-            sessions=sum(book.stands_for is None for book in books),
-            pending_entries=sum(book.pending for book in books),
-            pending_tokens=sum(book.pending_tokens for book in books),
-            asks_waiting=sum(not run.begun for run in asks),
-            asks_running=sum(run.begun for run in asks),
-            flash_queries=sum(len(book.flash) for book in books),
-            flash_stale=sum(book.flash.stale for book in books),
+            sessions=sum(record.stands_for is None for record in records),
+            pending_entries=sum(record.pending for record in records),
+            pending_tokens=sum(record.pending_tokens for record in records),
+            asks_waiting=sum(not request.begun for request in asks),
+            asks_running=sum(request.begun for request in asks),
+            flash_queries=sum(len(record.flash) for record in records),
+            flash_stale=sum(record.flash.stale for record in records),
             oldest_lag_s=now_s - min(oldest_s, default=now_s),
             compilations=self._executor.compilations() - self._compiled_before,
-            on_device=self.ledger.room.on_device,
+            on_device=self.state.budget.on_device,
             cells=room.blocks * size,
-            cells_held=self.ledger.tables.primary.held * size,
+            cells_held=self.state.tables.primary.held * size,
             cells_free=max(0, room.free) * size,
             cells_firm=room.firm * size,
-            prefix_cells=len(self.ledger.prefixes) * size,
-            host_bytes=self.vault.bytes,
+            prefix_cells=len(self.state.prefixes) * size,
+            host_bytes=self.cell_store.bytes,
         )
 
 
