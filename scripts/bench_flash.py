@@ -207,7 +207,7 @@ def _run(
 def _idleness(before: jaxstate.EngineMetrics, after: jaxstate.EngineMetrics) -> dict[str, float]:
     elapsed_s = after.elapsed_s - before.elapsed_s
     busy = {work: after.step_s[work].total - before.step_s[work].total for work in after.step_s}
-    urgent_s, idle_work_s = busy["ask"] + busy["ingest"], busy["flash"] + busy["warm"]
+    urgent_s, idle_work_s = busy["ask"] + busy["ingest"], busy["flash"]
     return {
         "idle_share": 1.0 - (urgent_s + idle_work_s) / elapsed_s,
         "idle_used_share": idle_work_s / (elapsed_s - urgent_s),

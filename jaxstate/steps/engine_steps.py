@@ -210,11 +210,11 @@ class EngineSteps:
         row_pool: RowPool,
         rows: Sequence[RowInput],
         stop_ids: Int[Array, " n"],
-    ) -> tuple[SharedPool, RowPool, Int[Array, "5 R"], Float[Array, "R V"]]:
+    ) -> tuple[SharedPool, RowPool, Int[Array, "5 R"]]:
         """Begins questions, and commits the chunks among the rows; takes both pools over.
 
         Returns:
-            The pools, what was chosen (`unpack_choice`), and the logits it was chosen from.
+            The pools, and what was chosen (`unpack_choice`).
         """
         tokens = _fitting("tokens", max(len(row.tokens) for row in rows), self.question_tokens)
         spec = self._for_rows("start", rows, self._rows_beside(tokens), tokens=tokens)
@@ -223,7 +223,7 @@ class EngineSteps:
             params, pool, contexts, row_pool, packed, stop_ids
         )
         row_pool, chosen = self._drawn(row_pool, rows, chosen, logits, stop_ids)
-        return pool, row_pool, chosen, logits
+        return pool, row_pool, chosen
 
     def more(
         self,

@@ -6,7 +6,7 @@ had. A question of 5 tokens that saw 120 cells is answered "120:5", whatever was
 token has a gap of `seen` / 100 logits, and every token a log-probability of -1. A choice of n
 tokens has the total log-probability -|n - seen % 10|: at 123 cells a choice of 3 tokens wins.
 
-Each call lets the clock pass: 1 s for an extend, 0.5 s for a start, more or logits, 0.1 s for a
+Each call lets the clock pass: 1 s for an extend, 0.5 s for a start or more, 0.1 s for a
 decode, 0.3 s for a score, 2 s for a fetch, 1.5 s for a place, however many sessions it serves;
 results are there at once. Does not know: models, arrays on devices.
 
@@ -44,7 +44,7 @@ from jaxstate.testing.clock import FakeClock
 from jaxstate.testing.fake_limits import BLOCK_CELLS, FAKE_LIMITS
 
 T = TypeVar("T")
-Call = Literal["copy", "fetch", "place", "extend", "start", "more", "decode", "score", "logits"]
+Call = Literal["copy", "fetch", "place", "extend", "start", "more", "decode", "score"]
 
 COST_S: dict[Call, float] = {
     "copy": 0.0,
@@ -53,7 +53,6 @@ COST_S: dict[Call, float] = {
     "extend": 1.0,
     "start": 0.5,
     "more": 0.5,
-    "logits": 0.5,
     "decode": 0.1,
     "score": 0.3,
 }
@@ -235,14 +234,6 @@ class FakeExecutor:
         scores = [-abs(len(one.tokens) - one.seen.cells % 10) for one in candidates]
         return _Done(np.array(scores, np.float32))
 
-    def logits(self, rows: Sequence[RowTokens]) -> _Done[NDArray[np.float32]]:
-        """Log-probabilities over 258 tokens: minus the distance to the cells seen, modulo 256."""
-        self._check_start(rows, owned=False)
-        tokens = sum(len(row.tokens) for row in rows)
-        self._call("logits", _names(row.seen for row in rows), len(rows), tokens)
-        distances = [np.abs(np.arange(258) - row.seen.cells % 256) for row in rows]
-        return _Done(-np.stack(distances).astype(np.float32))
-
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         """Copies blocks."""
         self._call("copy", ())
@@ -325,9 +316,7 @@ class FakeExecutor:
             self._positions[blocks, positions % BLOCK_CELLS] = positions
             self._tokens[blocks, positions % BLOCK_CELLS] = chunk.tokens
 
-    def _check_start(
-        self, rows: Sequence[RowTokens], chunks: Sequence[Chunk] = (), *, owned: bool = True
-    ) -> None:
+    def _check_start(self, rows: Sequence[RowTokens], chunks: Sequence[Chunk] = ()) -> None:
         seen = [*(row.seen for row in rows), *(chunk.start for chunk in chunks)]
         self._check_together(seen)
         longest = max(len(one.tokens) for one in (*rows, *chunks))
@@ -336,7 +325,7 @@ class FakeExecutor:
         for row in rows:
             self._check_seen(row.seen)
             cells = len(row.blocks) * self._limits.tail_block_cells
-            assert not owned or len(row.tokens) <= cells, "the question does not fit"
+            assert len(row.tokens) <= cells, "the question does not fit"
 
     def _check_together(self, seen: Sequence[Seen]) -> None:
         """Rows of one step."""

@@ -25,7 +25,6 @@ class Life:
         opening: tokens that it started with.
         entries: tokens of every entry pushed, by sequence number.
         dropped: those that were reported dropped.
-        warm: warm questions.
         base: what a fork has read from its parent: the version and the tokens.
     """
 
@@ -36,7 +35,6 @@ class Life:
     base: tuple[int, tuple[int, ...]] | None = None
     flashes: dict[str, FlashQuery] = field(default_factory=dict)
     asked: dict[str, Question] = field(default_factory=dict)
-    warm: set[str] = field(default_factory=set)
 
     def read(self, version: int) -> tuple[int, ...]:
         """Every token that a version has read."""
@@ -94,7 +92,6 @@ def some_config(chance: random.Random) -> EngineConfig:
     policy = Policy(
         ingest_patience=patience,
         flash_patience=2 * patience,
-        warm_patience=3 * patience,
         room_patience=4 * patience,
     )
     return EngineConfig(

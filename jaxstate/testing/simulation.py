@@ -7,7 +7,7 @@ are real ones, and freed blocks are full of NaN. After every step it is checked 
 
 - a step which is no `extend` leaves every session's cells as they were, bit for bit, and an
   `extend` those of all other sessions (design §7.2);
-- whatever way a question was answered (alone, in a batch, as a flash query, from a warm one), the
+- whatever way a question was answered (alone, in a batch, as a flash query, from its scores), the
   answer is what `query` gives on a state built by `extend` from the same entries (§7.3);
 - an answer names the version that it saw, at least what was demanded, and a flash query is fresh
   only at its session's version (§7.4);
@@ -129,7 +129,6 @@ class Simulation:
             (self._ask, 12),
             (self._flash, 3),
             (self._unflash, 1),
-            (self._warm, 2),
             (self._cancel, 3),
             (self._open, 1),
             (self._close, 1),
@@ -217,13 +216,14 @@ class Simulation:
 
     def _some_question(self, life: Life) -> tuple[str, tuple[str, ...] | None]:
         """Often one that may be answered already."""
-        known = [*life.warm, *(one.question for one in life.flashes.values())]
-        question = self._random.choice(QUESTIONS)
-        if known and self._random.random() < 0.6:
-            question = self._random.choice(known)
-        if question in life.warm and self._random.random() < 0.8:
-            return question, ("y", "n")
-        return question, self._random.choice(CHOICES)
+        if life.flashes and self._random.random() < 0.6:
+            name = self._random.choice(list(life.flashes))
+            choices = life.asked[name].choices
+            if choices is not None and self._random.random() < 0.3:
+                some = self._random.sample(choices, self._random.randint(1, len(choices)))
+                return life.flashes[name].question, tuple(some)
+            return life.flashes[name].question, self._random.choice(CHOICES)
+        return self._random.choice(QUESTIONS), self._random.choice(CHOICES)
 
     def _adopted(self, asked: Question, max_tokens: int | None) -> Settings:
         """What an ask without choices means where that question is registered."""
@@ -260,11 +260,6 @@ class Simulation:
             life.session.unflash(name)
             del life.flashes[name]
 
-    def _warm(self) -> None:
-        life, question = self._some_life(), self._random.choice(QUESTIONS[:-1])
-        life.session.warm(question)
-        life.warm.add(question)
-
     def _cancel(self) -> None:
         if self._waiting:
             self._random.choice(self._waiting).future.cancel()
@@ -283,10 +278,10 @@ class Simulation:
         self._lives.append(life)
 
     def _ask_past(self) -> None:
-        """About an earlier version; what is registered or warm is left to `_ask`."""
+        """About an earlier version; what is registered is left to `_ask`."""
         life, question = self._some_life(), self._random.choice(QUESTIONS)
         version = life.some_version(self._random)
-        known = {*life.warm, *(one.question for one in life.flashes.values())}
+        known = {one.question for one in life.flashes.values()}
         if version is None or question in known:
             return
         choices, rebuild = self._random.choice(CHOICES), self._random.choice((0, 0, 1000))
@@ -319,19 +314,19 @@ class Simulation:
         self._some_life().session.resuming().cancel()
 
     def _ask_many(self) -> None:
-        """One question to all; what is registered or warm somewhere is left to `_ask`."""
+        """One question to all; what is registered somewhere is left to `_ask`."""
         question = QUESTIONS[1]
         known = {q.question for life in self._lives for q in life.flashes.values()}
-        if question in known or any(question in life.warm for life in self._lives):
+        if question in known:
             return
         choices = self._random.choice(CHOICES)
-        manager = list(self._lives)
+        lives = list(self._lives)
         max_tokens = 3 if choices is None else None
         settings = Settings(max_tokens=max_tokens, choices=choices)
         futures = self._engine.submit_many(
-            question, [life.session for life in manager], max_tokens=max_tokens, choices=choices
+            question, [life.session for life in lives], max_tokens=max_tokens, choices=choices
         )
-        for life, future in zip(manager, futures, strict=True):
+        for life, future in zip(lives, futures, strict=True):
             asked = self._encoder.ask(question, settings)
             self._waiting.append(Waiting(life, future, asked, max(life.session.version, 0)))
 

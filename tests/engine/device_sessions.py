@@ -79,9 +79,10 @@ class DeviceSessions:
         expected = jaxstate.query(model, state, question, 1)
         view = self.executor.view(self.seen(name))
         np.testing.assert_allclose(view.ready, state.ready, atol=1e-4)
-        logprobs = self.executor.logits([self.row(name, 0, question)]).get()
-        shifted = expected.logits - np.log(np.exp(expected.logits).sum())
-        np.testing.assert_allclose(logprobs[0], shifted, atol=1e-4)
+        row = dataclasses.replace(self.row(name, 0, question), blocks=())
+        chosen = self.executor.start([row]).get()
+        logprobs = expected.logits - np.log(np.exp(expected.logits).sum())
+        np.testing.assert_allclose(chosen.logprobs[0], logprobs[chosen.tokens[0]], atol=1e-4)
 
 
 def next_step(row: RowTokens, used: int) -> RowStep:

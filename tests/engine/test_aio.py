@@ -74,11 +74,10 @@ def test_the_whole_life_of_an_engine(tmp_path: Path) -> None:
             session.unflash(query.id)
             computed = await session.ask("q", max_tokens=16, min_version=2)
             assert query.answer is not None and computed.token_ids == query.answer.token_ids
-            session.warm("w")
-            while (ready := await session.ask("w", choices=["y", "n"])).source != "ready":
-                await asyncio.sleep(0.01)
-            assert ready.version == 2
-            session.unwarm("w")
+            session.flash("w", choices=["y", "n"])
+            await session.wait_fresh()
+            ready = await session.ask("w", choices=["n", "y"])
+            assert (ready.source, ready.version) == ("ready", 2)
             copy = await session.fork("two")
             await session.save(tmp_path / "s", {"feed": "prices"})
             back = await engine.restore(tmp_path / "s", "three")
@@ -323,8 +322,6 @@ def test_what_is_not_awaited_does_not_wait_for_the_journal(
             monkeypatch.setattr(Journal, "_commit", hanging)
             session, other = engine.open("feed", flash=["a?"]), engine.open("other")
             query = session.flash("b?")
-            session.warm("c?")
-            session.unwarm("c?")
             session.unflash(query.id)
             other.close()
             waiting = [

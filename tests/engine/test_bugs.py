@@ -600,7 +600,6 @@ def test_b9_work_per_push_and_per_ask_does_not_grow() -> None:
     session = rig.open()
     for n in range(2):
         session.flash(f"f{n}", max_tokens=2)
-    session.warm("w")
     events = session.subscribe(flash="always")
 
     def push() -> None:
@@ -629,7 +628,6 @@ def test_b9_work_per_push_and_per_ask_does_not_grow() -> None:
         "extend s1 2",
         "start s1 x2",
         "decode s1 x2",
-        "logits s1 x1",
         "start s1 x1",
         "decode s1 x1",
     ]

@@ -189,23 +189,6 @@ def test_sampled_rows_are_those_of_query() -> None:
         assert result.tokens.tolist() == [int(chosen.tokens[index])] or chosen.done[index]
 
 
-def test_logits_need_no_blocks_and_disturb_no_row() -> None:
-    device = filled(20)
-    row = reading(device, 0, ASKED[0])
-    device.executor.start([row])
-    bare = [
-        RowTokens(seen=device.seen(0), blocks=(), used_cells=0, tokens=t, sampling=Sampling())
-        for t in ASKED
-    ]
-    found = device.executor.logits(bare).get()
-    assert (found.shape, found.dtype) == ((3, TINY_CONFIG.vocab_size), np.float32)
-    for tokens, logprobs in zip(ASKED, found, strict=True):
-        logits = log_softmax(alone(20, tokens, 1).logits.astype(np.float64))
-        np.testing.assert_allclose(logprobs, logits, atol=1e-5)
-    second = device.executor.decode([stepping(row, 3)]).get()
-    assert second.tokens[0] == expected(20)[0][1] or second.done[0]
-
-
 def test_candidates_are_scored_after_their_question() -> None:
     device = filled(20)
     asked = np.array([1, 2, 3, 4, 5, 6], np.int32)
@@ -391,7 +374,6 @@ def ask_in_every_shape(device: DeviceSessions) -> None:
                     for n, name in enumerate(names)
                 ]
                 device.executor.start(batch).get()
-                device.executor.logits(batch).get()
                 device.executor.decode([stepping(r, len(r.tokens)) for r in batch]).get()
     for used in range(1, limits.tail_cells):
         for count in (1, limits.rows):

@@ -201,16 +201,8 @@ def test_choices_are_scored_by_their_length() -> None:
     assert fake.score([shorter]).get().tolist() == [-2.0]
 
 
-def test_log_probabilities_fall_with_the_distance() -> None:
-    fake = Device(300)
-    logprobs = fake.logits([fake.row([], 3), fake.row([], 1)]).get()
-    assert logprobs.shape == (2, 258)
-    assert logprobs[0, 44] == 0.0 and logprobs[0, 47] == -3.0  # 300 % 256 is 44
-    assert np.array_equal(logprobs[0], logprobs[1])
-
-
 def test_what_each_call_costs() -> None:
-    """1 s an extend; 0.5 s a start, more, logits; 0.1 s a decode; 0.3 s a score; 2 s a fetch, 1.5 s
+    """1 s an extend; 0.5 s a start, more; 0.1 s a decode; 0.3 s a score; 2 s a fetch, 1.5 s
     a place; else nothing."""
     fake = Device()
     clock = fake._clock
@@ -222,7 +214,6 @@ def test_what_each_call_costs() -> None:
     fake.more(fake.row([0, 1, 2, 3, 4], 2, used=32))
     fake.decode([fake.step([0, 1, 2, 3, 4], 34)])
     fake.score([fake.candidate([], 0, 2), fake.candidate([], 0, 3)])
-    fake.logits([fake.row([], 3)])
     fake.drop(2)
     fake.place(fake.seen(), cells)
     assert fake.steps == [
@@ -234,10 +225,9 @@ def test_what_each_call_costs() -> None:
         FakeStep("more", (1,), 1, 2, 4.5),
         FakeStep("decode", (1,), 1, 1, 5.0),
         FakeStep("score", (1,), 2, 5, pytest.approx(5.1)),  # pyright: ignore
-        FakeStep("logits", (1,), 1, 3, pytest.approx(5.4)),  # pyright: ignore
-        FakeStep("place", (1,), 0, 0, pytest.approx(5.9)),  # pyright: ignore
+        FakeStep("place", (1,), 0, 0, pytest.approx(5.4)),  # pyright: ignore
     ]
-    assert clock.now_s == pytest.approx(7.4)
+    assert clock.now_s == pytest.approx(6.9)
 
 
 def test_sessions_are_copies_of_what_they_read(tmp_path: object) -> None:
@@ -275,7 +265,7 @@ def test_a_session_of_nothing_comes_and_goes() -> None:
 
 
 @pytest.mark.parametrize(
-    "call", ["copy", "fetch", "place", "extend", "start", "more", "decode", "score", "logits"]
+    "call", ["copy", "fetch", "place", "extend", "start", "more", "decode", "score"]
 )
 def test_a_call_that_fails_fails_once(call: str) -> None:
     """Nothing is noted of it, no time passes, and the next one of its kind goes well."""
@@ -293,7 +283,6 @@ def test_a_call_that_fails_fails_once(call: str) -> None:
         "more": lambda: fake.more(fake.row([0, 1], 3, used=3)),
         "decode": lambda: fake.decode([fake.step([0, 1], 3)]),
         "score": lambda: fake.score([fake.candidate([0, 1], 3, 2)]),
-        "logits": lambda: fake.logits([fake.row([], 3)]),
     }
     steps, now_s, cells = list(fake.steps), fake._clock.now_s, fake.cells(fake.seen())
     fake.fail_next(call)  # pyright: ignore

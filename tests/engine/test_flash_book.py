@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from jaxstate.engine.flash.conditions import Watch
-from jaxstate.engine.flash.registry import FlashRegistry, Registered, WarmRegistry
+from jaxstate.engine.flash.registry import FlashRegistry, Registered
 from jaxstate.engine.requests.request import Question
 from jaxstate.engine.types.values import Answer, Usage
 from jaxstate.errors import FlashLimit, InvalidInput
@@ -264,83 +263,3 @@ def test_a_refusal_keeps_the_answer_before() -> None:
     record.refused(one, 2, "too long")
     assert (one.answer, one.error) == (answer(1), "too long")
     assert record.stale == 0 and not record.is_fresh(one)
-
-
-# --- warm --------------------------------------------------------------------------------------
-
-
-def rows(*values: float) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.array([[value] * 4 for value in values], np.float32)
-
-
-def test_warm_questions_are_due_once_a_version() -> None:
-    record = WarmRegistry(2)
-    record.add(asked("a"))
-    record.add(asked("b"))
-    record.add(asked("a"))
-    assert len(record) == 2 and record.questions == ("a", "b")
-    with pytest.raises(FlashLimit):
-        record.add(asked("c"))
-    assert record.due() == []  # nothing is read yet
-    record.version = 1
-    due = record.due()
-    assert [one.asked.question for one in due] == ["a", "b"]
-    record.running = True
-    assert record.due() == []
-    record.running = False
-    record.keep(due[:1], rows(-1.0), 1, 10)
-    assert [one.asked.question for one in record.due()] == ["b"]
-    record.version = 2
-    assert len(record.due()) == 2
-
-
-def test_warm_answers_are_for_one_version_and_one_token() -> None:
-    record = WarmRegistry(2)
-    yes_no = (("yes", (1,)), ("no", (2,)))
-    record.add(asked("a"))
-    assert record.fresh(asked("a", yes_no)) is None
-    record.version = 1
-    assert record.fresh(asked("a", yes_no)) is None
-    record.keep(record.due(), np.array([[0.0, -1.0, -0.5, 0.0]], np.float32), 1, 10)
-    best = record.fresh(asked("a", yes_no))
-    assert best is not None
-    assert (best.text, best.choice_logprobs, best.version) == ("no", (-1.0, -0.5), 1)
-    assert best.usage.context_tokens == 10 and best.source == "ready"
-    assert record.fresh(asked("b", yes_no)) is None
-    longer = asked("a", (("yes", (1,)), ("nope", (2, 3))))
-    assert record.fresh(longer) is None
-    record.computed(longer, answer(0, "yes"))  # of a version that is gone
-    assert record.fresh(longer) is None
-    record.computed(longer, answer(1, "nope"))
-    again = record.fresh(longer)
-    assert again is not None and (again.text, again.source) == ("nope", "ready")
-    assert record.fresh(asked("a")) is None
-    record.version = 2
-    assert record.fresh(asked("a", yes_no)) is None
-    with pytest.raises(InvalidInput):
-        record.check_there("b")
-    record.discard("a")
-    assert len(record) == 0
-
-
-def test_what_is_kept_is_a_copy() -> None:
-    record = WarmRegistry(1)
-    record.add(asked("a"))
-    record.version = 1
-    logprobs = rows(-1.0)
-    record.keep(record.due(), logprobs, 1, 1)
-    logprobs[:] = 0.0
-    kept = record.fresh(asked("a", (("x", (1,)),)))
-    assert kept is not None and kept.logprob == -1.0
-
-
-def test_a_commit_during_warming_leaves_it_out_of_date() -> None:
-    """What was begun at version 1 and kept at version 2 answers neither as 2, nor is it lost."""
-    record = WarmRegistry(1)
-    record.add(asked("a"))
-    record.version = 1
-    due = record.due()
-    record.version = 2
-    record.keep(due, rows(-1.0), 1, 5)
-    assert record.fresh(asked("a", (("x", (1,)),))) is None
-    assert record.due() == due

@@ -13,6 +13,7 @@ import pytest
 
 from jaxstate.engine.api.session import Session
 from jaxstate.engine.types.values import Answer, Usage
+from jaxstate.errors import InvalidInput
 from tests.engine.rig import Rig
 
 
@@ -92,9 +93,16 @@ def test_a_hit_is_there_at_once() -> None:
         pytest.param({}, {"choices": ["a", "b"]}, "computed", id="choices of its own"),
         pytest.param({"choices": ["a", "b"]}, {}, "flash", id="registered choices adopted"),
         pytest.param({"choices": ["a", "b"]}, {"choices": ["a", "b"]}, "flash", id="same choices"),
-        pytest.param({"choices": ["a", "b"]}, {"choices": ["b", "a"]}, "computed", id="reordered"),
-        pytest.param({"choices": ["a", "b"]}, {"choices": ["a"]}, "computed", id="fewer choices"),
+        pytest.param({"choices": ["a", "b"]}, {"choices": ["b", "a"]}, "ready", id="reordered"),
+        pytest.param({"choices": ["a", "b"]}, {"choices": ["a"]}, "ready", id="fewer choices"),
         pytest.param({"choices": ["a", "b"]}, {"max_tokens": 1}, "flash", id="choices, any length"),
+        pytest.param(
+            {"choices": ["a", "bb"]}, {"choices": ["bb"]}, "ready", id="of several tokens"
+        ),
+        pytest.param(
+            {"choices": ["a", "b"]}, {"choices": ["b", "a"], "max_tokens": 1}, "ready", id="fitting"
+        ),
+        pytest.param({"choices": ["a"]}, {"choices": ["a", "b"]}, "computed", id="one more choice"),
     ],
 )
 def test_exact_or_not_used(registered: dict[str, Any], asked: dict[str, Any], source: str) -> None:
@@ -184,95 +192,55 @@ def test_an_answer_computed_at_an_old_version_does_not_count() -> None:
     assert (answer.source, answer.version, answer.text) == ("computed", 2, "9:")
 
 
-# --- warm --------------------------------------------------------------------------------------
-
-
-def warmed(text: str = "a" * 97) -> tuple[Rig, Session]:
-    """A session at version 1 with the warm question "w"; by default of 98 cells."""
-    rig = Rig()
-    session = rig.open(text)
-    session.warm("w")
-    rig.engine.run()
-    rig.news()
-    return rig, session
+# --- choices whose scores are there ------------------------------------------------------------
 
 
 def test_a_ready_answer() -> None:
-    """At 98 cells a token has minus its distance to 98: a (97) -1, b (98) 0, f (102) -4."""
-    rig, session = warmed()
-    future = session.submit("w", choices=["f", "a", "b"])
+    """At 5 cells a choice of n tokens has minus the distance of n to 5."""
+    rig, session = flashed(choices=["f", "a", "bbb"])
+    future = session.submit("xyz", choices=["bbb", "f"])
     assert future.done()
     answer = future.result(timeout=0)
-    assert (answer.text, answer.token_ids, answer.version, answer.source) == (
-        "b",
-        (98,),
-        1,
-        "ready",
-    )
-    assert answer.choice_logprobs == (-4.0, -1.0, 0.0)
-    assert (answer.logprob, answer.confidence, answer.finish_reason) == (0.0, 1.0, "stop")
-    assert answer.probability == pytest.approx(1 / (1 + np.exp(-1) + np.exp(-4)))
+    assert (answer.text, answer.version, answer.source) == ("bbb", 1, "ready")
+    assert answer.choice_logprobs == (-2.0, -4.0)
+    assert (answer.logprob, answer.confidence, answer.finish_reason) == (-2.0, 2.0, "stop")
+    assert answer.probability == pytest.approx(1 / (1 + np.exp(-2)))
     usage = answer.usage
-    assert (usage.context_tokens, usage.question_tokens, usage.answer_tokens) == (98, 0, 0)
+    assert (usage.context_tokens, usage.question_tokens, usage.answer_tokens) == (5, 0, 0)
     assert rig.engine.run() == 0 and rig.news() == []
     assert rig.engine.metrics().ask_latency_s["ready"].count == 1
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [
-        pytest.param({"choices": ["ab", "b"]}, id="a choice of two tokens"),
-        pytest.param({}, id="no choices"),
-        pytest.param({"choices": ["é"]}, id="one letter of two tokens"),
-    ],
-)
-def test_ready_or_not(asked: dict[str, Any]) -> None:
-    rig, session = warmed()
-    assert answered(rig, session, "w", **asked).source == "computed"
-
-
 def test_ready_is_for_the_very_same_text_and_version() -> None:
-    rig, session = warmed()
-    choices = ["a", "b"]
-    assert answered(rig, session, "W", choices=choices).source == "computed"
+    rig, session = flashed(choices=["a", "b"])
+    choices = ["b", "a"]
+    assert answered(rig, session, "XYZ", choices=choices).source == "computed"
     session.push("a")
-    assert session.submit("w", choices=choices).result(timeout=0).version == 1
-    future = session.submit("w", choices=choices, min_version=2)
+    assert session.submit("xyz", choices=choices).result(timeout=0).version == 1
+    future = session.submit("xyz", choices=choices, min_version=2)
     assert not future.done()
     rig.turns(1)
-    computed = session.submit("w", choices=choices)
+    computed = session.submit("xyz", choices=choices)
     assert not computed.done()
     rig.engine.run()
     assert computed.result(timeout=0).source == "computed"
     assert future.result(timeout=0).version == 2
-    again = session.submit("w", choices=choices).result(timeout=0)
-    assert (again.source, again.version, again.usage.context_tokens) == ("ready", 2, 100)
-    session.unwarm("w")
-    assert answered(rig, session, "w", choices=choices).source == "computed"
+    again = session.submit("xyz", choices=choices).result(timeout=0)
+    assert (again.source, again.version, again.usage.context_tokens) == ("ready", 2, 7)
+    session.unflash("q1")
+    assert answered(rig, session, "xyz", choices=choices).source == "computed"
 
 
-def test_a_warm_question_before_it_is_warm() -> None:
-    rig = Rig()
-    session = rig.open("abcd")
-    session.warm("w")
-    assert answered(rig, session, "w", choices=["a", "b"]).source == "computed"
-
-
-def test_flash_goes_before_ready() -> None:
-    rig, session = warmed()
-    session.flash("w", choices=["a", "b"])
-    rig.engine.run()
-    assert session.submit("w").result(timeout=0).source == "flash"
-    other = session.submit("w", choices=["b", "a"]).result(timeout=0)
-    assert other.source == "ready"
+def test_a_choice_that_is_too_long_is_refused_though_its_score_is_there() -> None:
+    _, session = flashed(choices=["a", "bb"])
+    with pytest.raises(InvalidInput, match="max_tokens=1"):
+        session.submit("xyz", choices=["bb"], max_tokens=1)
 
 
 def test_hits_of_a_closed_session() -> None:
-    rig, session = flashed()
-    session.warm("w")
-    rig.engine.run()
+    _, session = flashed(choices=["a", "b"])
     session.close()
-    for asked in ({"question": "xyz"}, {"question": "w", "choices": ["a", "b"]}):
+    for asked in ({"question": "xyz"}, {"question": "xyz", "choices": ["b", "a"]}):
         with pytest.raises(Exception, match="closed by its user"):
             session.submit(**asked)
 

@@ -388,7 +388,6 @@ def test_nothing_is_added_to_a_session_that_is_about_to_end(rig: Rig, erase: boo
         late = (
             lambda: session.push("late"),
             lambda: session.flash("abc"),
-            lambda: session.warm("abc"),
             lambda: rig.engine.fork(session, rig.engine.turn),
         )
         refused = [threads.submit(act) for act in late]
@@ -406,10 +405,9 @@ def test_nothing_is_added_to_a_session_that_is_about_to_end(rig: Rig, erase: boo
 
 def test_questions_of_any_text_are_kept_or_refused(rig: Rig) -> None:
     session = rig.open()
-    for ask in (session.flash, session.warm):
-        for text in ("\ud800", "a\0b", "Ä€😀"):
-            with contextlib.suppress(InvalidInput, JournalError):
-                ask(text)
+    for text in ("\ud800", "a\0b", "Ä€😀"):
+        with contextlib.suppress(InvalidInput, JournalError):
+            session.flash(text)
     assert session.push("a").first == 1 and kept(session) == ["a"]
 
 
@@ -448,27 +446,19 @@ def test_a_session_that_broke_can_be_ended(rig: Rig) -> None:
 def test_questions_that_cannot_be_kept(rig: Rig, disk: FailingDisk) -> None:
     session = rig.open()
     session.flash("abc")
-    session.warm("xyz")
     disk.full = True
     for change in (
         lambda: session.flash("def"),
         lambda: session.unflash("q1"),
-        lambda: session.warm("uvw"),
-        lambda: session.unwarm("xyz"),
     ):
         with pytest.raises(JournalError):
             change()
     assert [one.question for one in session.flashes()] == ["abc"]
-    assert session.record.warm.questions == ("xyz",)
     disk.full = False
     session.unflash("q1")
-    session.unwarm("xyz")
     with pytest.raises(InvalidInput):
         session.unflash("q1")
-    with pytest.raises(InvalidInput):
-        session.unwarm("xyz")
     session.flash("def")
-    session.warm("uvw")
 
 
 def test_a_fork_that_cannot_be_kept_is_closed(rig: Rig, disk: FailingDisk) -> None:

@@ -249,7 +249,6 @@ def test_closing_while_busy(state: str, whole: bool, limits: Limits) -> None:
         lambda: session.flash("x"),
         lambda: session.subscribe(),
         lambda: session.wait(timeout=0),
-        lambda: session.warm("x"),
     ):
         with pytest.raises(ClosedError):
             call()

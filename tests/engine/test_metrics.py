@@ -148,7 +148,7 @@ def test_shares_of_the_device() -> None:
     recorder.step_done("ingest", 1.0)
     recorder.step_done("ingest", 2.0)
     recorder.step_done("flash", 2.5)
-    recorder.step_done("warm", 0.5)
+    recorder.step_done("flash", 0.5)
     metrics = metrics_of(recorder, 110.0)
     assert metrics.elapsed_s == 10.0
     assert metrics.busy_s == 7.0
@@ -254,7 +254,6 @@ def test_what_an_engine_counts_and_times() -> None:
         "ask": (2, pytest.approx(0.6)),
         "ingest": (4, pytest.approx(3.0)),  # one for the opening, which has no tokens
         "flash": (9, pytest.approx(3 * 0.7)),
-        "warm": (0, 0.0),
     }
     assert seen.idle_share == pytest.approx(0.25 / 5.95)
     assert seen.idle_used_share == pytest.approx(2.1 / (5.95 - 3.6))

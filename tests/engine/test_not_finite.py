@@ -167,7 +167,6 @@ def test_tokens_that_the_model_has_not_are_refused_at_every_entrance() -> None:
             lambda: session.ask("a!"),
             lambda: session.ask("a", choices=["!", "b"]),
             lambda: session.flash("a!"),
-            lambda: session.warm("a!"),
         ):
             with pytest.raises(InvalidInput, match="token 300"):
                 refused()

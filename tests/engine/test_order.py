@@ -18,11 +18,10 @@ from tests.engine.rig import Rig, said
 
 
 def test_the_classes_in_order() -> None:
-    """Everything waits at once: ask, then ingest, then flash, then warm."""
+    """Everything waits at once: ask, then ingest, then flash."""
     rig = Rig()
     session = rig.open("abcd")
     session.flash("fl")
-    session.warm("w")
     session.push("efg")  # 4 tokens
     future = session.submit("xyz", max_tokens=2)
     rig.engine.run()
@@ -34,7 +33,6 @@ def test_the_classes_in_order() -> None:
         "3.1 decode s1 x1",
         "3.2 decode s1 x1",
         "3.3 decode s1 x1",
-        "3.4 logits s1 x1",
     ]
     assert said(future) == "5: v1"
     (flash,) = session.flashes()
@@ -60,7 +58,7 @@ def test_an_ask_in_the_middle_of_a_flash_batch_waits_for_one_step() -> None:
     assert future.result(timeout=0).latency_s == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("work", ["flash", "warm", "ingest"])
+@pytest.mark.parametrize("work", ["flash", "ingest"])
 def test_an_ask_that_arrives_during_a_step_is_next(work: str) -> None:
     """It arrives while the device works (from a callback of another thread, in effect)."""
     rig = Rig()
@@ -68,8 +66,6 @@ def test_an_ask_that_arrives_during_a_step_is_next(work: str) -> None:
     if work == "flash":
         for text in ("f1", "f2"):
             session.flash(text)
-    elif work == "warm":
-        session.warm("w")
     else:
         session.push("q" * 40)
     futures: list[Future[Answer]] = []
@@ -171,24 +167,13 @@ def test_a_flood_of_asks_leaves_ingest_its_share() -> None:
     assert steps == ["start", "start", "start", "extend"] * 3
 
 
-def test_a_flood_of_asks_leaves_flash_and_warm_their_shares() -> None:
-    """Flash every 4th, warm every 6th step (they wait while the other runs), no ingest."""
-    policy = Policy(flash_patience=3, warm_patience=5)
-    rig = Rig(config=EngineConfig(scheduling=policy))
+def test_a_flood_of_asks_leaves_flash_its_share() -> None:
+    """Every 4th step, while nothing is to be read."""
+    rig = Rig(config=EngineConfig(scheduling=Policy(flash_patience=3)))
     session, busy = rig.open("abcd"), rig.open("efgh")
     session.flash("fl", max_tokens=16)
-    session.warm("w")
     steps = flood(rig, busy, 12)
-    # 0 1 2 asks, 3 flash, 4 ask, 5 warm (5 went before), 6 ask, 7 flash, 8 9 10 asks, 11 flash
-    assert steps == [
-        *["start"] * 4,
-        "start",
-        "logits",
-        "start",
-        "decode",
-        *["start"] * 3,
-        "decode",
-    ]
+    assert steps == [*["start"] * 4, *["start"] * 3, "decode", *["start"] * 3, "decode"]
 
 
 def test_a_flood_of_pushes_leaves_flash_its_share() -> None:
@@ -211,7 +196,7 @@ def test_a_flood_of_pushes_leaves_flash_its_share() -> None:
 
 
 def test_the_default_shares() -> None:
-    """One step in 9 for ingest, in 33 for flash, in 129 for warm, as documented."""
+    """One step in 9 for ingest, in 33 for flash, as documented."""
     rig = Rig()
     session, busy = rig.open("abcd"), rig.open("efgh")
     session.push("e" * 900)

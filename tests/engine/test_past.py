@@ -168,19 +168,6 @@ def test_a_fresh_flash_answer_is_given_for_its_own_version_only() -> None:
     assert said(later) == "12:3 v3"
 
 
-def test_what_is_kept_of_a_warm_question_is_of_its_own_version() -> None:
-    rig = Rig()
-    session = filled(rig)
-    session.warm("xyz")
-    rig.engine.run()
-    assert session.submit("xyz", choices=["a", "b"], as_of=3).result(timeout=0).source == "ready"
-    earlier = session.submit("xyz", choices=["a", "b"], as_of=2)
-    assert not earlier.done()
-    rig.engine.run()
-    answer = earlier.result(timeout=0)
-    assert (answer.version, answer.source) == (2, "computed")
-
-
 # --- what cannot be asked -----------------------------------------------------------------------
 
 

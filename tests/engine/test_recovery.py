@@ -120,8 +120,8 @@ def threaded(path: Path) -> jaxstate.Engine:
 
 
 def test_a_session_comes_back_as_it_was(path: Path) -> None:
-    """Name, tenant, reserve, class, policy, flash queries with their answers, warm questions, what
-    clients have pushed."""
+    """Name, tenant, reserve, class, policy, flash queries with their answers, what clients
+    have pushed."""
     tenants = {"acme": Tenant(weight=2.0)}
     config = dataclasses.replace(SMALL, tenants=tenants)
     rig = started(path, config=config)
@@ -141,7 +141,6 @@ def test_a_session_comes_back_as_it_was(path: Path) -> None:
     session.flash("gone")
     session.unflash("q3")
     crosses = session.flash("Price?", stop=["x"], when=Crosses(3, "up"))
-    session.warm("warm one")
     rig.engine.run()
     answers = [one.answer for one in (plain, rich, crosses)]
     info = session.info()
@@ -155,7 +154,7 @@ def test_a_session_comes_back_as_it_was(path: Path) -> None:
     assert [one.id for one in back.flashes()] == ["q1", "q2", "q4"]
     read_all(rig)
     assert back.info() == info
-    assert back.record.queue.policy == "reject" and back.record.warm.questions == ("warm one",)
+    assert back.record.queue.policy == "reject"
     settings = [one.settings for one in back.record.flash]
     assert settings == [one.settings for one in session.record.flash]
     assert back.push(["x", "y"], client="c", client_seq=7) == receipt
@@ -672,11 +671,11 @@ def test_an_answer_is_never_given_to_another_question(path: Path) -> None:
 def test_questions_that_cannot_be_asked_here_keep_nobody_from_coming_back(path: Path) -> None:
     rig = started(path)
     session = rig.open("abcd", id="feed")
-    session.warm("abc")
-    session.warm("def")
-    rig = started(killed(rig), config=dataclasses.replace(SMALL, warm_limit=1))
+    session.flash("abc")
+    session.flash("def")
+    rig = started(killed(rig), config=dataclasses.replace(SMALL, flash_limit=1))
     assert not rig.engine.recovery.failed
-    assert rig.engine.session("feed").record.warm.questions == ("abc",)
+    assert [one.question for one in rig.engine.session("feed").flashes()] == ["abc"]
     rig.engine.close()
 
 

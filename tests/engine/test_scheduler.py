@@ -61,14 +61,14 @@ def ingest(key: int, tokens: int, work: Work = "ingest") -> Ingest:
     return Ingest(work=work, session=key, tokens=tokens)
 
 
-ALL = session(1, ask(1), ingest_tokens=5, ingest_entries=True, flash_due=1, warm_due=1)
+ALL = session(1, ask(1), ingest_tokens=5, ingest_entries=True, flash_due=1)
 
 
 def without(**settings_: object) -> SessionView:
     return replace(ALL, **settings_)
 
 
-WAITED = {"ingest": 8, "flash": 32, "warm": 128}
+WAITED = {"ingest": 8, "flash": 32}
 
 TABLE: dict[str, tuple[View, Step | None]] = {
     # the order of the classes
@@ -80,12 +80,8 @@ TABLE: dict[str, tuple[View, Step | None]] = {
         view(without(requests=(), ingest_tokens=0, ingest_entries=False)),
         begin(1, work="flash"),
     ),
-    "then warm": (
-        view(without(requests=(), ingest_tokens=0, ingest_entries=False, flash_due=0)),
-        begin(1, work="warm"),
-    ),
     "ask of another session": (
-        view(entries(1, 5, flash_due=1, warm_due=1), session(2, ask(7))),
+        view(entries(1, 5, flash_due=1), session(2, ask(7))),
         begin(2, 7),
     ),
     # patience
@@ -93,8 +89,6 @@ TABLE: dict[str, tuple[View, Step | None]] = {
     "ingest is no longer patient": (view(ALL, waited={"ingest": 8}), ingest(1, 5)),
     "flash is patient": (view(ALL, waited={"flash": 31}), begin(1, 1)),
     "flash is no longer patient": (view(ALL, waited={"flash": 32}), begin(1, work="flash")),
-    "warm is patient": (view(ALL, waited={"warm": 127}), begin(1, 1)),
-    "warm is no longer patient": (view(ALL, waited={"warm": 128}), begin(1, work="warm")),
     "of the impatient the most urgent": (view(ALL, waited=WAITED), ingest(1, 5)),
     "impatience without work": (view(session(1, ask(1)), waited=WAITED), begin(1, 1)),
     "asks have no patience to lose": (view(ALL, waited={"ask": 999}), begin(1, 1)),
@@ -378,10 +372,6 @@ TABLE: dict[str, tuple[View, Step | None]] = {
         view(session(1, flash_due=1, flash_overdue=True), flash_lent=True),
         begin(1, work="ask"),
     ),
-    "warm, served longest ago": (
-        view(session(1, warm_due=1, warm_served=5), session(2, warm_due=1, warm_served=4)),
-        begin(2, work="warm"),
-    ),
 }
 
 
@@ -428,7 +418,7 @@ def test_how_many_ride_along_from_other_sessions(
 
 def test_runnable_is_what_could_have_run() -> None:
     assert plan(view(ALL), Policy()).runnable == frozenset(WORKS)
-    assert plan(view(without(flash_due=0)), Policy()).runnable == {"ask", "ingest", "warm"}
+    assert plan(view(without(flash_due=0)), Policy()).runnable == {"ask", "ingest"}
     blocked = session(1, ask(1, blocked=True), flash_due=1)
     assert plan(view(blocked), Policy()).runnable == {"flash"}
     assert plan(view(), Policy()).runnable == frozenset()
@@ -447,7 +437,7 @@ def test_what_is_held_up_by_questions_under_way() -> None:
     assert plan(view(old, free_blocks=2), Policy()).held_up == frozenset()
 
 
-@pytest.mark.parametrize("name", ["ingest_patience", "flash_patience", "warm_patience"])
+@pytest.mark.parametrize("name", ["ingest_patience", "flash_patience"])
 def test_shares_with_which_somebody_would_starve_are_refused(name: str) -> None:
     for value in (0, -1, 1.5, True, None):
         with pytest.raises(InvalidInput, match=name):
@@ -470,7 +460,7 @@ def test_how_many_begin(tokens: int, rows: int) -> None:
 
 def test_the_documented_patience() -> None:
     policy = Policy()
-    assert [policy.patience(work) for work in WORKS] == [0, 8, 32, 128]
+    assert [policy.patience(work) for work in WORKS] == [0, 8, 32]
 
 
 # --- properties --------------------------------------------------------------------------------
@@ -513,10 +503,8 @@ def views(draw: st.DrawFn) -> View:
                 ingest_served=draw(st.integers(0, 9)),
                 growth_tokens=draw(st.sampled_from([0, 3, 1 << 30])),
                 asks_served=draw(st.integers(0, 9)),
-                warm_served=draw(st.integers(0, 9)),
                 requests=tuple(requests),
                 flash_due=draw(st.integers(0, 2)),
-                warm_due=draw(st.integers(0, 2)),
                 flash_rows=running + draw(st.integers(0, 2)),
                 flash_blocks=draw(st.integers(1, 8)),
                 flash_since_s=draw(st.integers(0, 9)),
@@ -589,8 +577,6 @@ def can_run(seen: View) -> set[Work]:
             found.add("flash")
             if one.flash_overdue:
                 found.add("ask")
-        if one.warm_due:
-            found.add("warm")
     return found
 
 
@@ -618,8 +604,8 @@ def test_a_step_is_possible(seen: View) -> None:
             assert step.tokens > 0 or one.ingest_tokens == 0
             assert step.work == "ingest" or any(request.blocked for request in one.requests)
         case Begin(requests=()):
-            assert step.work in ("flash", "warm") or one.flash_overdue
-            assert (one.warm_due if step.work == "warm" else one.flash_due) > 0
+            assert step.work == "flash" or one.flash_overdue
+            assert one.flash_due > 0
         case Begin():
             chosen = [requests[key] for key in step.requests]
             assert step.work == "ask" and len(set(step.requests)) == len(chosen)
@@ -648,7 +634,7 @@ def test_the_most_urgent_class_wins_unless_patience_is_spent(seen: View) -> None
     assert planned.step is not None
     impatient = [
         work
-        for work in ("ingest", "flash", "warm")
+        for work in ("ingest", "flash")
         if work in planned.runnable and seen.waited[work] >= Policy().patience(work)
     ]
     runnable = [work for work in WORKS if work in planned.runnable]
@@ -685,7 +671,6 @@ class Small:
     flash: list[Question] = field(default_factory=list)
     entries: int = 0
     flash_due: int = 0
-    warm_due: int = 0
     step: int = 0
     waited: dict[Work, int] = field(default_factory=dict)
     asks_began: bool = False
@@ -714,7 +699,6 @@ class Small:
             ingest_tokens=self.entries,
             ingest_entries=self.entries > 0,
             flash_due=self.flash_due,
-            warm_due=self.warm_due,
             flash_rows=len(self.flash),
         )
         return view(one, waited=dict(self.waited), asks_began=self.asks_began)
@@ -728,8 +712,6 @@ class Small:
         match step:
             case Ingest():
                 self.entries -= step.tokens
-            case Begin(work="warm"):
-                self.warm_due = 0
             case Begin(requests=()):
                 self.flash += [replace(self.question(3), begun=True) for _ in range(self.flash_due)]
                 self.flash_due = 0
@@ -757,7 +739,7 @@ class Small:
         return step.work
 
 
-ACTS = st.sampled_from(["ask", "entries", "flash", "warm", "nothing"])
+ACTS = st.sampled_from(["ask", "entries", "flash", "nothing"])
 
 
 @given(acts=st.lists(ACTS, max_size=120), spare=st.integers(1, 9))
@@ -765,7 +747,7 @@ ACTS = st.sampled_from(["ask", "entries", "flash", "warm", "nothing"])
 def test_an_ask_never_waits_behind_flash_for_more_than_a_step(acts: list[str], spare: int) -> None:
     """Whatever arrives: between two steps of other classes, one flash step at most stands before an
     ask, and one begin or decode of other asks; and in the end everything is done."""
-    policy = Policy(ingest_patience=3 + spare, flash_patience=5 + spare, warm_patience=9 + spare)
+    policy = Policy(ingest_patience=3 + spare, flash_patience=5 + spare)
     loop = Small(policy)
     asked: list[Question] = []
     for act in acts:
@@ -774,14 +756,13 @@ def test_an_ask_never_waits_behind_flash_for_more_than_a_step(acts: list[str], s
             loop.asks.append(asked[-1])
         loop.entries += 20 * (act == "entries")
         loop.flash_due = 2 if act == "flash" else loop.flash_due
-        loop.warm_due = 1 if act == "warm" else loop.warm_due
         loop.turn()
     for _ in range(2000):
         if loop.turn() is None:
             break
-    assert not (loop.asks or loop.flash or loop.entries or loop.flash_due or loop.warm_due)
+    assert not (loop.asks or loop.flash or loop.entries or loop.flash_due)
     for question in asked:
-        for work in ("flash", "warm", "ingest"):
+        for work in ("flash", "ingest"):
             in_a_row = "".join("x" if one == work else "." for one in question.waits)
             assert "xx" not in in_a_row, f"{work} twice in a row before an ask"
         window = 5 + spare
@@ -802,14 +783,13 @@ def test_shares_under_a_flood_of_asks(patience: int) -> None:
 
 def test_all_shares_at_once() -> None:
     """Nobody starves when all are impatient again and again (and nobody rides along)."""
-    policy = Policy(ingest_patience=2, flash_patience=4, warm_patience=6, ride_rows=0)
+    policy = Policy(ingest_patience=2, flash_patience=4, ride_rows=0)
     loop = Small(policy)
     for _ in range(200):
         loop.asks.append(loop.question(1))
-        loop.entries, loop.flash_due, loop.warm_due = 100, 1, 1
+        loop.entries, loop.flash_due = 100, 1
         loop.turn()
     counts = {work: loop.log.count(work) for work in WORKS}
     assert counts["ingest"] >= 200 // 4
     assert counts["flash"] >= 200 // 7
-    assert counts["warm"] >= 200 // 9
     assert counts["ask"] >= 200 // 3

@@ -328,14 +328,6 @@ def test_registered_questions_of_many_sessions_are_answered_together() -> None:
     assert sorted(news[1:]) == sorted([*["decode s1 s2 s3 x3"] * 3, "score s1 s2 s3 x6"])
 
 
-def test_warm_questions_of_many_sessions_are_computed_together() -> None:
-    rig = shared_rig()
-    for session in three(rig):
-        session.warm("wa")
-    rig.engine.run()
-    assert rig.news() == ["logits s1 s2 s3 x3"]
-
-
 def test_chunks_and_idle_questions_ride_along_where_that_costs_nothing() -> None:
     """A step costs as much as 100 tokens beside its rows, which are padded to 16 here."""
     sizes = dataclasses.replace(SHARED_LIMITS.row_sizes, overhead_tokens=100)

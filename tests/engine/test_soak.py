@@ -11,7 +11,6 @@ _OPERATIONS = (
     "ask",
     "ask_many",
     "flash",
-    "warm",
     "cancel",
     "fork",
     "restore",

@@ -185,24 +185,3 @@ def test_only_as_many_flash_rows_are_given_up_as_an_ask_needs() -> None:
     rig.engine.run()
     assert said(future) == "5:1 v1" and all(query.fresh for query in queries)
     rig.at_rest()
-
-
-def test_warm_questions_of_two_sessions_take_turns() -> None:
-    rig = rig_of()
-    session, other = rig.open("abcd"), rig.open("efgh")
-    session.warm("w")
-    other.warm("w")
-    rig.engine.run()
-    for _ in range(8):
-        session.push("x")
-        other.push("x")
-        while not (session.record.queue.empty and other.record.queue.empty):
-            rig.turns(1)
-        rig.news()
-        rig.turns(1)
-        assert rig.news() in (["logits s1 x1"], ["logits s2 x1"])
-        assert session.record.warm.due() or other.record.warm.due()
-    served = [sum(s.call == "logits" and s.sessions == (one.record.key,)
-                  for s in rig.executor.steps)
-              for one in (session, other)]  # fmt: skip
-    assert abs(served[0] - served[1]) <= 1

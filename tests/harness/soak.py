@@ -52,8 +52,6 @@ _STEPS = dataclasses.replace(
     tail_cells=(32,),
     choice_tokens=(8,),
 )
-# The last is longer than a warm question may be.
-_WARM = QUESTIONS[:-1]
 _CHOICES = (None, ("y", "n"), ("a", "ab", "bcd"))
 _REFUSALS = (BudgetExceeded, CapacityExceeded, QueueFull)
 
@@ -199,7 +197,6 @@ class _Client:
             (self._ask, 6),
             (self._ask_many, 1),
             (self._flash, 2),
-            (self._warm, 1),
             (self._cancel, 2),
             (self._suspend, 2),
             (self._resume, 1),
@@ -273,7 +270,7 @@ class _Client:
         self._ask_about(self._life())
 
     def _ask_about(self, life: Life) -> None:
-        """A question that may be registered or warm: that makes no difference to the answer."""
+        """A question that may be registered: that makes no difference to the answer."""
         question, choices = self._random.choice(QUESTIONS), self._random.choice(_CHOICES)
         version = life.session.version
         settings = Settings(max_tokens=3 if choices is None else None, choices=choices)
@@ -306,9 +303,6 @@ class _Client:
             answer = query.answer
             if answer is not None:
                 self.witness.check(life, answer, query.question, Settings(max_tokens=3))
-
-    def _warm(self) -> None:
-        self._life().session.warm(self._random.choice(_WARM))
 
     def _cancel(self) -> None:
         self._life().session.submit("never mind", max_tokens=8).cancel()

@@ -161,7 +161,7 @@ class Rig:
         """Reads whole questions: first chunks together, the rest one by one."""
         pieces = [row.tokens[: self.steps.question_tokens[-1]] for row in rows]
         inputs = [row.input(piece) for row, piece in zip(rows, pieces, strict=True)]
-        self.cells, self.pool, chosen, _ = self.steps.start(
+        self.cells, self.pool, chosen = self.steps.start(
             self.model.params, self.cells, self.pool, inputs, self.stop_ids
         )
         for row, piece in zip(rows, pieces, strict=True):

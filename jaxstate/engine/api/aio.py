@@ -234,14 +234,6 @@ class AsyncSession:
         """As `Session.unflash`, without waiting for the journal."""
         self.session.noting_unflash(flash_id)
 
-    def warm(self, question: str) -> None:
-        """As `Session.warm`, without waiting for the journal."""
-        self.session.noting_warm(question)
-
-    def unwarm(self, question: str) -> None:
-        """As `Session.unwarm`, without waiting for the journal."""
-        self.session.noting_unwarm(question)
-
     async def journaled(self) -> None:
         """Waits until the journal has all that this session's calls have noted so far; at once
         without one.

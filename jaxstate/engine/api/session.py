@@ -323,26 +323,10 @@ def flash_hit(
         fresh = record.flash.is_current(answer) and wanted.suits(answer.version)
         if fresh and settings.would_give(registered.asked, answer, steps):
             return _given(core, answer, started_s), None
+        if fresh and (ready := registered.ready(settings)) is not None:
+            return _given(core, ready, started_s), None
     same = settings.fit(registered.asked) and settings.same_length(registered.asked)
     return None, registered.asked if same else None
-
-
-def ready_hit(
-    core: EngineCore,
-    record: SessionRecord,
-    asked: Question,
-    wanted: VersionWanted,
-    started_s: float,
-) -> Answer | None:
-    """The best of the choices, if it is kept for the warm question of that text, or follows from
-    what is."""
-    if asked.choices is None or len(record.warm) == 0:
-        return None
-    with core.lock:
-        answer = None if record.closed else record.warm.fresh(asked)
-    if answer is None or not wanted.suits(answer.version):
-        return None
-    return _given(core, answer, started_s)
 
 
 def given_or_asked(
@@ -363,8 +347,7 @@ def given_or_asked(
     given, registered = flash_hit(core, record, question, settings, wanted, started_s)
     if given is not None:
         return given
-    asked = registered or make()
-    return ready_hit(core, record, asked, wanted, started_s) or asked
+    return registered or make()
 
 
 def submit(
@@ -538,37 +521,6 @@ def unregister(core: EngineCore, record: SessionRecord, flash_id: str) -> Pendin
         return core.journal_writer.note(
             no_longer_asked(record.log_key, "flash", flash_id),
             apply=lambda: record.flash.discard(flash_id),
-        )
-
-
-def register_warm(core: EngineCore, record: SessionRecord, asked: Question) -> PendingWrite | None:
-    """A warm question.
-
-    Raises:
-        FlashLimit: there are as many as there may be.
-    """
-    with core.changing():
-        record.check_open()
-        if not record.warm.add(asked):
-            return None
-        return core.journal_writer.note(
-            asked_from_now_on(record.log_key, "warm", asked.question, "{}"),
-            undo=lambda: record.warm.discard(asked.question),
-        )
-
-
-def unregister_warm(core: EngineCore, record: SessionRecord, question: str) -> PendingWrite | None:
-    """No longer a warm question.
-
-    Raises:
-        InvalidInput: it is not one.
-    """
-    with core.changing():
-        record.check_open()
-        record.warm.check_there(question)
-        return core.journal_writer.note(
-            no_longer_asked(record.log_key, "warm", question),
-            apply=lambda: record.warm.discard(question),
         )
 
 
@@ -1047,37 +999,6 @@ class Session(Handle):
     def noting_unflash(self, flash_id: str) -> PendingWrite | None:
         """What `unflash` waits for."""
         return unregister(self._core, self._record, flash_id)
-
-    def warm(self, question: str) -> None:
-        """Keeps, in idle time, what the model would begin an answer with at every new version.
-
-        An `ask` of that text whose choices are whole answers of one token each then needs no device
-        (`source="ready"`). Choices of more tokens, what ends them included, are scored when they
-        are first asked for, and ready until the next version.
-
-        Raises:
-            FlashLimit: the session has as many as it may.
-            InvalidInput, PromptTooLong: the question cannot be asked.
-        """
-        self._core.check_may_note()
-        self._core.settled(self.noting_warm(question))
-
-    def noting_warm(self, question: str) -> PendingWrite | None:
-        """What `warm` waits for."""
-        return register_warm(self._core, self._record, self._encoder.warm(question))
-
-    def unwarm(self, question: str) -> None:
-        """Forgets a warm question.
-
-        Raises:
-            InvalidInput: it is not one.
-        """
-        self._core.check_may_note()
-        self._core.settled(self.noting_unwarm(question))
-
-    def noting_unwarm(self, question: str) -> PendingWrite | None:
-        """What `unwarm` waits for."""
-        return unregister_warm(self._core, self._record, question)
 
     def fork(
         self, id: str | None = None, *, version: int | None = None, rebuild_tokens: int = 0

@@ -27,7 +27,7 @@ from jaxstate.engine.executor.protocol import (
     RowTokens,
     Tokens,
 )
-from jaxstate.engine.flash.registry import Registered, Warm
+from jaxstate.engine.flash.registry import Registered
 from jaxstate.engine.requests.request import Question, Request
 from jaxstate.engine.scheduler.grouping import BatchCandidate, go_together
 from jaxstate.engine.scheduler.views import Begin, GoOn, Ingest, Plan, Step
@@ -35,7 +35,6 @@ from jaxstate.engine.sessions.record import SavedCells, SessionRecord
 from jaxstate.engine.sessions.token_log import VersionEnd, split
 from jaxstate.engine.types.values import Work
 from jaxstate.errors import CapacityExceeded, NotFinite
-from jaxstate.records import Sampling
 from jaxstate.text import Tokenizer
 
 T = TypeVar("T")
@@ -528,8 +527,6 @@ class Launcher:
     def _prepared(self, step: Step, joined: Sequence[Step], now_s: float) -> Launch | None:
         if isinstance(step, GoOn):
             return self._go_on([step, *joined], now_s)
-        if step.work == "warm":
-            return self._begin_warm([step, *joined], now_s)
         return self._reader.prepare(step, joined, now_s)
 
     def _is_flash(self, step: Step) -> bool:
@@ -540,59 +537,6 @@ class Launcher:
             not step.requests
             or step.requests[0] in self._state.records[step.session].flash_requests
         )
-
-    def _begin_warm(self, steps: Sequence[Step], now_s: float) -> Launch | None:
-        due: list[tuple[SessionRecord, Warm]] = []
-        wants: list[list[BatchCandidate]] = []
-        for step in steps:
-            record = self._state.records[step.session]
-            ready = [(record, one) for one in record.warm.due() if self._reaches(record, one)]
-            wants.append(
-                [
-                    BatchCandidate("warm", record.key, len(due) + n, len(one.asked.tokens))
-                    for n, (_, one) in enumerate(ready)
-                ]
-            )
-            due += ready
-        planned = next((one for one in wants if one), None)
-        if planned is None:
-            return None
-        joining = [want for one in wants for want in one if want.session != planned[0].session]
-        chosen = go_together(planned, joining, self._state.limits, free_blocks=0)
-        return self._warm([due[want.number] for want in chosen], now_s)
-
-    def _reaches(self, record: SessionRecord, warm: Warm) -> bool:
-        try:
-            warm.asked.check_reach(record.seen_cells, self._state.limits)
-        except CapacityExceeded:
-            warm.tried_version = record.version
-            return False
-        return True
-
-    def _warm(self, due: Sequence[tuple[SessionRecord, Warm]], now_s: float) -> Launch:
-        rows = [_warm_row(record, one) for record, one in due]
-        versions = [(record.version, record.seen_cells) for record, _ in due]
-        for record, one in due:
-            record.warm.running = True
-            record.warm.served = self._state.steps
-            record.residence.used_s = now_s
-            self._state.charge(record, len(one.asked.tokens), record.seen_cells)
-
-        def commit(logprobs: NDArray[np.float32], _: float) -> None:
-            for n, (record, one) in enumerate(due):
-                record.warm.running = False
-                if np.isfinite(logprobs[n]).all():
-                    record.warm.keep([one], logprobs[n : n + 1], *versions[n])
-                else:
-                    one.tried_version = versions[n][0]
-
-        def fail(error: Exception) -> None:
-            for n, (record, one) in enumerate(due):
-                record.warm.running = False
-                one.tried_version = versions[n][0]  # not again before the next commit
-
-        call = joined_call(lambda: self._executor.logits(rows), commit)
-        return Launch(work="warm", works=frozenset({"warm"}), call=call, fail=fail)
 
     def _go_on(self, steps: Sequence[Step], now_s: float) -> Launch | None:
         requests: list[RecordRequest] = []
@@ -669,13 +613,3 @@ def _scored_together(requests: Sequence[Request], limits: Limits) -> int:
 
 def _several(records: Sequence[SessionRecord]) -> bool:
     return any(record is not records[0] for record in records)
-
-
-def _warm_row(record: SessionRecord, warm: Warm) -> RowTokens:
-    return RowTokens(
-        seen=record.residence.seen(record.key, record.seen_cells),
-        blocks=(),
-        used_cells=0,
-        tokens=warm.asked.tokens,
-        sampling=Sampling(),
-    )

@@ -278,9 +278,9 @@ class EngineMetrics:
 
     @property
     def idle_used_share(self) -> float:
-        """Share of the time left over by asks and ingest that flash and warm work used, 0 .. 1."""
+        """Share of the time left over by asks and ingest that flash queries used, 0 .. 1."""
         urgent = self.step_s["ask"].total + self.step_s["ingest"].total
-        used = self.step_s["flash"].total + self.step_s["warm"].total
+        used = self.step_s["flash"].total
         return _share(used, self.elapsed_s - urgent)
 
     def __repr__(self) -> str:

@@ -79,7 +79,6 @@ class ResultProcessor:
     def _answer(self, ask: PendingAsk, record: SessionRecord, now_s: float) -> None:
         self._let_go(record, ask.request)
         answer = ask.request.answer(now_s - ask.request.arrived_s)
-        record.warm.computed(ask.request.asked, answer)
         self.recorder.ask_answered("computed", answer.latency_s)
         self.resolve(ask.future, answer)
 

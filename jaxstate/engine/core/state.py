@@ -260,13 +260,11 @@ class EngineState:
                 )
             ),
             flash_due=len(due),
-            warm_due=0 if rests else len(record.warm.due()),
             flash_rows=len(record.flash_requests),
             flash_blocks=due[0].asked.blocks(self.limits) if due else 1,
             flash_since_s=record.flash.since_s,
             flash_served=record.flash.served,
             flash_overdue=self._flash_overdue(record, now_s),
-            warm_served=record.warm.served,
         )
 
     def _flash_overdue(self, record: SessionRecord, now_s: float) -> bool:

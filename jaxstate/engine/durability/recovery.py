@@ -28,12 +28,17 @@ from jaxstate.engine.durability.checkpointer import answers_of, cells_and_text
 from jaxstate.engine.executor.protocol import Executor, HostCells, Tokens
 from jaxstate.engine.flash.registry import Registered, registered_of
 from jaxstate.engine.requests.encoding import PromptEncoder
-from jaxstate.engine.requests.request import Question
 from jaxstate.engine.sessions.record import SavedCells, SessionRecord
 from jaxstate.engine.sessions.token_log import TokenLog
 from jaxstate.engine.types.options import policy_of
 from jaxstate.engine.types.values import Answer, Usage
-from jaxstate.errors import JaxstateError, JournalDamaged, JournalError, SnapshotDamaged
+from jaxstate.errors import (
+    InvalidInput,
+    JaxstateError,
+    JournalDamaged,
+    JournalError,
+    SnapshotDamaged,
+)
 from jaxstate.persist.changes import SegmentRow, SessionOpened, set_aside
 from jaxstate.persist.files import Arrays, is_passing
 from jaxstate.persist.journal import Journal, PendingWrite
@@ -377,7 +382,7 @@ class JournalRecovery:
         return None
 
     def _questions(self, opening: SessionOpened) -> _Questions:
-        """Flash queries and warm questions that can be asked of this model; the others are logged,
+        """Flash queries that can be asked of this model; the others are logged,
         and stay in the journal."""
         key, session_id = opening.key, opening.id
         found = _Questions(names=flash_names_of(self._source, key))
@@ -386,7 +391,7 @@ class JournalRecovery:
                 found.flash.append((name, registered_of(self._encoder, settings)))
         for question, _ in questions_of(self._source, key, "warm"):
             with self._logged(session_id, question):
-                found.warm.append(self._encoder.warm(question))
+                raise InvalidInput("warm questions are no more; session.flash registers it")
         return found
 
     def _prepare(
@@ -406,9 +411,6 @@ class JournalRecovery:
                 record.flash.bring_back(one, name, self._core.clock())
                 if name in answers:
                     record.flash.answered(one, *answers[name])
-        for asked in questions.warm:
-            with self._logged(record.id, asked.question):
-                record.warm.add(asked)
 
     @contextlib.contextmanager
     def _logged(self, session_id: str, question: str) -> Iterator[None]:
@@ -431,11 +433,10 @@ def _own_fault(name: str, error: Exception) -> JournalError:
 
 @dataclass(slots=True, eq=False)
 class _Questions:
-    """What a session is asked: names that flash queries have or had, flash queries, warm ones."""
+    """What a session is asked: names that flash queries have or had, and flash queries."""
 
     names: list[str]
     flash: list[tuple[str, Registered]] = field(default_factory=list)
-    warm: list[Question] = field(default_factory=list)
 
 
 def _answers_of(kept: str) -> dict[str, tuple[Answer, int]]:

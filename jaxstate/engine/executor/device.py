@@ -173,7 +173,10 @@ class DeviceExecutor:
         """Begins rows: reads their first tokens and chooses the token after them; and commits
         chunks in the same step. What is chosen after chunks is left out."""
         inputs = [*map(_input, rows), *map(_chunk, chunks)]
-        return _choices(self._started(inputs)[0], len(rows), len(chunks))
+        self._pool, self._rows, chosen = self._steps.start(
+            self._model.params, self._pool, self._rows, inputs, self._stop_ids
+        )
+        return _choices(chosen, len(rows), len(chunks))
 
     @on_its_device
     def more(self, row: RowTokens) -> Pending[Choices]:
@@ -198,12 +201,6 @@ class DeviceExecutor:
         inputs = [_scored(candidate) for candidate in candidates]
         totals = self._steps.score(self._model.params, self._pool, self._rows, inputs)
         return _fetch(totals, lambda array: array[: len(inputs)])
-
-    @on_its_device
-    def logits(self, rows: Sequence[RowTokens]) -> Pending[NDArray[np.float32]]:
-        """Float32 [n, V]: log-probabilities of what would follow; rows need no blocks."""
-        logits = self._started([_input(row) for row in rows])[1]
-        return _fetch(logits, lambda array: _log_softmax(array[: len(rows)]))
 
     @on_its_device
     def copy(self, copies: Sequence[BlockCopy]) -> None:
@@ -283,12 +280,6 @@ class DeviceExecutor:
         it."""
         for leaf in jax.tree.leaves((self._pool, self._rows)):
             leaf.delete()
-
-    def _started(self, inputs: Sequence[RowInput]) -> tuple[Array, Array]:
-        self._pool, self._rows, chosen, logits = self._steps.start(
-            self._model.params, self._pool, self._rows, inputs, self._stop_ids
-        )
-        return chosen, logits
 
 
 def _need(spec: StepSpec) -> tuple[int, ...]:
@@ -375,9 +366,3 @@ def _choices(packed: Array, count: int, chunks: int = 0) -> _Fetch[Choices]:
         )
 
     return _fetch(packed, convert)
-
-
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    total = np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)
-    return shifted - np.log(total).astype(np.float32)

@@ -299,10 +299,6 @@ class Executor(Protocol):
         """Float32 [n]: each candidate's total log-probability after its question."""
         ...
 
-    def logits(self, rows: Sequence[RowTokens]) -> Pending[NDArray[np.float32]]:
-        """Float32 [n, V]: log-probabilities of what would follow; rows need no blocks."""
-        ...
-
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         """Copies blocks, before whatever is launched next."""
         ...

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jaxstate.engine.flash.conditions import (
     Changed,
@@ -97,6 +96,34 @@ class Registered:
         """What was under way is thrown away, as if it had not begun."""
         self.running, self.started_s = False, self._started_before_s
         self.drops += 1
+
+    def ready(self, settings: Settings) -> Answer | None:
+        """The answer among some of its choices, from their scores: exactly what scoring them anew
+        gives, since the score of a choice does not depend on the others. None where they are not
+        all among them."""
+        asked, answer = self.asked, self.answer
+        if answer is None or answer.choice_logprobs is None or settings.choices is None:
+            return None
+        if asked.choices is None or not set(settings.choices) <= set(asked.choices):
+            return None
+        places = [asked.choices.index(choice) for choice in settings.choices]
+        some = dataclasses.replace(
+            asked,
+            choices=settings.choices,
+            choice_tokens=tuple(asked.choice_tokens[place] for place in places),
+            answer_tokens=tuple(asked.answer_tokens[place] for place in places),
+        )
+        if not settings.same_length(some):
+            return None
+        totals = [answer.choice_logprobs[place] for place in places]
+        chosen = chosen_answer(
+            some,
+            totals,
+            version=answer.version,
+            context_tokens=answer.usage.context_tokens,
+            latency_s=0.0,
+        )
+        return as_given(chosen, "ready")
 
     def may_start_s(self) -> float:
         """The earliest time at which it may be begun again."""
@@ -283,137 +310,10 @@ class FlashRegistry:
             one.stale_since_s = one.outdated_s
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Warm:
-    """A question whose log-probabilities at the start of an answer are kept.
-
-    Attributes:
-        asked: the question.
-        version: that they belong to, -1 for none yet.
-        tried_version: the newest version at which they were computed or could not be.
-        seen_cells: that they saw.
-        logprobs: float32 [V].
-        scored: answers that were computed since, by their choices with what ends them: whole
-            answers of more than one token need more than that.
-    """
-
-    asked: Question
-    version: int = -1
-    tried_version: int = -1
-    seen_cells: int = 0
-    logprobs: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    scored: dict[tuple[object, ...], Answer] = field(default_factory=dict)
-
-    def ready(self, asked: Question, version: int) -> Answer | None:
-        """What computing `asked` at that version would give, if it is known."""
-        kept = self.scored.get(_scored(asked))
-        if kept is not None and kept.version == version:
-            return kept
-        single = bool(asked.choice_tokens) and all(len(ids) == 1 for ids in asked.choice_tokens)
-        return self.answer(asked) if single and self.version == version else None
-
-    def answer(self, asked: Question) -> Answer:
-        """The best of `asked`'s choices, each of one token; in no time."""
-        totals = [float(self.logprobs[int(tokens[0])]) for tokens in asked.choice_tokens]
-        computed = chosen_answer(
-            asked, totals, version=self.version, context_tokens=self.seen_cells, latency_s=0.0
-        )
-        return as_given(computed, "ready")
-
-
-def _scored(asked: Question) -> tuple[object, ...]:
-    """What decides the scores of choices, beside the question and what was read."""
-    return asked.choices, *(tokens.tobytes() for tokens in asked.choice_tokens)
-
-
 def as_given(answer: Answer, source: Source) -> Answer:
     """An answer as whoever asks gets it that did not have to be computed for it."""
     usage = Usage(context_tokens=answer.usage.context_tokens, question_tokens=0, answer_tokens=0)
     return dataclasses.replace(answer, source=source, usage=usage)
-
-
-# Sets of choices of a warm question whose answers are kept.
-_MOST_SCORED = 16
-
-
-class WarmRegistry:
-    """The warm questions of one session.
-
-    Args:
-        limit: how many there may be.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._by_text: dict[str, Warm] = {}
-        self.version = -1
-        self.running = False
-        self.served = 0
-
-    def __len__(self) -> int:
-        return len(self._by_text)
-
-    @property
-    def questions(self) -> tuple[str, ...]:
-        """Their texts."""
-        return tuple(self._by_text)
-
-    def add(self, asked: Question) -> bool:
-        """Registers a question; False, and nothing happens, if it is registered already.
-
-        Raises:
-            FlashLimit: there are as many as there may be.
-        """
-        if asked.question in self._by_text:
-            return False
-        if len(self._by_text) >= self._limit:
-            raise FlashLimit(
-                f"this session has {self._limit} warm questions, as many as it may; remove one "
-                "with unwarm(question), or raise warm_limit in EngineConfig"
-            )
-        self._by_text[asked.question] = Warm(asked=asked)
-        return True
-
-    def check_there(self, question: str) -> None:
-        """Refuses what is no warm question.
-
-        Raises:
-            InvalidInput: it is not registered.
-        """
-        if question not in self._by_text:
-            raise InvalidInput(f"{question!r} is not a warm question; there are {self.questions}")
-
-    def discard(self, question: str) -> None:
-        """Forgets a question, if it is there."""
-        self._by_text.pop(question, None)
-
-    def due(self) -> list[Warm]:
-        """Those that are out of date."""
-        if self.running or self.version < 0:
-            return []
-        return [one for one in self._by_text.values() if one.tried_version != self.version]
-
-    def fresh(self, asked: Question) -> Answer | None:
-        """What `asked` is answered with, exactly, at the session's version, if that is known."""
-        one = self._by_text.get(asked.question)
-        return None if one is None or self.version < 0 else one.ready(asked, self.version)
-
-    def computed(self, asked: Question, answer: Answer) -> None:
-        """Choices of a warm question were scored: whoever asks for the same again has them."""
-        one = self._by_text.get(asked.question)
-        if one is None or asked.choices is None or answer.version != self.version:
-            return
-        if len(one.scored) >= _MOST_SCORED:
-            one.scored.clear()
-        one.scored[_scored(asked)] = as_given(answer, "ready")
-
-    def keep(
-        self, warm: Iterable[Warm], logprobs: NDArray[np.float32], version: int, seen_cells: int
-    ) -> None:
-        """Keeps what a step computed for some of them."""
-        for one, row in zip(warm, logprobs, strict=True):
-            one.version, one.seen_cells, one.logprobs = version, seen_cells, np.array(row)
-            one.tried_version = version
 
 
 OnFire: TypeAlias = Callable[[Answer], None]

@@ -320,20 +320,6 @@ class PromptEncoder:
                 "tokens were made of it. Give less at once, or an engine with more session_cells"
             )
 
-    def warm(self, question: str) -> Question:
-        """A question whose answer's first token is all that is wanted.
-
-        Raises:
-            InvalidInput, PromptTooLong: it cannot be asked, or not in one step.
-        """
-        asked = self.ask(question, Settings(max_tokens=1))
-        if len(asked.tokens) > self.limits.question_tokens:
-            raise InvalidInput(
-                f"a warm question has at most {self.limits.question_tokens} tokens; this one has "
-                f"{len(asked.tokens)}"
-            )
-        return asked
-
     def opening(self, prefix: str) -> Tokens:
         """What a session starts with.
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from jaxstate.engine.executor.protocol import Limits, RowSizes
 
-Kind = Literal["ask", "flash", "warm", "chunk"]
+Kind = Literal["ask", "flash", "chunk"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ Comes in: `View`, plain numbers about sessions and questions at one moment, and 
 a `Plan`: one step, or how long there is nothing to do. Does not know: devices, tokens, text,
 threads.
 
-Four classes of work, in order of urgency: ask, ingest, flash, warm. The most urgent one that can
+Three classes of work, in order of urgency: ask, ingest, flash. The most urgent one that can
 run runs, with three exceptions that keep everything moving:
 
 - A class that could have run in each of the last `patience` steps, and did not, gets the next step.
@@ -72,7 +72,6 @@ def plan(view: View, policy: Policy) -> Plan:
         candidates["ask"] += _ask_candidates(session, view, policy, may_begin=begins)
         candidates["ingest"] += _ingest_candidates(session, view)
         candidates["flash"] += _flash_candidates(session, view)
-        candidates["warm"] += _warm_candidates(session)
     runnable = frozenset[Work](work for work in WORKS if candidates[work])
     work = _choose_class(runnable, view, policy)
     if work is None:
@@ -102,9 +101,7 @@ def _goes_with(other: Step, step: Step) -> bool:
     if isinstance(step, GoOn):
         same = isinstance(other, GoOn) and other.stage == step.stage != "reading"
         return same and (other.work == step.work or step.stage == "decoding")
-    if isinstance(other, GoOn) or (isinstance(other, Begin) and other.evict):
-        return False
-    return (other.work == "warm") == (step.work == "warm")
+    return not (isinstance(other, GoOn) or (isinstance(other, Begin) and other.evict))
 
 
 def _rows_beside(step: GoOn, others: list[GoOn], view: View, policy: Policy) -> tuple[GoOn, ...]:
@@ -311,9 +308,3 @@ def _going_on_alone(
         step = GoOn(work=work, session=session.key, stage=stage, requests=keys)
         since_s, lent, share = session.flash_since_s, work == "ask", session.tenant_work
         yield _Candidate(step, share, session.flash_served, since_s, lent=lent)
-
-
-def _warm_candidates(session: SessionView) -> Iterator[_Candidate]:
-    if session.warm_due:
-        step = Begin(work="warm", session=session.key)
-        yield _Candidate(step, session.tenant_work, session.warm_served, 0.0, begins=True)

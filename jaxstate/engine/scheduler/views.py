@@ -19,7 +19,7 @@ class RequestView:
 
     Attributes:
         key: its name.
-        work: "ask", "flash" or "warm".
+        work: "ask" or "flash".
         stage: waiting (asks only), reading, scoring (given choices) or decoding.
         arrived_s: when it was asked, or when the version it answers was committed.
         served: number of the step that it last took part in, 0 for none.
@@ -59,14 +59,13 @@ class SessionView:
         asks_served: number of the step in which one of its asks last began.
         runs: asks that wait (the oldest, as many as a step could begin) and all questions under
             way.
-        flash_due, warm_due: registered questions that are out of date, not under way, and may be
+        flash_due: registered questions that are out of date, not under way, and may be
             computed now.
         flash_rows: registered questions under way, those whose last step is launched included.
         flash_blocks: tail blocks that the first of those due needs.
         flash_since_s: since when the session's version is unanswered.
         flash_served: number of the step that last served its registered questions.
         flash_overdue: one is past its deadline, or under way and was given up too often before.
-        warm_served: number of the step that last served its warm questions.
     """
 
     key: int
@@ -81,13 +80,11 @@ class SessionView:
     asks_served: int = 0
     requests: tuple[RequestView, ...] = ()
     flash_due: int = 0
-    warm_due: int = 0
     flash_rows: int = 0
     flash_blocks: int = 1
     flash_since_s: float = 0.0
     flash_served: int = 0
     flash_overdue: bool = False
-    warm_served: int = 0
 
     @property
     def held_up(self) -> bool:

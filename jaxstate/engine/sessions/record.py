@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from jaxstate.engine.flash.registry import FlashRegistry, Registered, WarmRegistry
+from jaxstate.engine.flash.registry import FlashRegistry, Registered
 from jaxstate.engine.requests.request import Request
 from jaxstate.engine.sessions.dedup import IdempotencyTable
 from jaxstate.engine.sessions.ingest_queue import IngestQueue
@@ -137,7 +137,6 @@ class SessionRecord:
         self.queue = IngestQueue(config.queue_entries, policy)
         self._queue_entries = config.queue_entries
         self.flash = FlashRegistry(config.flash_limit, config.flash_staleness_s)
-        self.warm = WarmRegistry(config.warm_limit)
         self.version = -1
         self.seen_cells = 0
         self.committed_s = 0.0
@@ -229,7 +228,7 @@ class SessionRecord:
         """Whether there may be something to do."""
         waits = bool(self.asks or self.flash_requests) or not self.queue.empty
         waits = waits or self.residence.missing > 0 or bool(self.landing)
-        return self.opened and (waits or self.flash.stale > 0 or bool(self.warm.due()))
+        return self.opened and (waits or self.flash.stale > 0)
 
     def has_work(self, now_s: float) -> bool:
         """Whether something could be done now, were there room on the device."""
@@ -240,7 +239,7 @@ class SessionRecord:
             ask.request.begun or ask.min_version <= self.version for ask in self.asks.values()
         )
         flashes = bool(self.flash_requests) or next(self.flash.due(now_s), None) is not None
-        return reads or asked or flashes or bool(self.warm.due())
+        return reads or asked or flashes
 
     def holding(self) -> Iterator[Request]:
         """Questions under way that may not lose what they have."""
@@ -266,4 +265,3 @@ class SessionRecord:
         """A new version: whatever was answered before is out of date."""
         self.version, self.seen_cells, self.committed_s = version, seen_cells, now_s
         self.flash.committed(version, now_s)
-        self.warm.version = version

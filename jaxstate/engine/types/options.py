@@ -120,7 +120,6 @@ class Policy:
     Attributes:
         ingest_patience: steps that ingest lets others go first while it could run.
         flash_patience: the same of registered questions.
-        warm_patience: the same of warm questions.
         flash_drops: a registered question that was given up so many times in a row (an ask needed
             its blocks, or more was read than a sliding window can spare) is answered the next time
             whatever comes: it keeps what it holds and is as urgent as an ask.
@@ -135,7 +134,6 @@ class Policy:
 
     ingest_patience: int = 8
     flash_patience: int = 32
-    warm_patience: int = 128
     flash_drops: int = 4
     ride_rows: int = 8
     room_patience: int = 32
@@ -153,7 +151,6 @@ class Policy:
             "ask": 0,
             "ingest": self.ingest_patience,
             "flash": self.flash_patience,
-            "warm": self.warm_patience,
         }
         return by_work[work]
 
@@ -172,7 +169,6 @@ class EngineConfig:
         flash_staleness_s: how old the answers of flash queries may become while their session goes
             on reading: under load they get the share of the device that keeps them so, as long as
             reading keeps half of it. `EngineMetrics.flash_missed_s` says by how much it was missed.
-        warm_limit: warm questions of a session.
         waiting_asks: asks of a session that may wait or be under way; one more is `QueueFull`.
         events_limit: events that may wait for one subscriber before it is dropped, and calls of
             `on_fire` that may wait for their thread before one is left out (it is logged and
@@ -199,7 +195,6 @@ class EngineConfig:
     queue_policy: QueuePolicy = "block"
     flash_limit: int = 64
     flash_staleness_s: float = 5.0
-    warm_limit: int = 16
     waiting_asks: int = 1024
     events_limit: int = 1024
     scheduling: Policy = field(default_factory=Policy)

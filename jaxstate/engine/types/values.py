@@ -70,7 +70,7 @@ class Answer(Record):
         token_ids: of the answer, without what ended it.
         version: it saw entries 1 .. version, and nothing else.
         source: "computed" for this call, "flash" if a registered question had been answered at this
-            version, "ready" if it was read off logits kept at this version.
+            version, "ready" if the scores of its choices were kept at this version.
         confidence: the largest minus the second largest logit of the first token; with choices,
             the same of the choices' total log-probabilities (infinite for a single choice).
         logprob: sum over the answer's tokens.
@@ -231,10 +231,10 @@ class Closed(EventRecord):
 Event: TypeAlias = Connected | DataUpdated | FlashReady | Moved | Closed
 
 
-Work = Literal["ask", "ingest", "flash", "warm"]
+Work = Literal["ask", "ingest", "flash"]
 
 
 Stage = Literal["waiting", "reading", "scoring", "decoding"]
 
 
-WORKS: tuple[Work, ...] = ("ask", "ingest", "flash", "warm")
+WORKS: tuple[Work, ...] = ("ask", "ingest", "flash")
