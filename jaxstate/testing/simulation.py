@@ -284,10 +284,10 @@ class Simulation:
         known = {one.question for one in life.flashes.values()}
         if version is None or question in known:
             return
-        choices, rebuild = self._random.choice(CHOICES), self._random.choice((0, 0, 1000))
+        choices = self._random.choice(CHOICES)
         max_tokens = 3 if choices is None else None
         future = life.session.submit(
-            question, choices=choices, max_tokens=max_tokens, as_of=version, rebuild_tokens=rebuild
+            question, choices=choices, max_tokens=max_tokens, as_of=version
         )
         asked = self._encoder.ask(question, Settings(max_tokens=max_tokens, choices=choices))
         self._waiting.append(Waiting(life, future, asked, version, version))
@@ -297,11 +297,8 @@ class Simulation:
         version = parent.some_version(self._random)
         if version is None:
             return
-        rebuild = self._random.choice((0, 1000))
         read = parent.read(version)
-        session = self._engine.fork(
-            parent.session, self._turn, version=version, rebuild_tokens=rebuild
-        )
+        session = self._engine.fork(parent.session, self._turn, version=version)
         assert session.version == version, "it is a fork at another version"
         self._lives.append(Life(session=session, opening=parent.opening, base=(version, read)))
 

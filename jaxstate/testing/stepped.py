@@ -83,14 +83,13 @@ class SteppedEngine(SessionHost):
         turn: Callable[[], bool],
         *,
         version: int | None = None,
-        rebuild_tokens: int = 0,
     ) -> Session:
         """`Session.fork`, for which `turn` is called until it is there.
 
         Raises:
             AssertionError: nothing is left to do, and it is not there.
         """
-        record, future = self._manager.fork(session.record, None, version, rebuild_tokens)
+        record, future = self._manager.fork(session.record, None, version)
         while not future.done():
             assert turn() or future.done(), "the fork never came to be"
         future.result()

@@ -16,7 +16,7 @@ from jaxstate.engine.core.session_manager import TOKENS
 from jaxstate.engine.executor.protocol import HostCells, Limits, Saved
 from jaxstate.engine.types.options import EngineConfig
 from jaxstate.engine.types.values import Answer, Closed
-from jaxstate.errors import BudgetExceeded, ClosedError, StepFailed, UnknownSession
+from jaxstate.errors import BudgetExceeded, ClosedError, UnknownSession
 from jaxstate.testing import FAKE_LIMITS
 from tests.engine.rig import AHEAD, Rig, read, said
 
@@ -162,29 +162,18 @@ def test_a_save_of_a_session_that_is_closed_meanwhile() -> None:
         saved.result(timeout=0)
 
 
-def saved_cells(*, with_tokens: bool) -> Saved:
-    """Five cells, and what they were made of or not."""
+def saved_cells() -> Saved:
+    """Five cells, and what they were made of."""
     tokens = np.array(list(b"abcd\n"), np.int32)
-    also = {TOKENS: tokens} if with_tokens else {}
-    return Saved(notes={}, cells=HostCells(cells=5, arrays={"cells": tokens, **also}))
+    return Saved(notes={}, cells=HostCells(cells=5, arrays={"cells": tokens, TOKENS: tokens}))
 
 
-def test_a_restore_that_fails_leaves_nothing(tmp_path: object) -> None:
-    """Its cells cannot come to the device, and nobody knows what they were made of."""
+def test_a_restore_of_nothing_leaves_nothing(tmp_path: object) -> None:
     rig = Rig(cells=FAKE_LIMITS.session_cells)
     with pytest.raises(FileNotFoundError):
         rig.engine.restore(f"{tmp_path}/nothing")
     assert rig.engine.sessions() == []
-    rig.executor.fail_next("place")
-    rig.executor.fail_next("place")
-    rig.manager.restore("back", saved_cells(with_tokens=False), 2, "block", tenant="default")
-    ask = rig.engine.session("back").submit("xyz")
-    rig.engine.run()
-    with pytest.raises(StepFailed, match="fails in place"):
-        ask.result(timeout=0)
-    assert rig.engine.sessions() == [] and rig.engine.metrics().gauges.host_bytes == 0
     rig.at_rest()
-    rig.engine.open("back", reserve=FAKE_LIMITS.session_cells)
 
 
 @pytest.mark.parametrize("failures", [1, 2])
@@ -192,7 +181,7 @@ def test_a_restore_that_fails_is_tried_again_then_made_up_for_by_reading(failure
     rig = Rig(cells=FAKE_LIMITS.session_cells)
     for _ in range(failures):
         rig.executor.fail_next("place")
-    rig.manager.restore("back", saved_cells(with_tokens=True), 2, "block", tenant="default")
+    rig.manager.restore("back", saved_cells(), 2, "block", tenant="default")
     back = rig.engine.session("back")
     ask = back.submit("xyz")
     rig.engine.run()

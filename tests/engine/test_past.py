@@ -14,19 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import jaxstate
 from jaxstate.engine.api.aio import AsyncSession
 from jaxstate.engine.api.session import Session
 from jaxstate.engine.executor.protocol import HostCells
 from jaxstate.engine.requests.futures import AskFuture
-from jaxstate.engine.types.options import EngineConfig, Tenant
+from jaxstate.engine.types.options import EngineConfig
 from jaxstate.errors import (
-    BudgetExceeded,
     ClosedError,
     InvalidInput,
-    QueueFull,
-    StepFailed,
-    UnknownSession,
     VersionUnavailable,
 )
 from jaxstate.testing import SHARED_LIMITS
@@ -58,10 +53,9 @@ def refused(future: AskFuture) -> str:
 
 
 def only(rig: Rig, *sessions: Session) -> None:
-    """These sessions are there, and no others, hidden or not; nothing is held for nobody."""
+    """These sessions are there, and no others; nothing is held for nobody."""
     state = rig.core.state
     assert [record.id for record in state.records.values()] == [one.id for one in sessions]
-    assert not any(one.record.stand_ins for one in sessions)
     rig.at_rest()
 
 
@@ -179,9 +173,6 @@ def test_a_fresh_flash_answer_is_given_for_its_own_version_only() -> None:
         ({"as_of": True}, "as_of=True must be an integer"),
         ({"as_of": 4}, "versions 0 to 3; min_version="),
         ({"as_of": 1, "min_version": 1}, "give one of them"),
-        ({"as_of": 1, "rebuild_tokens": -1}, "rebuild_tokens=-1 must not be negative"),
-        ({"as_of": 1, "rebuild_tokens": None}, "rebuild_tokens=None must be an integer"),
-        ({"rebuild_tokens": -1}, "rebuild_tokens=-1 must not be negative"),
     ],
 )
 def test_versions_that_make_no_sense(given: dict[str, object], message: str) -> None:
@@ -200,8 +191,6 @@ def test_forks_at_versions_that_make_no_sense(version: object) -> None:
     session = filled(rig)
     with pytest.raises(InvalidInput, match="version="):
         session.fork(version=version)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(InvalidInput, match="rebuild_tokens"):
-        session.fork(version=1, rebuild_tokens=-1)
     only(rig, session)
 
 
@@ -236,155 +225,9 @@ def test_with_a_ring_the_versions_that_it_still_has_are_held() -> None:
         session.submit("xyz", as_of=1)
     assert str(error.value) == (
         "session 's1' no longer holds version 1 (5 cells); it can be asked about versions 2 to 3 "
-        "now. Computing it again takes 5 tokens: rebuild_tokens=5, or more, allows that"
+        "now. A fork that is made while a version is held keeps it; what is gone can be read "
+        "again, by a new session that is given the same entries"
     )
-    with pytest.raises(VersionUnavailable):
-        session.submit("xyz", as_of=1, rebuild_tokens=4)
-    only(rig, session)
-
-
-def test_a_version_that_is_gone_is_computed_for_one_question() -> None:
-    rig, session = rung()
-    future = session.submit("xyz", as_of=1, rebuild_tokens=5)
-    (hidden,) = session.record.stand_ins
-    assert hidden.residence.tenant == session.record.residence.tenant
-    assert [one.id for one in rig.engine.sessions()] == ["s1"]
-    with pytest.raises(UnknownSession):
-        rig.engine.session(hidden.id)
-    with pytest.raises(InvalidInput):
-        rig.engine.open(hidden.id)
-    assert rig.engine.metrics().gauges.sessions == 1
-    assert len(rig.engine.submit_many("xyz")) == 1
-    rig.engine.run()
-    answer = future.result(timeout=0)
-    assert (answer.text, answer.version, answer.usage.context_tokens) == ("5:3", 1, 5)
-    assert answer.source == "computed"
-    assert rig.engine.metrics().counts.tokens_rebuilt == 5
-    assert session.version == 3 and len(rig.cells(session)) == 12
-    only(rig, session)
-    assert rig.engine.open().id == "s2"
-
-
-def test_the_empty_version_takes_nothing_to_compute() -> None:
-    rig, session = rung()
-    future = session.submit("xyz", as_of=0)
-    rig.engine.run()
-    assert said(future) == "0:3 v0"
-    only(rig, session)
-
-
-def test_a_computed_version_begins_with_the_kept_prefix() -> None:
-    """16 of the 20 cells of the opening are two whole blocks."""
-    rig = Rig(ring_cells=4)
-    session = rig.open(prefix="p" * 20)
-    for text in ("abcd", "efg", "hij"):
-        session.push(text)
-        rig.engine.run()
-    rig.news()
-    future = session.submit("xyz", as_of=1, rebuild_tokens=25)
-    rig.engine.run()
-    assert said(future) == "25:3 v1"
-    assert rig.engine.metrics().counts.prefix_tokens_shared == 16
-    assert rig.engine.metrics().counts.tokens_rebuilt == 9
-    only(rig, session)
-
-
-@pytest.mark.parametrize("turns", range(7))
-def test_cancelling_closes_what_stands_in(turns: int) -> None:
-    rig, session = rung()
-    future = session.submit("xyz", as_of=1, rebuild_tokens=5)
-    rig.turns(turns)
-    assert future.cancel() or future.done()
-    rig.engine.run()
-    only(rig, session)
-
-
-def test_a_timeout_closes_what_stands_in() -> None:
-    rig, session = rung()
-    with pytest.raises(jaxstate.TimedOut):
-        session.ask("xyz", as_of=1, rebuild_tokens=5, timeout=0)
-    rig.engine.run()
-    assert rig.engine.metrics().counts.asks_timed_out == 1
-    only(rig, session)
-
-
-@pytest.mark.parametrize("turns", range(4))
-def test_closing_the_session_closes_what_stands_in(turns: int) -> None:
-    rig, session = rung()
-    future = session.submit("xyz", as_of=1, rebuild_tokens=5)
-    rig.turns(turns)
-    session.close()
-    rig.engine.run()
-    with pytest.raises(ClosedError, match="'s1' is closed: it was closed by its user"):
-        future.result(timeout=0)
-    only(rig)
-
-
-def test_closing_the_engine_closes_what_stands_in() -> None:
-    rig, session = rung()
-    future = session.submit("xyz", as_of=1, rebuild_tokens=5)
-    rig.engine.close()
-    with pytest.raises(ClosedError):
-        future.result(timeout=0)
-    only(rig)
-
-
-def test_a_device_that_fails_ends_what_stands_in() -> None:
-    """Reading is tried twice; a question once."""
-    rig, session = rung()
-    future = session.submit("xyz", as_of=1, rebuild_tokens=5)
-    rig.executor.fail_next("extend")
-    rig.engine.run()
-    assert said(future) == "5:3 v1"
-    for call in ("extend", "extend"):
-        rig.executor.fail_next(call)
-    failed = session.submit("xyz", as_of=1, rebuild_tokens=5)
-    rig.engine.run()
-    assert isinstance(failed.exception(timeout=0), StepFailed)
-    rig.executor.fail_next("start")
-    failed = session.submit("xyz", as_of=1, rebuild_tokens=5)
-    rig.engine.run()
-    assert isinstance(failed.exception(timeout=0), StepFailed)
-    assert session.version == 3
-    only(rig, session)
-
-
-def test_what_stands_in_counts_in_the_budget() -> None:
-    config = EngineConfig(tenants={"a": Tenant(quota_cells=20)})
-    rig = Rig(ring_cells=4, config=config)
-    session = filled(rig, tenant="a")
-    with pytest.raises(BudgetExceeded, match="tenant 'a' may have 20"):
-        session.submit("xyz", as_of=1, rebuild_tokens=5)
-    with pytest.raises(BudgetExceeded, match="tenant 'a' may have 20"):
-        session.fork(version=1, rebuild_tokens=5)
-    only(rig, session)
-    assert [one.id for one in rig.engine.sessions()] == [session.id]
-
-
-def test_what_stands_in_waits_for_room_like_any_session() -> None:
-    """The pool is full of one session, which leaves for it and comes back."""
-    rig = Rig(ring_cells=4, cells=1024)
-    session = filled(rig)
-    session.push("x" * 1000)
-    rig.engine.run()
-    future = session.submit("xyz", as_of=2, rebuild_tokens=50)
-    rig.engine.run()
-    assert said(future) == "8:3 v2"
-    newest = session.submit("xyz")
-    rig.engine.run()
-    assert said(newest) == "1013:3 v4"
-    only(rig, session)
-
-
-def test_what_stands_in_counts_as_a_waiting_ask() -> None:
-    rig, session = rung(config=EngineConfig(waiting_asks=2))
-    asked = [session.submit("xyz", as_of=1, rebuild_tokens=5) for _ in range(2)]
-    with pytest.raises(QueueFull):
-        session.submit("xyz", as_of=1, rebuild_tokens=5)
-    with pytest.raises(QueueFull):
-        session.submit("xyz")
-    rig.engine.run()
-    assert [said(one) for one in asked] == ["5:3 v1"] * 2
     only(rig, session)
 
 
@@ -450,9 +293,7 @@ def test_a_half_read_entry_may_have_overwritten_even_the_newest_version() -> Non
     assert session.version == 3 and session.record.queue.partly_read
     with pytest.raises(VersionUnavailable, match="asked about none but its newest now"):
         session.submit("xyz", as_of=3)
-    future = session.submit("xyz", as_of=3, rebuild_tokens=12)
     rig.engine.run()
-    assert said(future) == "12:3 v3"
     only(rig, session)
 
 
@@ -619,17 +460,9 @@ def test_a_fork_at_a_version_that_is_gone() -> None:
     rig, session = rung()
     with pytest.raises(VersionUnavailable, match="can be forked at version 3 alone now"):
         session.fork(version=1)
-    with pytest.raises(VersionUnavailable, match="rebuild_tokens=8"):
-        session.fork(version=2, rebuild_tokens=7)  # its last token sees one cell more
+    with pytest.raises(VersionUnavailable, match="version 3 alone now"):
+        session.fork(version=2)  # its last token sees one cell more
     only(rig, session)
-    child = rig.engine.fork(session, rig.engine.turn, version=1, rebuild_tokens=5)
-    assert [one.id for one in rig.engine.sessions()] == ["s1", "s2"] and child.version == 1
-    rig.engine.run()
-    assert child.info().residency == "device" and rig.cells(child) == list(b"abcd\n")
-    assert child.push("zz").first == 2
-    rig.engine.run()
-    assert rig.cells(child) == list(b"abcd\nzz\n")
-    only(rig, session, child)
 
 
 def test_a_shorter_fork_does_not_hold_what_its_parent_had_overwritten() -> None:
@@ -649,24 +482,19 @@ def test_a_shorter_fork_does_not_hold_what_its_parent_had_overwritten() -> None:
     only(rig, session, child, grandchild)
 
 
-@pytest.mark.parametrize("rebuild_tokens", [0, 8])
-def test_a_version_that_is_overwritten_before_the_fork_is_made(rebuild_tokens: int) -> None:
+def test_a_version_that_is_overwritten_before_the_fork_is_made() -> None:
     """Another job came first, and more was read after it."""
     rig, session = rung(ring_cells=5)
-    record, future = rig.manager.fork(session.record, "late", 2, rebuild_tokens)
+    record, future = rig.manager.fork(session.record, "late", 2)
     job = rig.core.jobs.pop()
     session.push("yy")
     rig.engine.run()
     rig.core.jobs.append(job)
     rig.engine.run()
-    if rebuild_tokens:
-        assert future.result(timeout=0) is None
-        assert rig.cells(rig.engine.session("late")) == list(b"abcd\nef\n")
-    else:
-        with pytest.raises(VersionUnavailable, match="rebuild_tokens=8"):
-            future.result(timeout=0)
-        assert record.closed
-        only(rig, session)
+    with pytest.raises(VersionUnavailable, match="no longer holds version 2"):
+        future.result(timeout=0)
+    assert record.closed
+    only(rig, session)
 
 
 def test_a_fork_of_a_full_pool_is_computed_when_there_is_room() -> None:
@@ -692,7 +520,7 @@ def test_a_restored_session_knows_its_own_versions(tmp_path: Path) -> None:
     restored = rig.engine.restore(tmp_path / "with")
     rig.engine.run()
     with pytest.raises(VersionUnavailable, match=r"restored from a later one\. .* knows is 3"):
-        restored.submit("xyz", as_of=2, rebuild_tokens=100)
+        restored.submit("xyz", as_of=2)
     restored.push("more")
     rig.engine.run()
     asked = [restored.submit("xyz", as_of=version) for version in (3, 4)]
@@ -703,27 +531,15 @@ def test_a_restored_session_knows_its_own_versions(tmp_path: Path) -> None:
     assert rig.cells(child) == list(b"abcd\nef\nghi\n")
 
 
-def test_a_session_saved_without_its_tokens_cannot_be_computed_again(tmp_path: Path) -> None:
-    rig = Rig(ring_cells=4)
+def test_a_session_saved_without_its_tokens_is_refused(tmp_path: Path) -> None:
+    rig = Rig()
     session = filled(rig)
     cells = captured(rig, session)
     bare = dataclasses.replace(cells, arrays={"cells": cells.arrays["cells"]})
     rig.executor.save(tmp_path / "bare", bare, {"entries": 3})
-    restored = rig.engine.restore(tmp_path / "bare")
-    for text in ("abcd", "e"):
-        restored.push(text)
-        rig.engine.run()
-    held = restored.submit("xyz", as_of=4)
-    rig.engine.run()
-    assert said(held) == "17:3 v4"
-    restored.push("fgh")
-    rig.engine.run()
-    with pytest.raises(VersionUnavailable, match="saved without its tokens"):
-        restored.submit("xyz", as_of=4, rebuild_tokens=100)
-    with pytest.raises(VersionUnavailable, match="forked at version 6 alone now"):
-        restored.fork(version=5, rebuild_tokens=100)
-    same = rig.engine.fork(restored, rig.engine.turn, version=6)
-    assert same.version == 6
+    with pytest.raises(InvalidInput, match="read its text into a new one"):
+        rig.engine.restore(tmp_path / "bare")
+    only(rig, session)
 
 
 def captured(rig: Rig, session: Session) -> HostCells:
@@ -742,14 +558,14 @@ def test_the_same_for_asyncio() -> None:
         alone = AsyncSession(session)
         asked = [
             asyncio.ensure_future(alone.ask("xyz", as_of=2)),
-            asyncio.ensure_future(alone.ask("xyz", as_of=1, rebuild_tokens=5)),
+            asyncio.ensure_future(alone.ask("xyz", as_of=3)),
         ]
-        forked = asyncio.ensure_future(alone.fork("child", version=1, rebuild_tokens=5))
+        forked = asyncio.ensure_future(alone.fork("child", version=3))
         while not (forked.done() and all(one.done() for one in asked)):
             await asyncio.sleep(0)
             rig.engine.turn()
-        assert [one.result().version for one in asked] == [2, 1]
-        assert forked.result().version == 1
+        assert [one.result().version for one in asked] == [2, 3]
+        assert forked.result().version == 3
 
     asyncio.run(turned())
     only(rig, session, rig.engine.session("child"))

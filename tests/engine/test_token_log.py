@@ -63,10 +63,3 @@ def test_displaced_entries_end_where_the_one_before_them_does() -> None:
     log = TokenLog()
     log.append(np.array([1, 2, 3, 4], np.int32), [(0, 1), (3, 4)])
     assert [log.version_end(version) for version in range(4)] == [1, 1, 1, 4]
-
-
-def test_a_log_that_does_not_know_its_beginning_knows_its_own_versions() -> None:
-    log = TokenLog(unknown=10)
-    log.append(np.array([1, 2], np.int32), [(7, 2)])
-    assert (log.version_end(6), log.version_end(7)) == (None, 12)
-    assert log.copy(12).version_end(7) == 12

@@ -167,7 +167,6 @@ class AsyncSession:
         choices: Sequence[str] | None = None,
         min_version: int | None = None,
         as_of: int | None = None,
-        rebuild_tokens: int = 0,
         stop: Sequence[str] | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -181,7 +180,6 @@ class AsyncSession:
             choices=choices,
             min_version=min_version,
             as_of=as_of,
-            rebuild_tokens=rebuild_tokens,
             stop=stop,
             temperature=temperature,
             top_p=top_p,
@@ -256,11 +254,9 @@ class AsyncSession:
         """As `Session.info`."""
         return self.session.info()
 
-    async def fork(
-        self, id: str | None = None, *, version: int | None = None, rebuild_tokens: int = 0
-    ) -> AsyncSession:
+    async def fork(self, id: str | None = None, *, version: int | None = None) -> AsyncSession:
         """As `Session.fork`; if the task is cancelled, what comes of it is closed."""
-        record, future = self.session.forking(id, version, rebuild_tokens)
+        record, future = self.session.forking(id, version)
         with self.session.or_closed(record):
             await result_of(future, None, "the session was not forked")
             if record.noted is not None and not record.noted.stays:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from jaxstate.engine.core.engine_core import EngineCore
 from jaxstate.engine.core.session_manager import Lifecycle, close_session
-from jaxstate.engine.core.state import border_of, check_rebuild
+from jaxstate.engine.core.state import border_of, unavailable
 from jaxstate.engine.executor.protocol import Tokens
 from jaxstate.engine.flash.conditions import Condition
 from jaxstate.engine.flash.registry import OnFire, Registered, flash_json, new_registered
@@ -378,7 +378,6 @@ def _given(core: EngineCore, answer: Answer, started_s: float) -> Answer:
 
 def given_or_submitted(
     core: EngineCore,
-    manager: Lifecycle,
     encoder: PromptEncoder,
     record: SessionRecord,
     question: str,
@@ -388,7 +387,7 @@ def given_or_submitted(
     """The answer to a question if it is there already, or its future.
 
     Args:
-        core, lives, asker: of the engine.
+        core, encoder: of the engine.
         record: the session's.
         question, settings, wanted: what is asked, how, and at which version.
 
@@ -401,12 +400,11 @@ def given_or_submitted(
     found = given_or_asked(core, record, question, settings, wanted, make)
     if isinstance(found, Answer):
         return found
-    return submit_one(core, manager, record, found, wanted, started_s)
+    return submit_one(core, record, found, wanted, started_s)
 
 
 def submit_one(
     core: EngineCore,
-    manager: Lifecycle,
     record: SessionRecord,
     asked: Question,
     wanted: VersionWanted,
@@ -415,7 +413,7 @@ def submit_one(
     """A question to one session, noted.
 
     Args:
-        core, lives: of the engine.
+        core: of the engine.
         record: the session's.
         asked: the question.
         wanted: which version it is about.
@@ -423,8 +421,7 @@ def submit_one(
 
     Raises:
         InvalidInput: the session has no such version.
-        VersionUnavailable: it does not hold that version, and may not compute it.
-        BudgetExceeded: there are no cells to compute it.
+        VersionUnavailable: it does not hold that version.
         QueueFull: the session has as many asks as it may.
         ClosedError: the session or the engine is closed.
     """
@@ -433,15 +430,10 @@ def submit_one(
     with core.changing() as state:
         core.check_asks([record])
         version_end = border_of(record, "as_of", wanted.as_of)
-        if state.holds(record.residence, version_end.cells):
-            key, future = core.note(record, asked, arrived_s, as_of=version_end)
-        else:
-            check_rebuild(state, record, version_end, wanted.rebuild_tokens)
-            record = manager.stand_in(record, version_end)
-            key, future = core.note(record, asked, arrived_s)
+        if not state.holds(record.residence, version_end.cells):
+            raise unavailable(state, record, version_end)
+        key, future = core.note(record, asked, arrived_s, as_of=version_end)
     core.follow(record, key, future)
-    if record.stands_for is not None:
-        future.add_done_callback(lambda _: close_session(core, record, "its question has ended"))
     return future
 
 
@@ -814,7 +806,6 @@ class Session(Handle):
         choices: Sequence[str] | None = None,
         min_version: int | None = None,
         as_of: int | None = None,
-        rebuild_tokens: int = 0,
         stop: Sequence[str] | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -836,7 +827,6 @@ class Session(Handle):
             min_version: wait until the session has that version.
             as_of: a version that the session has: the opening and entries 1 .. `as_of`, nothing
                 else. None for the newest.
-            rebuild_tokens: where the cells of `as_of` are gone, compute as many again at most.
             stop: strings that end the answer, instead of the template's own.
             temperature, top_p: as in `Sampling`.
             seed: likewise; None draws one, which the answer names (`Answer.seed`).
@@ -853,7 +843,7 @@ class Session(Handle):
         """
         checked_timeout(timeout)
         settings = settings_of(max_tokens, choices, stop, temperature, top_p, seed)
-        wanted = checked_wanted(min_version, as_of, rebuild_tokens)
+        wanted = checked_wanted(min_version, as_of)
         outcome = self._asked(question, settings, wanted)
         if isinstance(outcome, Answer):
             return outcome
@@ -889,7 +879,6 @@ class Session(Handle):
         choices: Sequence[str] | None = None,
         min_version: int | None = None,
         as_of: int | None = None,
-        rebuild_tokens: int = 0,
         stop: Sequence[str] | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -897,7 +886,7 @@ class Session(Handle):
     ) -> AskFuture:
         """Like `ask`, but returns a future at once; cancelling it ends the question."""
         settings = settings_of(max_tokens, choices, stop, temperature, top_p, seed)
-        wanted = checked_wanted(min_version, as_of, rebuild_tokens)
+        wanted = checked_wanted(min_version, as_of)
         outcome = self._asked(question, settings, wanted)
         return AskFuture.of(outcome) if isinstance(outcome, Answer) else outcome
 
@@ -906,9 +895,7 @@ class Session(Handle):
     ) -> Answer | AskFuture:
         """The answer if it is there already, or its future."""
         core, record = self._core, self._record
-        return given_or_submitted(
-            core, self._manager, self._encoder, record, question, settings, wanted
-        )
+        return given_or_submitted(core, self._encoder, record, question, settings, wanted)
 
     def flash(
         self,
@@ -1000,9 +987,7 @@ class Session(Handle):
         """What `unflash` waits for."""
         return unregister(self._core, self._record, flash_id)
 
-    def fork(
-        self, id: str | None = None, *, version: int | None = None, rebuild_tokens: int = 0
-    ) -> Session:
+    def fork(self, id: str | None = None, *, version: int | None = None) -> Session:
         """A session that has read what this one has, and from then on goes its own way; waits for
         the end of an entry that is half read. The two share their cells, and a copy is made of what
         one of them goes on to write. Flash queries and what waits in the queue stay here.
@@ -1010,7 +995,6 @@ class Session(Handle):
         Args:
             id: its name; None for one of our own.
             version: an earlier one that it is to have read, and goes on from; None for the newest.
-            rebuild_tokens: where the cells of `version` are gone, compute as many again at most.
 
         Raises:
             InvalidInput: this session has no such version, or the id is in use or malformed.
@@ -1019,17 +1003,15 @@ class Session(Handle):
             ClosedError: this session or the engine is closed.
         """
         self._core.check_may_wait()
-        record, future = self.forking(id, version, rebuild_tokens)
+        record, future = self.forking(id, version)
         with self.or_closed(record):
             self._core.outcome(future, None, "the session was not forked")
             self._core.settled(record.noted)
         return self.of(record)
 
-    def forking(
-        self, id: str | None, version: int | None, rebuild_tokens: int
-    ) -> tuple[SessionRecord, Future[None]]:
+    def forking(self, id: str | None, version: int | None) -> tuple[SessionRecord, Future[None]]:
         """What `fork` makes, and waits for."""
-        return self._manager.fork(self._record, id, version, rebuild_tokens)
+        return self._manager.fork(self._record, id, version)
 
     def of(self, record: SessionRecord) -> Session:
         """Another session of the same engine."""

@@ -333,7 +333,7 @@ class EngineCore:
         """
         for record, more in Counter(records).items():
             record.check_open()
-            waiting = len(record.asks) + len(record.stand_ins)
+            waiting = len(record.asks)
             if waiting + more > self.config.waiting_asks:
                 raise QueueFull(
                     f"session {record.id!r} has {waiting} asks waiting; it may have "
@@ -416,8 +416,6 @@ class EngineCore:
         if residence.on_device:
             return
         residence.place, residence.fetching = self.cell_store.where(record.key), False
-        if residence.place == "log" and not residence.log.complete:
-            self.results.close(record, "its cells were lost, and so was what they were made of")
 
     def _gauges(self, now_s: float) -> Gauges:
         records = tuple(self.state.records.values())
@@ -425,7 +423,7 @@ class EngineCore:
         asks = [ask.request for record in records for ask in record.asks.values()]
         oldest_s = [one for record in records if (one := record.oldest_s) is not None]
         return Gauges(
-            sessions=sum(record.stands_for is None for record in records),
+            sessions=len(records),
             pending_entries=sum(record.pending for record in records),
             pending_tokens=sum(record.pending_tokens for record in records),
             asks_waiting=sum(not request.begun for request in asks),

@@ -142,11 +142,7 @@ class ResultProcessor:
         self.fail_runs(record, [request], NotFinite())
         residence = record.residence
         sound = max(residence.sound_version, residence.doubted_version)
-        if (
-            request.version == record.version > sound
-            and residence.log.complete
-            and residence.on_device
-        ):
+        if request.version == record.version > sound and residence.on_device:
             residence.doubted_version = record.version
             self._state.prefixes.clear()
             self._compute_again(record, NotFinite())
@@ -184,7 +180,7 @@ class ResultProcessor:
         residence.careful = isinstance(cause, NotFinite)
         residence.attempt += 1
         residence.attempt_cells = start_cells or 0
-        last_try = residence.failures > 1 or not residence.log.complete
+        last_try = residence.failures > 1
         if last_try and isinstance(cause, NotFinite) and record.version >= 0:
             self._stop_reading(record, cause)
         elif last_try:
@@ -212,9 +208,6 @@ class ResultProcessor:
         residence.failures, record.stranded = 0, False
         record.landing.clear()
         record.queue.refuse(taken)
-        if not whole and not residence.log.complete:
-            self.break_session(record, cause)
-            return
         if not whole:
             self._compute_again(record, cause)
         self._state.budget.order(record, residence.cells)
@@ -241,12 +234,8 @@ class ResultProcessor:
         """The device lost all cells: sessions are computed again from what they have read."""
         self._state.prefixes.clear()
         for record in tuple(self._state.records.values()):
-            if not record.residence.on_device:
-                continue
-            if record.residence.log.complete:
+            if record.residence.on_device:
                 self._compute_again(record, cause)
-            else:
-                self.break_session(record, cause)
 
     def _compute_again(self, record: SessionRecord, cause: Exception) -> None:
         self.fail_runs(record, [ask.request for ask in record.asks_begun.values()], cause)
@@ -282,12 +271,7 @@ class ResultProcessor:
         record.waiters, record.room_waiters = [], {}
         record.leave_waiters, record.come_waiters = [], []
         record.subscriptions = []
-        for stand_in in tuple(record.stand_ins):
-            self.close(stand_in, reason, error)
-        if record.stands_for is not None:
-            record.stands_for.stand_ins.remove(record)
-        else:
-            self._state.by_id.pop(record.id, None)
+        self._state.by_id.pop(record.id, None)
         self._state.records.pop(record.key, None)
         self._state.stop_computing(record)
         self._state.budget.forget(record)

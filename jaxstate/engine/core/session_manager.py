@@ -18,9 +18,9 @@ from typing import TypeVar, cast
 import numpy as np
 
 from jaxstate.engine.core.engine_core import ControlTask, EngineCore, refusal
-from jaxstate.engine.core.state import border_of, check_rebuild, may_be_shared, shared_cells
+from jaxstate.engine.core.state import border_of, may_be_shared, shared_cells, unavailable
 from jaxstate.engine.executor.protocol import Executor, HostCells, Saved, Tokens
-from jaxstate.engine.requests.encoding import PromptEncoder, checked_rebuild
+from jaxstate.engine.requests.encoding import PromptEncoder
 from jaxstate.engine.sessions.record import SavedCells, SessionRecord
 from jaxstate.engine.sessions.residence import Residence
 from jaxstate.engine.sessions.token_log import TokenLog, VersionEnd
@@ -225,7 +225,6 @@ class Forks(Births):
         parent: SessionRecord,
         session_id: str | None,
         version: int | None = None,
-        rebuild_tokens: int = 0,
     ) -> tuple[SessionRecord, Future[None]]:
         """A session that has read what another has, and goes its own way.
 
@@ -233,31 +232,25 @@ class Forks(Births):
             parent: the other one's.
             session_id: not in use; None for one of our own.
             version: what it has read; None for all that the other has at that moment.
-            rebuild_tokens: that may be computed again, if the other does not hold that version.
 
         Returns:
             It, and when it can be used.
 
         Raises:
             InvalidInput: the other has no such version, or the id is in use or malformed.
-            VersionUnavailable: it does not hold that version, which takes more to compute.
-            BudgetExceeded: there are no cells to compute it.
+            VersionUnavailable: it does not hold that version.
         """
-        may_compute = checked_rebuild(rebuild_tokens)
         with self._core.changing() as state:
             parent.check_open()
             version_end = None if version is None else border_of(parent, "version", version)
             future: Future[None] = Future()
             if version_end is not None and not may_be_shared(state, parent, version_end):
-                check_rebuild(state, parent, version_end, may_compute, forks=True)
-                record = self._computed(parent, version_end, session_id)
-                future.set_result(None)
-                return record, future
+                raise unavailable(state, parent, version_end, forks=True)
             tenant = parent.residence.tenant
             record = self._new_book(session_id, parent.queue.policy, tenant, pinned=False)
             self.at_border(
                 ControlTask(
-                    act=lambda: self._fork_now(parent, record, version_end, may_compute),
+                    act=lambda: self._fork_now(parent, record, version_end),
                     booked=lambda _: None,
                     future=future,
                     session=record,
@@ -273,7 +266,6 @@ class Forks(Births):
         parent: SessionRecord,
         record: SessionRecord,
         version_end: VersionEnd | None,
-        rebuild_tokens: int,
     ) -> None:
         """On the loop's thread: a table that shares its blocks, nothing for the device to do."""
         state = self._core.state
@@ -281,18 +273,12 @@ class Forks(Births):
             parent.check_open()
             record.check_open()
             version_end = version_end or parent.version_end
-            shares = may_be_shared(state, parent, version_end)
-            if not shares:  # more was read since it was asked for
-                check_rebuild(state, parent, version_end, rebuild_tokens, forks=True)
-                record.residence.coming = True
+            # More may have been read since it was asked for.
+            if not may_be_shared(state, parent, version_end):
+                raise unavailable(state, parent, version_end, forks=True)
             self._has_read(record, parent, version_end)
-            if shares and self._share(record, parent):
+            if self._share(record, parent):
                 state.budget.update(parent)
-            elif not record.residence.log.complete:
-                raise BudgetExceeded(
-                    f"session {parent.id!r} cannot be forked now: the pool is full, and its copy "
-                    "could not be computed later, since it was saved without its tokens"
-                )
             self._note_fork(record, parent)
             self._core.results.reached(record)
 
@@ -326,44 +312,6 @@ class Forks(Births):
         residence.there_cells = cells
         residence.oldest_cells = min(state.oldest_held(source), cells)
         return True
-
-    def stand_in(self, parent: SessionRecord, version_end: VersionEnd) -> SessionRecord:
-        """A session that nobody sees, to be computed at a version of another; the caller holds the
-        lock, and closes it.
-
-        Raises:
-            BudgetExceeded: there are no cells for it.
-        """
-        record = self._add_book(
-            f"{parent.id}@{version_end.version}", parent.queue.policy, parent.residence.tenant
-        )
-        record.stands_for = parent
-        self._read_again(record, parent, version_end)
-        parent.stand_ins.append(record)
-        return record
-
-    def _computed(
-        self, parent: SessionRecord, version_end: VersionEnd, session_id: str | None
-    ) -> SessionRecord:
-        """A fork that is computed from the other's token log, as soon as there is room."""
-        tenant = parent.residence.tenant
-        record = self._new_book(session_id, parent.queue.policy, tenant, pinned=False)
-        record.residence.coming = True
-        self._read_again(record, parent, version_end)
-        self._note_fork(record, parent)
-        return record
-
-    def _read_again(
-        self, record: SessionRecord, parent: SessionRecord, version_end: VersionEnd
-    ) -> None:
-        """Into the budget, or out of the records again; what is kept of its opening it need not
-        read."""
-        record.residence.chain = parent.residence.chain
-        try:
-            self._has_read(record, parent, version_end)
-        except BudgetExceeded:
-            self._forget(record)
-            raise
 
 
 def close_session(core: EngineCore, record: SessionRecord, reason: str) -> PendingWrite | None:
@@ -502,16 +450,16 @@ class Lifecycle(Forks):
 
         Returns:
             Its records, and what to wait for until it counts.
+
+        Raises:
+            InvalidInput: it was saved without its tokens.
         """
         self._check_policy(policy)
-        self._check_known(saved)
+        tokens = _tokens_of(saved)
         with self._core.changing():
             record = self._new_book(session_id, policy, tenant, pinned=False)
             residence = record.residence
-            tokens = _tokens_of(saved)
-            residence.log = TokenLog(saved.cells.cells if tokens is None else 0)
-            if tokens is not None:
-                residence.log.append(tokens, [(version, len(tokens))])
+            residence.log.append(tokens, [(version, len(tokens))])
             self._admit(record, 0, saved.cells.cells)
             self._core.cell_store.put(record.key, saved.cells)
             residence.landed_cells = saved.cells.cells
@@ -579,18 +527,6 @@ class Lifecycle(Forks):
         if self._core.journal_writer.journal is not None:
             kept_name(policy, self._core.config.queue_policy)
 
-    def _check_known(self, saved: Saved) -> None:
-        """Refuses what a journal could not bring back.
-
-        Raises:
-            InvalidInput: it was saved without its tokens, and there is a journal.
-        """
-        if _tokens_of(saved) is None and self._core.journal_writer.journal is not None:
-            raise InvalidInput(
-                "this session was saved without its tokens, so a journal could not bring it back; "
-                "restore it in an engine without a journal, or read its text again"
-            )
-
     def capture(
         self, record: SessionRecord, notes: dict[str, str | int]
     ) -> Future[Callable[[str | os.PathLike[str]], None]]:
@@ -619,7 +555,7 @@ class Lifecycle(Forks):
             count = residence.table.cells
             seen = residence.seen(record.key, count)
         cells = self._executor.fetch(seen, count)
-        if residence.log.complete and cells.cells:
+        if cells.cells:
             tokens = residence.log.tokens(0, cells.cells)
             cells = HostCells(cells=cells.cells, arrays={**cells.arrays, TOKENS: tokens})
         return lambda path: self._executor.save(path, cells, notes)
@@ -672,13 +608,21 @@ class RecoveredState:
     prepare: Callable[[SessionRecord], None]
 
 
-def _tokens_of(saved: Saved) -> Tokens | None:
-    """What a saved session had read; None if it was saved without it. Nothing is not missing:
-    arrays without elements are not kept."""
+def _tokens_of(saved: Saved) -> Tokens:
+    """What a saved session had read. Nothing is not missing: arrays without elements are not kept.
+
+    Raises:
+        InvalidInput: it was saved without it.
+    """
     tokens = saved.cells.arrays.get(TOKENS)
-    if tokens is None:
-        return np.zeros(0, np.int32) if saved.cells.cells == 0 else None
-    return tokens.astype(np.int32)
+    if tokens is not None:
+        return tokens.astype(np.int32)
+    if saved.cells.cells == 0:
+        return np.zeros(0, np.int32)
+    raise InvalidInput(
+        "this session was saved without the tokens that it had read (by a version before 0.3), so "
+        "nothing could be computed again; read its text into a new one"
+    )
 
 
 def _check_holds(session_id: str, cells: int, most: int) -> None:

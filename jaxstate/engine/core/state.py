@@ -387,46 +387,16 @@ def border_of(record: SessionRecord, name: str, version: int) -> VersionEnd:
     return VersionEnd(number, cells)
 
 
-def check_rebuild(
-    state: EngineState,
-    record: SessionRecord,
-    version_end: VersionEnd,
-    rebuild_tokens: int,
-    *,
-    forks: bool = False,
-) -> None:
-    """Refuses to compute a version again that takes more than the caller allows, or whose tokens
-    nobody knows.
-
-    Args:
-        state: of the engine.
-        record: the session's.
-        border: the version, which the session no longer holds.
-        rebuild_tokens: that may be computed.
-        forks: it was to be forked.
-
-    Raises:
-        VersionUnavailable: with what is held, and what would help.
-    """
-    if not record.residence.log.complete or version_end.cells > rebuild_tokens:
-        raise unavailable(state, record, version_end, forks=forks)
-
-
 def unavailable(
     state: EngineState, record: SessionRecord, version_end: VersionEnd, *, forks: bool = False
 ) -> VersionUnavailable:
     """The error for a version that the session does not hold."""
     what = "be forked at" if forks else "be asked about"
     held = f"it can {what} {_oldest_held(state, record, forks=forks)} now"
-    takes = (
-        f"Computing it again takes {version_end.cells} tokens: "
-        f"rebuild_tokens={version_end.cells}, or more, allows that"
-        if record.residence.log.complete
-        else "It was saved without its tokens, so it cannot be computed again"
-    )
     return VersionUnavailable(
         f"session {record.id!r} no longer holds version {version_end.version} "
-        f"({version_end.cells} cells); {held}. {takes}"
+        f"({version_end.cells} cells); {held}. A fork that is made while a version is held keeps "
+        "it; what is gone can be read again, by a new session that is given the same entries"
     )
 
 
@@ -437,7 +407,7 @@ def may_be_shared(state: EngineState, record: SessionRecord, version_end: Versio
     residence = record.residence
     if version_end.cells in (0, residence.cells):
         return True
-    return residence.log.complete and state.holds(residence, version_end.cells - 1)
+    return state.holds(residence, version_end.cells - 1)
 
 
 def shared_cells(record: SessionRecord, version_end: VersionEnd) -> int:
@@ -455,7 +425,7 @@ def _oldest_held(state: EngineState, record: SessionRecord, *, forks: bool) -> s
     """The versions that it holds, in words."""
     residence = record.residence
     oldest = residence.log.first_version(state.oldest_held(residence) + forks)
-    if oldest == record.version or (forks and not residence.log.complete):
+    if oldest == record.version:
         return f"version {record.version} alone"
     if oldest is None or oldest > record.version:
         return "none but its newest"

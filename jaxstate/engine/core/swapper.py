@@ -49,7 +49,7 @@ class Swapper:
                 self._away(move.record)
         except Exception as error:
             _log.exception("session %r could not be moved", move.record.id)
-            self._failed(move.record, error)
+            self._failed(move.record)
             return error
         return None
 
@@ -130,7 +130,7 @@ class Swapper:
         residence, config = record.residence, self._core.config
         if residence.table.cells == 0 or residence.missing:
             return False
-        if not residence.log.complete or config.resume == "copy":
+        if config.resume == "copy":
             return True
         if config.resume == "rebuild":
             return False
@@ -144,7 +144,7 @@ class Swapper:
         copy_s, rebuild_s = recorder.copy_s(size_bytes), recorder.read_s(residence.cells)
         return copy_s is None or rebuild_s is None or 2 * copy_s <= rebuild_s
 
-    def _failed(self, record: SessionRecord, error: Exception) -> None:
+    def _failed(self, record: SessionRecord) -> None:
         """The device failed: what it has of the session cannot be trusted. A copy on the host can,
         unless it was that which failed, twice in a row."""
         core, residence = self._core, record.residence
@@ -154,11 +154,6 @@ class Swapper:
             residence.failures += 1
             if residence.failures > 1:
                 core.cell_store.drop(record.key)
-            if core.cell_store.where(record.key) == "log" and not residence.log.complete:
-                if residence.failures > 1:
-                    core.results.break_session(record, error)
-                residence.there_cells = residence.table.cells
-                return  # nothing else has them, so they stay
             if residence.on_device:
                 core.results.send_away(record)
             core.look_for(record)

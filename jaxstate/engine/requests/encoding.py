@@ -83,12 +83,10 @@ class VersionWanted:
     Attributes:
         least: this or a later one.
         as_of: exactly this one; None for the newest.
-        rebuild_tokens: that may be computed again for it.
     """
 
     least: int = 0
     as_of: int | None = None
-    rebuild_tokens: int = 0
 
     def suits(self, version: int) -> bool:
         """Whether an answer that saw `version` is what is wanted."""
@@ -98,9 +96,7 @@ class VersionWanted:
 ANY = VersionWanted()
 
 
-def checked_wanted(
-    min_version: int | None, as_of: int | None, rebuild_tokens: int
-) -> VersionWanted:
+def checked_wanted(min_version: int | None, as_of: int | None) -> VersionWanted:
     """Versions as a caller gave them.
 
     Raises:
@@ -108,7 +104,7 @@ def checked_wanted(
     """
     if as_of is None:
         least = 0 if min_version is None else checked_int("min_version", min_version)
-        return VersionWanted(least=least, rebuild_tokens=checked_rebuild(rebuild_tokens))
+        return VersionWanted(least=least)
     if min_version is not None:
         raise InvalidInput(
             f"as_of={as_of!r} with min_version={min_version!r}: one asks for exactly that version, "
@@ -116,18 +112,7 @@ def checked_wanted(
         )
     if checked_int("as_of", as_of) < 0:
         raise InvalidInput(f"as_of={as_of} must be 0 (the opening alone) or more")
-    return VersionWanted(as_of=int(as_of), rebuild_tokens=checked_rebuild(rebuild_tokens))
-
-
-def checked_rebuild(rebuild_tokens: int) -> int:
-    """How much may be computed again, as a caller gave it.
-
-    Raises:
-        InvalidInput: it is no integer, or negative.
-    """
-    if checked_int("rebuild_tokens", rebuild_tokens) < 0:
-        raise InvalidInput(f"rebuild_tokens={rebuild_tokens} must not be negative")
-    return int(rebuild_tokens)
+    return VersionWanted(as_of=int(as_of))
 
 
 def sampling_of(temperature: float, top_p: float, seed: int | None) -> Sampling:

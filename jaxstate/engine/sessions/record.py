@@ -103,9 +103,6 @@ class SessionRecord:
         asks_served, ingest_served: numbers of the steps that last began an ask, and last read.
         past_served: number of the step that last began an ask about an earlier version which keeps
             the session from reading on.
-        stands_for: the session that it is an earlier version of, made for one question; users
-            never see it. None for sessions of their own.
-        stand_ins: those of this session.
         room_waiters: pushes that wait for room, in the order in which they came; only the first is
             let in, so that a large one does not starve behind small ones. `room_told` is that of
             the one who has been told, and has not come yet.
@@ -164,8 +161,6 @@ class SessionRecord:
         self.noted: PendingWrite | None = None
         self.receipts = IdempotencyTable()
         self.saved = SavedCells()
-        self.stands_for: SessionRecord | None = None
-        self.stand_ins: list[SessionRecord] = []
 
     @property
     def version_end(self) -> VersionEnd:
@@ -254,7 +249,7 @@ class SessionRecord:
     @property
     def usable(self) -> bool:
         """Whether users may see it: not before what it is made from is there."""
-        return self.stands_for is None and (self.version >= 0 or self.opens)
+        return self.version >= 0 or self.opens
 
     @property
     def up_to_date(self) -> bool:

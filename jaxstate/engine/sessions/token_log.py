@@ -137,13 +137,9 @@ class VersionEnd:
 class TokenLog:
     """Every token that a session has read, in order, half-read entries included, and where entries
     end: that is what a version saw.
-
-    Args:
-        unknown: how many were read before, by whoever saved the session without its tokens.
     """
 
-    def __init__(self, unknown: int = 0) -> None:
-        self._unknown = unknown
+    def __init__(self) -> None:
         self._tokens = np.zeros(0, np.int32)
         self._count = 0
         # Ascending: entries that were read to their end, and how many tokens there were then.
@@ -151,12 +147,7 @@ class TokenLog:
         self._ends = array("q")
 
     def __len__(self) -> int:
-        return self._unknown + self._count
-
-    @property
-    def complete(self) -> bool:
-        """Whether cells can be computed again from it."""
-        return self._unknown == 0
+        return self._count
 
     def append(self, tokens: Tokens, ends: Iterable[tuple[int, int]] = ()) -> None:
         """Tokens that were taken to be read.
@@ -178,7 +169,6 @@ class TokenLog:
 
     def tokens(self, start: int, count: int) -> Tokens:
         """int32 [n]: at most `count` from position `start` on, a copy."""
-        assert self.complete, "this log does not know what was read first"
         return self._tokens[start : min(start + count, self._count)].copy()
 
     def version_end(self, version: int) -> int | None:
@@ -201,16 +191,13 @@ class TokenLog:
 
     def cut(self, count: int) -> None:
         """Forgets all but the first `count` tokens."""
-        assert count >= self._unknown, "it does not know what was read first"
         known = bisect_right(self._ends, count)
         del self._entries[known:], self._ends[known:]
-        self._count = count - self._unknown
+        self._count = count
 
     def copy(self, count: int | None = None) -> TokenLog:
         """The same, or its first `count` tokens, going on by itself."""
         end = len(self) if count is None else count
-        assert end >= self._unknown, "it does not know what was read first"
-        twin = TokenLog(self._unknown)
-        ends = [(entry, cells - self._unknown) for entry, cells in self.ends(0, end)]
-        twin.append(self._tokens[: end - self._unknown], ends)
+        twin = TokenLog()
+        twin.append(self._tokens[:end], self.ends(0, end))
         return twin
