@@ -103,6 +103,29 @@ def test_what_comes_back_is_what_was_there(tmp_path: Path, kind: str) -> None:
         assert engine.metrics().counts.tokens_ingested == back.tokens_to_read
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_earlier_versions_after_a_restart_are_exact_or_refused(tmp_path: Path, kind: str) -> None:
+    """A snapshot has of a window what its own version sees: an ask about the one before it looked
+    at cells that nobody had written."""
+    entries = [f"e{n}" for n in range(12)]
+    with engine_of(tmp_path / "j", kind) as engine:
+        session = engine.open("feed")
+        session.push(entries)
+        session.wait()
+    with engine_of(tmp_path / "j", kind) as engine:
+        session, answered = engine.session("feed"), 0
+        for version in range(len(entries) + 1):
+            try:
+                answer = session.ask(QUESTION, max_tokens=8, stop=[], as_of=version, timeout=60)
+            except jaxstate.VersionUnavailable:
+                assert kind == "windows" and version < len(entries)
+                continue
+            expected = uninterrupted(kind, "", entries[:version])
+            assert abs(answer.logprob - float(expected.logprobs.sum())) < 1e-3, version
+            answered += 1
+        assert answered == (1 if kind == "windows" else len(entries) + 1)
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def left(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
     """A journal with two sessions, each with a snapshot of several pieces and a tail."""

@@ -86,6 +86,8 @@ class CheckpointLoader:
         load = functools.partial(self._load, record, tuple(candidates))
         self._core.cell_store.put_saved(record.key, newest.row.bytes, load)
         record.saved = SavedCells(newest.row.version, _segments(rows))
+        # Of a layer with a window it has what its own version sees, and nothing before that.
+        record.residence.oldest_cells = self._core.state.oldest_copied(newest.row.cells)
         self._core.look_for(record)
 
     def set_aside(self, numbers: Sequence[int], reason: str) -> None:
