@@ -191,7 +191,7 @@ def core_lines(model: jaxstate.Model, context: int, floors: Floors) -> Iterator[
 @contextmanager
 def engine_of(model: jaxstate.Model, cells: int, session_cells: int) -> Iterator[jaxstate.Engine]:
     """An engine that compiles what is used; everything here is run before it is timed."""
-    config = jaxstate.EngineConfig(host_bytes=32 << 30, resume="copy")
+    config = jaxstate.EngineConfig(host_bytes=32 << 30)
     engine = jaxstate.Engine(
         model, cells=cells, session_cells=session_cells, config=config, warm_up=False
     )

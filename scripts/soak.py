@@ -4,10 +4,10 @@ Threads open sessions of several tenants (with shared and public prefixes, reser
 push, ask, register questions, cancel, fork, save and restore, suspend, resume and close at random,
 on a real engine with a tiny model whose pool is always too small; freed blocks are full of NaN.
 Nothing may be lost, mixed up or stuck: every session ends with all of its entries read, at the end
-every block is free again, and within a minute sessions were on the device, in memory, on disk and
-given up. In float32 answers are compared with those of the functional core; in lower precision they
-must be finite, of a version that the session had, and have seen as many cells as that has tokens
-(ties may go either way). Exit code 1 if anything is broken.
+every block is free again, and within a minute sessions were on the device, in memory, in snapshots
+and given up. In float32 answers are compared with those of the functional core; in lower precision
+they must be finite, of a version that the session had, and have seen as many cells as that has
+tokens (ties may go either way). Exit code 1 if anything is broken.
 """
 
 from __future__ import annotations

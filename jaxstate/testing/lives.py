@@ -97,7 +97,7 @@ def some_config(chance: random.Random) -> EngineConfig:
     return EngineConfig(
         queue_entries=chance.choice((3, 8)),
         scheduling=policy,
-        resume=chance.choice(("copy", "copy", "rebuild", "auto")),
+        host_bytes=chance.choice((1 << 30, 1 << 30, 0, 300)),
         idle_s=chance.choice((None, None, 3.0)),
         tenants={"b": Tenant(weight=2.0, quota_cells=chance.choice((None, 120)))},
     )

@@ -189,7 +189,7 @@ def at_a_full_pool(limits: Limits, tenant: str) -> float:
     answer, so the one that rests between its asks is sent away each time.
     """
     small = dataclasses.replace(limits, layout=fake_layout(32))
-    config = EngineConfig(resume="copy", scheduling=Policy(room_patience=4))
+    config = EngineConfig(scheduling=Policy(room_patience=4))
     rig = Rig(limits=small, cells=64, config=config)
     one = rig.open("abcd", tenant=tenant)
     noisy = [rig.open("abcd", tenant="noisy") for _ in range(10)]

@@ -45,12 +45,9 @@ def device() -> WatchedExecutor:
 
 
 def engine_in(tier: Place, folder: Path) -> SteppedEngine:
-    config = EngineConfig(
-        resume="rebuild" if tier == "log" else "copy",
-        host_bytes=1 if tier == "disk" else 1 << 30,
-        disk_path=str(folder),
-    )
-    return SteppedEngine(device(), FakeClock(), config=config, template=TEMPLATE)
+    config = EngineConfig(host_bytes=0 if tier in ("disk", "log") else 1 << 30)
+    journal = folder / "journal" if tier == "disk" else None
+    return SteppedEngine(device(), FakeClock(), config=config, template=TEMPLATE, journal=journal)
 
 
 def settled(engine: SteppedEngine) -> None:
@@ -62,6 +59,8 @@ def settled(engine: SteppedEngine) -> None:
 
 
 def moved_to(tier: Place, engine: SteppedEngine, session: Session) -> None:
+    if tier == "disk":
+        engine.snapshot()
     if tier != "device":
         session.suspending()
         settled(engine)

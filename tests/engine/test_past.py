@@ -300,13 +300,13 @@ def test_a_half_read_entry_may_have_overwritten_even_the_newest_version() -> Non
 # --- away from the device -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("resume", ["copy", "rebuild"])
-def test_a_suspended_session_comes_back_for_an_earlier_version(resume: str) -> None:
-    rig = Rig(config=EngineConfig(resume=resume))  # pyright: ignore[reportArgumentType]
+@pytest.mark.parametrize("host_bytes", [1 << 30, 0])
+def test_a_suspended_session_comes_back_for_an_earlier_version(host_bytes: int) -> None:
+    rig = Rig(config=EngineConfig(host_bytes=host_bytes))
     session = filled(rig)
     session.suspending()
     rig.engine.run()
-    assert session.info().residency == ("host" if resume == "copy" else "log")
+    assert session.info().residency == ("host" if host_bytes else "log")
     asked = [session.submit("xyz", as_of=version) for version in (1, 3)]
     rig.engine.run()
     assert [said(one) for one in asked] == ["5:3 v1", "12:3 v3"]
@@ -315,7 +315,7 @@ def test_a_suspended_session_comes_back_for_an_earlier_version(resume: str) -> N
 
 @pytest.mark.parametrize("turns", range(1, 5))
 def test_an_ask_waits_for_cells_that_are_computed_again(turns: int) -> None:
-    rig = Rig(config=EngineConfig(resume="rebuild"))
+    rig = Rig(config=EngineConfig(host_bytes=0))
     session = filled(rig)
     session.push("y" * 40)
     rig.engine.run()
@@ -333,7 +333,7 @@ def test_an_ask_waits_for_cells_that_are_computed_again(turns: int) -> None:
 
 def test_a_copy_on_the_host_holds_what_the_newest_version_needs() -> None:
     """Of a ring; computed again from the log, it holds as much as it ever did."""
-    rig, session = rung(ring_cells=6, config=EngineConfig(resume="copy"))
+    rig, session = rung(ring_cells=6, config=EngineConfig())
     waiting = session.submit("xyz", as_of=2)
     waiting.cancel()
     session.suspending()
@@ -353,7 +353,7 @@ def test_a_copy_on_the_host_holds_what_the_newest_version_needs() -> None:
 
 
 def test_a_ring_that_is_computed_again_holds_what_it_did() -> None:
-    rig, session = rung(ring_cells=6, config=EngineConfig(resume="rebuild"))
+    rig, session = rung(ring_cells=6, config=EngineConfig(host_bytes=0))
     session.suspending()
     rig.engine.run()
     with pytest.raises(VersionUnavailable, match="versions 2 to 3"):
@@ -364,7 +364,7 @@ def test_a_ring_that_is_computed_again_holds_what_it_did() -> None:
 
 
 def test_a_ring_whose_copy_was_lost_is_computed_and_holds_what_it_did() -> None:
-    rig, session = rung(ring_cells=6, config=EngineConfig(resume="copy"))
+    rig, session = rung(ring_cells=6, config=EngineConfig())
     session.suspending()
     rig.engine.run()
     rig.core.cell_store.drop(session.record.key)
@@ -379,7 +379,7 @@ def test_a_ring_whose_copy_was_lost_is_computed_and_holds_what_it_did() -> None:
 def test_an_ask_fails_if_its_session_leaves_without_what_it_is_about() -> None:
     """It waits for tail blocks; its session is sent away and copied meanwhile."""
     limits = dataclasses.replace(AHEAD, tail_blocks=8)
-    rig, session = rung(ring_cells=6, limits=limits, config=EngineConfig(resume="copy"))
+    rig, session = rung(ring_cells=6, limits=limits, config=EngineConfig())
     other = rig.open("abcd")
     busy = other.submit("q" * 40, max_tokens=24)
     rig.turns(1)
@@ -446,7 +446,7 @@ def test_a_fork_at_a_version_does_not_wait_for_an_entry_that_is_half_read() -> N
 
 
 def test_a_fork_brings_its_parent_back_first() -> None:
-    rig = Rig(config=EngineConfig(resume="copy"))
+    rig = Rig(config=EngineConfig())
     session = filled(rig)
     session.suspending()
     rig.engine.run()

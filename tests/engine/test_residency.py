@@ -21,10 +21,11 @@ from jaxstate.engine.types.options import EngineConfig, Policy
 from jaxstate.engine.types.values import Moved
 from jaxstate.errors import BudgetExceeded, InvalidInput
 from jaxstate.testing import SHARED_LIMITS, fake_layout
+from tests.engine.journals import read_all
 from tests.engine.rig import Rig, read, said
 
-COPY = EngineConfig(resume="copy", scheduling=Policy(room_patience=4))
-REBUILD = EngineConfig(resume="rebuild")
+COPY = EngineConfig(scheduling=Policy(room_patience=4))
+REBUILD = EngineConfig(host_bytes=0)
 SMALL = dataclasses.replace(SHARED_LIMITS, layout=fake_layout(64, 64))
 
 
@@ -216,7 +217,7 @@ def test_resuming_brings_the_cells_ahead_of_their_use() -> None:
 
 
 def test_suspending_a_session_that_is_away_gives_its_reserve_up_and_stops_its_return() -> None:
-    rig = small_rig(EngineConfig(idle_s=1.0, resume="copy"))
+    rig = small_rig(EngineConfig(idle_s=1.0))
     session = filled(rig, 16, reserve=64)
     rig.clock.pass_s(5.0)
     rig.engine.run()
@@ -254,7 +255,7 @@ def test_a_move_that_fails_keeps_nobody_waiting(call: str) -> None:
 
 
 def test_rebuilding_reads_the_log_again() -> None:
-    rig = small_rig(EngineConfig(resume="rebuild"))
+    rig = small_rig(EngineConfig(host_bytes=0))
     session = rig.open("x" * 9)
     session.push("y" * 9)
     rig.engine.run()
@@ -345,8 +346,8 @@ def test_what_is_read_again_after_a_failure_is_counted_once(lost: bool, read_bef
 
 def test_what_was_half_read_is_read_on_after_a_move() -> None:
     """16 of 33 tokens are read when the session is sent away."""
-    for resume in ("copy", "rebuild"):
-        rig = small_rig(EngineConfig(resume=resume))
+    for host_bytes in (1 << 30, 0):
+        rig = small_rig(EngineConfig(host_bytes=host_bytes))
         session = rig.open("ab")
         session.push("y" * 32)
         rig.turns(1)
@@ -356,25 +357,8 @@ def test_what_was_half_read_is_read_on_after_a_move() -> None:
         assert rig.cells(session) == list(b"ab\n" + b"y" * 32 + b"\n")
 
 
-@pytest.mark.parametrize(("measured", "way"), [(16, "log"), (120, "host")])
-def test_the_cheaper_way_back_is_taken_once_both_were_measured(measured: int, way: str) -> None:
-    """16 cells a second are read. Copying takes 2 s: for 16 cells that is 8 cells a second, and
-    there and back slower than reading; for 120 cells it is 60 a second, and faster."""
-    rig = small_rig(EngineConfig(), cells=256, session_cells=128)
-    first, second = filled(rig, measured), filled(rig, 64)
-    first.suspending()
-    rig.engine.run()
-    assert first.info().residency == "host", "nothing was measured yet"
-    assert first.info().resume_s == pytest.approx(2.0)
-    second.suspending()
-    rig.engine.run()
-    assert second.info().residency == way
-    expected_s = 64 / 16 if way == "log" else 4 / (120 + 64) * 64
-    assert second.info().resume_s == pytest.approx(expected_s, rel=0.05)
-
-
 def test_an_idle_session_leaves_after_its_time() -> None:
-    rig = small_rig(EngineConfig(idle_s=60.0, resume="copy"))
+    rig = small_rig(EngineConfig(idle_s=60.0))
     session, pinned = filled(rig, 16), filled(rig, 16, residency="pinned")
     assert rig.engine.until_s == pytest.approx(session.record.residence.used_s + 60.0)
     rig.clock.pass_s(57.0)
@@ -388,7 +372,7 @@ def test_an_idle_session_leaves_after_its_time() -> None:
 
 def test_an_idle_session_leaves_on_time_though_others_work() -> None:
     """The fake device takes 1 s for each of the other's entries."""
-    rig = small_rig(EngineConfig(idle_s=5.0, resume="copy"))
+    rig = small_rig(EngineConfig(idle_s=5.0))
     idle, busy = filled(rig, 16), rig.open("x")
     used_s = idle.record.residence.used_s
     for _ in range(20):
@@ -409,102 +393,72 @@ def test_no_more_sessions_are_on_the_device_than_may_be() -> None:
     assert residencies(*sessions) == ["host", "device", "device"]
 
 
-def test_memory_past_its_bound_goes_to_disk_and_comes_back(tmp_path: Path) -> None:
-    """Each session's arrays have 4 bytes a cell: one of 16 cells fits into 64 bytes."""
-    config = EngineConfig(resume="copy", host_bytes=64, disk_path=str(tmp_path))
-    rig = small_rig(config)
-    first, second = filled(rig, 16), filled(rig, 16)
-    for session in (first, second):
+def test_memory_past_its_bound_is_given_up() -> None:
+    """Each session's arrays have 4 bytes a cell: one of 16 cells fits into 64 bytes, and the one
+    that left last has it."""
+    rig = small_rig(EngineConfig(host_bytes=64))
+    first, second, large = filled(rig, 16), filled(rig, 16), filled(rig, 17)
+    for session in (first, second, large):
         session.suspending()
         rig.engine.run()
-    settle_disk(rig)
-    assert residencies(first, second) == ["disk", "host"]
-    assert len(list(tmp_path.glob("suspended-*/*/*"))) == 1
+    assert residencies(first, second, large) == ["log", "host", "log"]
     future = first.submit("abc", max_tokens=1)
-    for _ in range(3):
-        rig.engine.run()
-        settle_disk(rig)
-    assert said(future) == "1 v1"
-    assert rig.cells(first) == list(b"x" * 15 + b"\n")
-    assert rig.engine.metrics().counts.tokens_rebuilt == 0
-    rig.engine.close()
-    rig.core.cell_store.close()
-    assert not list(tmp_path.iterdir()), "files stay behind"
-
-
-def test_how_long_a_return_from_disk_takes_is_known_once_one_was_read(tmp_path: Path) -> None:
-    """Both sessions have 16 cells, and one of them fits into memory."""
-    config = EngineConfig(resume="copy", host_bytes=64, disk_path=str(tmp_path))
-    rig = small_rig(config)
-    first, second = filled(rig, 16), filled(rig, 16)
-    for session in (first, second):
-        session.suspending()
-        rig.engine.run()
-    settle_disk(rig)
-    assert residencies(first, second) == ["disk", "host"]
-    assert first.info().resume_s is None
-    assert second.info().resume_s == pytest.approx(2.0)
-    first.resuming()
-    for _ in range(3):
-        rig.engine.run()
-        settle_disk(rig)
-    assert first.info().resume_s == 0.0
-    first.suspending()
     rig.engine.run()
-    settle_disk(rig)
-    assert residencies(first, second) == ["host", "disk"]
-    in_memory_s, on_disk_s = first.info().resume_s, second.info().resume_s
-    assert in_memory_s is not None and on_disk_s is not None
-    assert on_disk_s > in_memory_s > 0
-
-
-@pytest.mark.parametrize("damage", ["gone", "garbage"])
-def test_cells_that_the_disk_lost_are_computed_again(tmp_path: Path, damage: str) -> None:
-    config = EngineConfig(resume="copy", host_bytes=1, disk_path=str(tmp_path))
-    rig = small_rig(config)
-    session = filled(rig, 16)
-    session.suspending()
-    rig.engine.run()
-    settle_disk(rig)
-    (file,) = tmp_path.glob("suspended-*/*/*")
-    file.unlink() if damage == "gone" else file.write_bytes(b"nonsense")
-    future = session.submit("abc", max_tokens=1)
-    for _ in range(3):
-        rig.engine.run()
-        settle_disk(rig)
-    assert said(future) == "1 v1"
+    assert said(future) == "1 v1" and rig.cells(first) == list(b"x" * 15 + b"\n")
     assert rig.engine.metrics().counts.tokens_rebuilt == 16
     rig.at_rest()
 
 
-def test_without_a_disk_memory_past_its_bound_is_given_up() -> None:
-    rig = small_rig(EngineConfig(host_bytes=1))
+def test_what_memory_had_no_room_for_comes_back_from_the_snapshot(tmp_path: Path) -> None:
+    """What was read after it is computed again."""
+    config = EngineConfig(host_bytes=0)
+    rig = Rig(limits=SMALL, config=config, journal=tmp_path / "j")
     session = filled(rig, 16)
+    assert rig.engine.snapshot() == 1
+    session.push("y" * 7)
+    rig.engine.run()
     session.suspending()
     rig.engine.run()
-    assert session.info().residency == "log"
+    assert session.info().residency == "disk" and session.info().resume_s is None
+    future = session.submit("abc", max_tokens=1)
+    read_all(rig)
+    assert said(future) == "2 v2"
+    assert rig.cells(session) == list(b"x" * 15 + b"\n" + b"y" * 7 + b"\n")
+    assert rig.engine.metrics().counts.tokens_rebuilt == 8
+    session.suspending()
+    rig.engine.run()
+    assert session.info().residency == "disk" and (session.info().resume_s or 0) > 0
+    rig.engine.close()
 
 
-def test_a_closed_session_leaves_nothing_anywhere(tmp_path: Path) -> None:
-    config = EngineConfig(resume="copy", host_bytes=64, disk_path=str(tmp_path))
-    rig = small_rig(config)
+@pytest.mark.parametrize("damage", ["gone", "garbage"])
+def test_a_snapshot_that_the_disk_lost_is_computed_again(tmp_path: Path, damage: str) -> None:
+    rig = Rig(limits=SMALL, config=EngineConfig(host_bytes=0), journal=tmp_path / "j")
+    session = filled(rig, 16)
+    rig.engine.snapshot()
+    session.suspending()
+    rig.engine.run()
+    for file in (tmp_path / "j" / "segments").rglob("*"):
+        if file.is_file():
+            file.unlink() if damage == "gone" else file.write_bytes(b"nonsense")
+    future = session.submit("abc", max_tokens=1)
+    read_all(rig)
+    assert said(future) == "1 v1"
+    assert rig.engine.metrics().counts.tokens_rebuilt == 16
+    rig.engine.close()
+
+
+def test_a_closed_session_leaves_nothing_in_memory() -> None:
+    rig = small_rig(EngineConfig(host_bytes=64))
     sessions = [filled(rig, 16) for _ in range(3)]
     for session in sessions[:2]:
         session.suspending()
         rig.engine.run()
-    settle_disk(rig)
     for session in sessions:
         session.close()
     rig.engine.run()
-    settle_disk(rig)
     gauges = rig.engine.metrics().gauges
     assert (gauges.cells_held, gauges.host_bytes, gauges.cells_free) == (0, 0, 64)
-    assert not list(tmp_path.glob("suspended-*/*"))
-
-
-def settle_disk(rig: Rig) -> None:
-    """Waits for the cell store's threads."""
-    rig.core.cell_store.rest()
 
 
 # --- what happens in the midst of a move --------------------------------------------------------
@@ -578,7 +532,7 @@ def test_a_suspend_while_its_coming_was_decided_holds() -> None:
 
 
 def test_a_session_that_comes_back_for_a_save_does_not_leave_at_once() -> None:
-    rig = small_rig(EngineConfig(idle_s=60.0, resume="copy"))
+    rig = small_rig(EngineConfig(idle_s=60.0))
     session = filled(rig, 16)
     rig.clock.pass_s(100.0)
     rig.engine.run()

@@ -91,7 +91,7 @@ def test_who_waits_for_a_prefix_goes_on_when_its_session_is_closed() -> None:
 
 
 def test_who_waits_for_a_prefix_goes_on_when_its_session_leaves() -> None:
-    rig = shared_rig(EngineConfig(resume="copy"))
+    rig = shared_rig(EngineConfig())
     first, second = (rig.engine.open(prefix=PREFIX) for _ in range(2))
     rig.turns(1)
     first.suspending()
@@ -128,7 +128,7 @@ def test_a_prefix_stays_for_the_next_session_until_its_room_is_needed() -> None:
 
 
 def test_a_rebuilt_session_begins_with_its_prefix_too() -> None:
-    rig = shared_rig(EngineConfig(resume="rebuild"))
+    rig = shared_rig(EngineConfig(host_bytes=0))
     session, _ = opened(rig, PREFIX, PREFIX)
     session.push("more")
     rig.engine.run()

@@ -4,8 +4,8 @@ Comes in: a seed and a time. Goes out: a `SoakReport`: what was done, and whatev
 answer is what `query` gives on a state built from the same entries (in float32; `Witness` says what
 is checked otherwise); no wait takes for ever; at the end everything pushed is read and every block
 is free. Two engines have half of the time each, so that sessions come back both ways: by copies of
-their cells, which soon fill the host's memory and go to disk, and by whatever is cheaper, which on
-a tiny model is reading them again. Threads make the order, so a seed does not replay a soak
+their cells, which soon fill the host's memory, and from snapshots; and by reading all again.
+Threads make the order, so a seed does not replay a soak
 (`Simulation` does that). Does not know: processes, crashes.
 """
 
@@ -27,7 +27,7 @@ from jaxstate.engine.api.session import Session
 from jaxstate.engine.executor.device import DeviceExecutor
 from jaxstate.engine.requests.encoding import Settings
 from jaxstate.engine.sessions.residence import Residency
-from jaxstate.engine.types.options import EngineConfig, Policy, Resume, Tenant
+from jaxstate.engine.types.options import EngineConfig, Policy, Tenant
 from jaxstate.engine.types.values import Place
 from jaxstate.errors import BudgetExceeded, CapacityExceeded, InvalidInput, QueueFull
 from jaxstate.model.bundle import Model
@@ -39,9 +39,9 @@ from tests.harness.witness import SoakReport, Witness
 _STUCK_S = 60.0
 # In so long every place must have been seen.
 _LONG_S = 60.0
-_WAYS: tuple[Resume, ...] = ("copy", "auto")
-# Less than most sessions have: those that stay away go on to the disk.
-_HOST_BYTES = 2 << 10
+# Less than most sessions have: those that stay away come back from their snapshots, or are computed
+# again; and then none at all, without snapshots.
+_WAYS = (2 << 10, 0)
 _MOST_LIVES = 3
 _PAUSE_S = 0.5
 # Few shapes, so that the soak soon begins.
@@ -95,8 +95,8 @@ class Soak:
             if progress is not None:
                 progress(min(seconds, time.monotonic() - began_s))
 
-        for resume in _WAYS:
-            self._soak(device, resume, witness, seconds / len(_WAYS), tell)
+        for host_bytes in _WAYS:
+            self._soak(device, host_bytes, witness, seconds / len(_WAYS), tell)
         if seconds >= _LONG_S:
             _check_tiers(witness)
         return witness.report
@@ -104,7 +104,7 @@ class Soak:
     def _soak(
         self,
         device: DeviceExecutor,
-        resume: Resume,
+        host_bytes: int,
         witness: Witness,
         seconds: float,
         tell: Callable[[], None],
@@ -113,19 +113,17 @@ class Soak:
         with tempfile.TemporaryDirectory() as folder:
             config = EngineConfig(
                 scheduling=Policy(room_patience=4),
-                resume=resume,
-                host_bytes=_HOST_BYTES,
-                disk_path=folder,
+                host_bytes=host_bytes,
+                snapshot_s=_PAUSE_S,
                 tenants={"t1": Tenant(weight=2.0)},
             )
-            with Engine(self._model, executor=device, config=config) as engine:
-                self._live(engine, f"{self._seed} {resume}", witness, seconds, tell)
+            journal = f"{folder}/journal" if host_bytes else None
+            with Engine(self._model, executor=device, config=config, journal=journal) as engine:
+                self._live(engine, f"{self._seed} {host_bytes}", witness, seconds, tell)
                 for session in engine.sessions():
                     session.close()
                 _check_rest(engine, witness)
                 witness.ended(engine.metrics())
-            if left := sorted(path.name for path in Path(folder).iterdir()):
-                witness.broke(f"{left} are left on disk after the engine was closed")
 
     def _live(
         self,
@@ -188,7 +186,7 @@ class _Client:
         self._engine = engine
         self._random = rng
         self._tenant = f"t{number % 3}"
-        self._manager: list[Life] = []
+        self._lives: list[Life] = []
 
     def act(self) -> None:
         """One random thing; refusals are fine."""
@@ -205,7 +203,7 @@ class _Client:
             (self._wait, 2),
             (self._close, 1),
         ]
-        if len(self._manager) < _MOST_LIVES:
+        if len(self._lives) < _MOST_LIVES:
             acts += [(self._open, 4), (self._fork, 2), (self._restore, 2)]
         (act,) = self._random.choices([one for one, _ in acts], [weight for _, weight in acts])
         self.witness.did(act.__name__.removeprefix("_"))
@@ -213,12 +211,12 @@ class _Client:
             act()
         except _REFUSALS as refusal:
             self.witness.did(type(refusal).__name__)
-        for life in self._manager:
+        for life in self._lives:
             self.witness.saw(life)
 
     def end(self) -> None:
         """Everything that was accepted is read, and answered."""
-        for life in self._manager:
+        for life in self._lives:
             life.session.wait_fresh(timeout=_STUCK_S)
             info = life.session.info()
             assert info.version == len(life.entries), "not everything was read"
@@ -226,9 +224,9 @@ class _Client:
             self._leave(life)
 
     def _life(self) -> Life:
-        if not self._manager:
+        if not self._lives:
             self._open()
-        return self._random.choice(self._manager)
+        return self._random.choice(self._lives)
 
     def _leave(self, life: Life) -> None:
         self._check_flashes(life)
@@ -243,13 +241,13 @@ class _Client:
             reserve=self._random.choice((None, None, None, 16)),
             residency=self._residency(),
         )
-        self._manager.append(Life(session=session, opening=self.witness.opening(prefix)))
+        self._lives.append(Life(session=session, opening=self.witness.opening(prefix)))
 
     def _residency(self) -> Residency:
         """Seldom pinned: a few full ones, and nobody else could read anything."""
         if self.number % 4 or self._random.random() > 0.2:
             return "evictable"
-        if any(life.session.info().pinned for life in self._manager):
+        if any(life.session.info().pinned for life in self._lives):
             return "evictable"
         self.witness.did("open pinned")
         return "pinned"
@@ -261,7 +259,7 @@ class _Client:
             receipt = life.session.push(texts * self._random.choice((1, 1, 3)))
         except CapacityExceeded:
             self._leave(life)
-            self._manager.remove(life)
+            self._lives.remove(life)
             raise
         for number in range(receipt.first, receipt.last + 1):
             life.entries[number] = self.witness.tokens(texts[0])
@@ -282,7 +280,7 @@ class _Client:
 
     def _ask_many(self) -> None:
         question = "to all"
-        lives = list(self._manager)
+        lives = list(self._lives)
         versions = [life.session.version for life in lives]
         sessions = [life.session for life in lives]
         answers = self._engine.ask_many(question, sessions, max_tokens=3, timeout=_STUCK_S)
@@ -331,7 +329,7 @@ class _Client:
             entries={number: () for number in range(1, version + 1)},
             base=(version, parent.read(version)),
         )
-        self._manager.append(life)
+        self._lives.append(life)
         return life
 
     def _suspend(self) -> None:
@@ -345,7 +343,7 @@ class _Client:
 
     def _resume(self) -> None:
         """One that is away, before anything needs it."""
-        places = [(life, life.session.info().residency) for life in self._manager]
+        places = [(life, life.session.info().residency) for life in self._lives]
         if away := [(life, place) for life, place in places if place != "device"]:
             life, place = self._random.choice(away)
             life.session.resume(timeout=_STUCK_S)
@@ -353,7 +351,7 @@ class _Client:
 
     def _pause(self) -> None:
         """Nobody uses its sessions for a while, so that their cells get as far as the disk."""
-        for life in self._manager:
+        for life in self._lives:
             if not life.session.info().pinned:
                 life.session.suspend(timeout=_STUCK_S)
         time.sleep(self._random.random() * _PAUSE_S)
@@ -368,5 +366,5 @@ class _Client:
 
     def _close(self) -> None:
         life = self._life()
-        self._manager.remove(life)
+        self._lives.remove(life)
         self._leave(life)

@@ -134,9 +134,9 @@ class EngineCore:
         self.jobs: deque[ControlTask[object]] = deque()
         self.state = EngineState(executor, config)
         self.recorder = MetricsRecorder(clock())
-        self.cell_store = CellStore(executor, config.host_bytes, config.disk_path, self._moved)
+        self.cell_store = CellStore(config.host_bytes, self._moved)
         self.results = ResultProcessor(
-            self.state, self.recorder, on_thread, lambda record: self.cell_store.drop(record.key)
+            self.state, self.recorder, on_thread, lambda record: self.cell_store.forget(record.key)
         )
         self.wipes: list[Future[None]] = []
         self._executor = executor
@@ -403,7 +403,7 @@ class EngineCore:
             return self.recorder.snapshot(now_s, self._gauges(now_s))
 
     def _moved(self, session: int) -> None:
-        """Cells came from the disk, or went there, or were lost; on the cell store's thread."""
+        """Cells came from a checkpoint, or were lost; on the cell store's thread."""
         with self.lock:
             record = self.state.records.get(session)
             if record is not None:
@@ -416,6 +416,8 @@ class EngineCore:
         if residence.on_device:
             return
         residence.place, residence.fetching = self.cell_store.where(record.key), False
+        if residence.place != "host":
+            residence.oldest_cells = 0  # what comes back decides
 
     def _gauges(self, now_s: float) -> Gauges:
         records = tuple(self.state.records.values())

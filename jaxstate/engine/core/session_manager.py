@@ -461,7 +461,7 @@ class Lifecycle(Forks):
             residence = record.residence
             residence.log.append(tokens, [(version, len(tokens))])
             self._admit(record, 0, saved.cells.cells)
-            self._core.cell_store.put(record.key, saved.cells)
+            self._core.cell_store.put(record.key, saved.cells, wanted=True)
             residence.landed_cells = saved.cells.cells
             residence.place, residence.coming = "host", True
             record.number_from(version)

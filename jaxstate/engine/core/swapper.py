@@ -76,9 +76,12 @@ class Swapper:
                 return
             took_s = core.clock() - began_s
             core.results.send_away(record)
+            gone = [] if cells is None else core.cell_store.put(record.key, cells)
+            for one in (record.key, *gone):
+                if one in core.state.records:
+                    core.look_for(core.state.records[one])
             if cells is not None:
-                core.cell_store.put(record.key, cells)
-                residence.place, residence.failures = "host", 0
+                residence.failures = 0
                 residence.oldest_cells = core.state.oldest_copied(readable_cells)
                 core.recorder.moved(cells.bytes, took_s)
             core.results.drop_unreadable(record)
@@ -96,6 +99,8 @@ class Swapper:
             if cells is None:
                 residence.oldest_cells = 0
             else:
+                if residence.oldest_cells == 0:  # of a snapshot: what its own version sees
+                    residence.oldest_cells = core.state.oldest_copied(cells.cells)
                 core.state.tables.grow(residence.table, cells.cells)
             core.state.budget.arrive(record, core.state.steps)
             seen, began_s = residence.seen(record.key, residence.table.cells), core.clock()
@@ -126,23 +131,12 @@ class Swapper:
         return cells
 
     def _keeps(self, record: SessionRecord) -> bool:
-        """Whether a session that leaves is copied; else it is computed again when it comes back."""
-        residence, config = record.residence, self._core.config
+        """Whether a session that leaves is copied."""
+        residence, limits = record.residence, self._core.limits
         if residence.table.cells == 0 or residence.missing:
             return False
-        if config.resume == "copy":
-            return True
-        if config.resume == "rebuild":
-            return False
-        limits, recorder = self._core.limits, self._core.recorder
         size_bytes = limits.layout.bytes_of(residence.cells, limits.itemsize)
-        if (
-            config.disk_path is None
-            and self._core.cell_store.bytes + size_bytes > config.host_bytes
-        ):
-            return False
-        copy_s, rebuild_s = recorder.copy_s(size_bytes), recorder.read_s(residence.cells)
-        return copy_s is None or rebuild_s is None or 2 * copy_s <= rebuild_s
+        return size_bytes <= self._core.config.host_bytes
 
     def _failed(self, record: SessionRecord) -> None:
         """The device failed: what it has of the session cannot be trusted. A copy on the host can,
@@ -153,7 +147,7 @@ class Swapper:
                 return
             residence.failures += 1
             if residence.failures > 1:
-                core.cell_store.drop(record.key)
+                core.cell_store.forget(record.key)
             if residence.on_device:
                 core.results.send_away(record)
             core.look_for(record)

@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxstate.engine.core.engine_core import ControlTask, EngineCore
 from jaxstate.engine.core.session_manager import Lifecycle, ends_bytes, token_bytes
+from jaxstate.engine.durability.checkpoint_loader import CheckpointLoader
 from jaxstate.engine.executor.protocol import Executor, HostCells, Tokens
 from jaxstate.engine.sessions.record import SavedCells, SessionRecord
 from jaxstate.errors import ClosedError
@@ -65,6 +66,7 @@ class Checkpointer:
         self._executor = executor
         self._journal = journal
         self._segments = journal.segments
+        self._loader = CheckpointLoader(core, executor, journal)
         layout = core.limits.layout
         cell_bytes = max(1, layout.bytes_of(layout.cells, core.limits.itemsize) // layout.cells)
         self._size = max(layout.block_cells, core.config.snapshot_bytes // cell_bytes)
@@ -229,6 +231,8 @@ class Checkpointer:
         self._journal.write(snapshot_taken(snapshot, new, kept, core.config.snapshot_keep))
         with core.lock:
             record.saved = SavedCells(version, segments)
+            if not record.closed:
+                self._loader.keep(record, snapshot.bytes)
             core.recorder.count("snapshots_taken")
 
 

@@ -155,9 +155,6 @@ class Policy:
         return by_work[work]
 
 
-Resume: TypeAlias = Literal["auto", "copy", "rebuild"]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """Bounds of every session, and how classes of work share the device.
@@ -177,12 +174,10 @@ class EngineConfig:
         tenants: those with a weight or a quota of their own; all others are as `Tenant()`.
         idle_s: an idle session leaves the device after so many seconds; None: only when others need
             its room.
-        resume: how a session that left comes back: "copy" (its cells are kept, and are then the
-            same bit for bit), "rebuild" (they are computed again from its tokens), or "auto":
-            whichever was measured to be cheaper.
-        host_bytes: cells of such sessions in the host's memory; more go to disk or, without one
-            (and unless `resume` is "copy"), are computed again.
-        disk_path: where they go then; None for no disk.
+        host_bytes: of cells of sessions that left the device, kept in the host's memory: those come
+            back the same bit for bit. Beyond it, the longest unused are given up: they come back
+            from the session's snapshot in the journal and, what came after it or without one, are
+            computed again from its tokens. 0: none is kept.
         snapshot_s: with a journal, each session that has read something is written to disk every so
             many seconds, and when the engine is closed; None: only then.
         snapshot_keep: snapshots of a session that are kept.
@@ -200,9 +195,7 @@ class EngineConfig:
     scheduling: Policy = field(default_factory=Policy)
     tenants: Mapping[str, Tenant] = field(default_factory=dict[str, Tenant])
     idle_s: float | None = None
-    resume: Resume = "auto"
     host_bytes: int = 4 << 30
-    disk_path: str | None = None
     snapshot_s: float | None = 60.0
     snapshot_keep: int = 2
     snapshot_bytes: int = 256 << 20
@@ -219,8 +212,8 @@ class EngineConfig:
             raise InvalidInput(f"scheduling={self.scheduling!r} must be a jaxstate.Policy")
         if not all(isinstance(one, Tenant) for one in self.tenants.values()):
             raise InvalidInput(f"tenants={self.tenants!r} must map names to jaxstate.Tenant")
-        if self.resume not in get_args(Resume):
-            raise InvalidInput(f"resume={self.resume!r} is none of {get_args(Resume)}")
+        if checked_int("host_bytes", self.host_bytes) < 0:
+            raise InvalidInput(f"host_bytes={self.host_bytes} must be 0 or more")
         for name in ("idle_s", "snapshot_s", "hang_s", "flash_staleness_s"):
             _check_seconds(name, getattr(self, name))
         for name in ("hang_s", "flash_staleness_s"):
@@ -235,8 +228,7 @@ _NO_COUNTS = (
     "scheduling",
     "tenants",
     "idle_s",
-    "resume",
-    "disk_path",
+    "host_bytes",
     "snapshot_s",
     "hang_s",
     "flash_staleness_s",
