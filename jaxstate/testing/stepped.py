@@ -15,7 +15,7 @@ from jaxstate.engine.api.engine import SessionHost
 from jaxstate.engine.api.session import Session
 from jaxstate.engine.core.engine_core import EngineCore
 from jaxstate.engine.core.loop import EngineLoop
-from jaxstate.engine.core.session_manager import Lifecycle
+from jaxstate.engine.core.session_manager import SessionManager
 from jaxstate.engine.durability.transfer import Durable, opened_keeper
 from jaxstate.engine.executor.protocol import Executor
 from jaxstate.engine.requests.encoding import PromptEncoder
@@ -58,7 +58,7 @@ class SteppedEngine(SessionHost):
                 executor, config or EngineConfig(), clock, lambda call: call(), journal_writer
             )
             encoder = PromptEncoder(tokenizer=tokenizer, template=shape, limits=executor.limits)
-            manager = Lifecycle(core, executor)
+            manager = SessionManager(core, executor)
             super().__init__(core, manager, encoder, Durable(core, manager, encoder, executor))
         self._loop = EngineLoop(core, executor, tokenizer)
 

@@ -97,7 +97,7 @@ class Pool:
         tenant: str = "ann",
         policy: QueuePolicy = "block",
     ) -> SessionRecord:
-        """As `Lifecycle.open`; `reserve` in blocks."""
+        """As `SessionManager.open`; `reserve` in blocks."""
         record = self._new(name, tenant, policy, pinned=pinned)
         residence = record.residence
         self.room.admit(record, reserve, cells)
@@ -140,7 +140,7 @@ class Pool:
         self.check()
 
     def suspend(self, record: SessionRecord) -> None:
-        """As `Lifecycle.suspend`."""
+        """As `SessionManager.suspend`."""
         if record.residence.on_device and not record.residence.pinned:
             record.residence.leaving, record.residence.coming = True, False
             self.room.update(record)
@@ -160,7 +160,7 @@ class Pool:
     def job(
         self, record: SessionRecord, act: Callable[[SessionRecord], None] = lambda _: None
     ) -> None:
-        """As `Lifecycle` has forks and saves wait for the end of an entry."""
+        """As `SessionManager` has forks and saves wait for the end of an entry."""
         self.jobs.append((record, act))
         record.border_jobs += 1
         record.residence.coming = not record.residence.on_device
@@ -168,7 +168,7 @@ class Pool:
         self.check()
 
     def fork(self, parent: SessionRecord) -> None:
-        """As `Lifecycle._fork_now`."""
+        """As `SessionManager._fork_now`."""
         source = parent.residence
         record = self._new(None, source.tenant, "block", pinned=False)
         residence = record.residence

@@ -20,7 +20,7 @@ from jaxstate.engine.core.engine_core import EngineCore
 from jaxstate.engine.core.loop import EngineLoop
 from jaxstate.engine.core.metrics import EngineMetrics
 from jaxstate.engine.core.results import Delivery
-from jaxstate.engine.core.session_manager import Lifecycle
+from jaxstate.engine.core.session_manager import SessionManager
 from jaxstate.engine.durability.recovery import Recovery
 from jaxstate.engine.durability.transfer import Durable, opened_keeper
 from jaxstate.engine.executor.device import DeviceExecutor
@@ -115,7 +115,7 @@ class SessionHost:
     """
 
     def __init__(
-        self, core: EngineCore, manager: Lifecycle, encoder: PromptEncoder, durable: Durable
+        self, core: EngineCore, manager: SessionManager, encoder: PromptEncoder, durable: Durable
     ) -> None:
         self._core = core
         self._manager = manager
@@ -479,7 +479,7 @@ class Engine(SessionHost):
                 vocab_size=model.config.vocab_size,
                 choice_temperature=model.choice_temperature,
             )
-            manager = Lifecycle(core, executor)
+            manager = SessionManager(core, executor)
             super().__init__(core, manager, encoder, Durable(core, manager, encoder, executor))
         self._callback_room = threading.BoundedSemaphore(core.config.events_limit)
         self._callbacks = ThreadPoolExecutor(1, thread_name_prefix="jaxstate-callbacks")

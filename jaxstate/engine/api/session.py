@@ -14,13 +14,20 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Unpack
 
 from jaxstate.engine.core.engine_core import EngineCore
-from jaxstate.engine.core.session_manager import Lifecycle, close_session
+from jaxstate.engine.core.session_manager import SessionManager, close_session
 from jaxstate.engine.core.state import border_of, unavailable
 from jaxstate.engine.executor.protocol import Tokens
 from jaxstate.engine.flash.conditions import Condition
-from jaxstate.engine.flash.registry import OnFire, Registered, flash_json, new_registered
+from jaxstate.engine.flash.registry import (
+    FlashOptions,
+    OnFire,
+    Registered,
+    flash_json,
+    new_registered,
+)
 from jaxstate.engine.requests.encoding import (
     ANY,
     PromptEncoder,
@@ -516,13 +523,13 @@ def unregister(core: EngineCore, record: SessionRecord, flash_id: str) -> Pendin
         )
 
 
-class Handle:
-    """What a user has of a session; made by its engine.
+class Session:
+    """A stream that is read once, and asked about. `Engine.open` makes it.
 
     Args:
         core: of its engine.
-        lives: of its engine.
-        asker: of its model.
+        manager: of its engine.
+        encoder: of its model.
         record: its own.
         export: writes a session to a file.
     """
@@ -530,7 +537,7 @@ class Handle:
     def __init__(
         self,
         core: EngineCore,
-        manager: Lifecycle,
+        manager: SessionManager,
         encoder: PromptEncoder,
         record: SessionRecord,
         export: Callable[[SessionRecord, str | os.PathLike[str]], None],
@@ -723,10 +730,6 @@ class Handle:
         wanted = self._record.queue.last if version is None else checked_int("version", version)
         return self._core.wait(self._record, wanted)
 
-
-class Session(Handle):
-    """A stream that is read once, and asked about. `Engine.open` makes it."""
-
     def push(
         self,
         entries: str | Sequence[str],
@@ -815,8 +818,7 @@ class Session(Handle):
         """Answers a question at the newest committed version, or an earlier one; waits for it.
 
         The text of a flash query is answered from there if that is fresh and computing would give
-        the same; what is left at None is then what the flash query has. A warm question with
-        `choices` is answered from what is kept of it, if that is enough. Otherwise it is computed.
+        the same; what is left at None is then what the flash query has.
 
         Args:
             question: its text.
@@ -834,8 +836,7 @@ class Session(Handle):
 
         Raises:
             InvalidInput, PromptTooLong: the question cannot be asked, or the version not be had.
-            VersionUnavailable: its cells are gone, and computing them takes more tokens.
-            BudgetExceeded: there is no room to compute them.
+            VersionUnavailable: its cells are gone.
             CapacityExceeded: it would reach past the positions that the model was made for.
             TimedOut: it took longer; the question is taken off the device.
             StepFailed: the device failed.
@@ -844,7 +845,9 @@ class Session(Handle):
         checked_timeout(timeout)
         settings = settings_of(max_tokens, choices, stop, temperature, top_p, seed)
         wanted = checked_wanted(min_version, as_of)
-        outcome = self._asked(question, settings, wanted)
+        outcome = given_or_submitted(
+            self._core, self._encoder, self._record, question, settings, wanted
+        )
         if isinstance(outcome, Answer):
             return outcome
         return self._core.outcome(outcome, timeout, "the question was not answered")
@@ -887,15 +890,10 @@ class Session(Handle):
         """Like `ask`, but returns a future at once; cancelling it ends the question."""
         settings = settings_of(max_tokens, choices, stop, temperature, top_p, seed)
         wanted = checked_wanted(min_version, as_of)
-        outcome = self._asked(question, settings, wanted)
+        outcome = given_or_submitted(
+            self._core, self._encoder, self._record, question, settings, wanted
+        )
         return AskFuture.of(outcome) if isinstance(outcome, Answer) else outcome
-
-    def _asked(
-        self, question: str, settings: Settings, wanted: VersionWanted
-    ) -> Answer | AskFuture:
-        """The answer if it is there already, or its future."""
-        core, record = self._core, self._record
-        return given_or_submitted(core, self._encoder, record, question, settings, wanted)
 
     def flash(
         self,
@@ -944,27 +942,10 @@ class Session(Handle):
         return query
 
     def noting_flash(
-        self,
-        question: str,
-        settings: Settings,
-        *,
-        when: Condition | None,
-        on_fire: OnFire | None,
-        min_interval_s: float,
-        deadline_s: float | None,
-        staleness_s: float | None,
+        self, question: str, settings: Settings, **options: Unpack[FlashOptions]
     ) -> tuple[FlashQuery, PendingWrite | None]:
         """What `flash` registers, and waits for."""
-        registered = new_registered(
-            self._encoder,
-            question,
-            settings,
-            when=when,
-            on_fire=on_fire,
-            min_interval_s=min_interval_s,
-            deadline_s=deadline_s,
-            staleness_s=staleness_s,
-        )
+        registered = new_registered(self._encoder, question, settings, **options)
         there, noted = register(self._core, self._record, registered)
         return FlashQuery(self._core, self._record, there), noted
 
@@ -998,7 +979,7 @@ class Session(Handle):
 
         Raises:
             InvalidInput: this session has no such version, or the id is in use or malformed.
-            VersionUnavailable: its cells are gone, and computing them takes more tokens.
+            VersionUnavailable: its cells are gone.
             BudgetExceeded: there are no cells for one more session.
             ClosedError: this session or the engine is closed.
         """

@@ -111,207 +111,11 @@ T = TypeVar("T")
 _NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]{1,128}")
 
 
-class Births:
-    """What all ways to a new session have in common.
-
-    Args:
-        core: the records and their lock.
-    """
-
-    def __init__(self, core: EngineCore) -> None:
-        self._core = core
-
-    def _admit(self, record: SessionRecord, reserve_blocks: int, cells: int) -> None:
-        """Into the budget, or out of the records again."""
-        try:
-            self._core.state.budget.admit(record, reserve_blocks, cells)
-        except BudgetExceeded:
-            self._forget(record)
-            raise
-
-    def free_name(self, name: str) -> str:
-        """A name that a session may have.
-
-        Raises:
-            InvalidInput: it is malformed, or in use.
-        """
-        _check_name("id", name)
-        with self._core.lock:
-            self._check_free(name)
-        return name
-
-    def _check_free(self, name: str) -> None:
-        state = self._core.state
-        if name in state.by_id:
-            raise InvalidInput(
-                f"session {name!r} is open already: engine.session({name!r}), or choose another id"
-            )
-        if name in state.lost:
-            raise InvalidInput(
-                f"session {name!r} is in the journal, but could not be brought back: "
-                f"{state.lost[name]}. Choose another id, or remove it with engine.erase({name!r})"
-            )
-
-    def _forget(self, record: SessionRecord) -> None:
-        """It never was."""
-        self._core.state.records.pop(record.key)
-        self._core.state.by_id.pop(record.id, None)
-
-    def _new_book(
-        self, session_id: str | None, policy: QueuePolicy, tenant: str, *, pinned: bool
-    ) -> SessionRecord:
-        state = self._core.state
-        name = self._free_id() if session_id is None else session_id
-        _check_name("id", name)
-        self._check_free(name)
-        _check_name("tenant", tenant)
-        record = state.by_id[name] = self._add_book(name, policy, tenant, pinned=pinned)
-        return record
-
-    def _add_book(
-        self, name: str, policy: QueuePolicy, tenant: str, *, pinned: bool = False
-    ) -> SessionRecord:
-        """Books of a session that has read nothing."""
-        state = self._core.state
-        table, used_s = state.tables.new(), self._core.clock()
-        residence = Residence(table=table, tenant=tenant, pinned=pinned, used_s=used_s)
-        record = SessionRecord(state.new_key(), name, policy, self._core.config, residence)
-        state.records[record.key] = record
-        return record
-
-    def _free_id(self) -> str:
-        taken = {*self._core.state.by_id, *self._core.state.lost}
-        return next(name for n in itertools.count(1) if (name := f"s{n}") not in taken)
-
-    def at_border(self, job: ControlTask[T]) -> None:
-        """A job that needs a session on the device, at the end of an entry; the caller holds the
-        lock."""
-        self._core.jobs.append(cast("ControlTask[object]", job))
-        assert job.version_end is not None
-        job.version_end.border_jobs += 1
-        job.version_end.residence.used_s = self._core.clock()
-        job.version_end.residence.coming = not job.version_end.residence.on_device
-        self._core.state.budget.update(job.version_end)
-
-    def _note(self, record: SessionRecord, origins: Origins) -> PendingWrite | None:
-        """Tells the journal of a new session, which is closed if it cannot be kept."""
-        core = self._core
-        if core.journal_writer.journal is None:
-            return None
-        record.log_key, error = (
-            core.journal_writer.new_key(),
-            JournalError("it could not be journaled"),
-        )
-        record.receipts = core.journal_writer.receipts(record.log_key)
-        record.noted = core.journal_writer.note(
-            opened(opening_of(record, origins, core)),
-            undo=lambda: core.results.close(record, str(error), error),
-        )
-        return record.noted
-
-
 def _check_name(what: str, name: object) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidInput(
             f"{what}={name!r} must be 1 to 128 of A-Z a-z 0-9 _ . - and not dots alone"
         )
-
-
-class Forks(Births):
-    """Makes them."""
-
-    def fork(
-        self,
-        parent: SessionRecord,
-        session_id: str | None,
-        version: int | None = None,
-    ) -> tuple[SessionRecord, Future[None]]:
-        """A session that has read what another has, and goes its own way.
-
-        Args:
-            parent: the other one's.
-            session_id: not in use; None for one of our own.
-            version: what it has read; None for all that the other has at that moment.
-
-        Returns:
-            It, and when it can be used.
-
-        Raises:
-            InvalidInput: the other has no such version, or the id is in use or malformed.
-            VersionUnavailable: it does not hold that version.
-        """
-        with self._core.changing() as state:
-            parent.check_open()
-            version_end = None if version is None else border_of(parent, "version", version)
-            future: Future[None] = Future()
-            if version_end is not None and not may_be_shared(state, parent, version_end):
-                raise unavailable(state, parent, version_end, forks=True)
-            tenant = parent.residence.tenant
-            record = self._new_book(session_id, parent.queue.policy, tenant, pinned=False)
-            self.at_border(
-                ControlTask(
-                    act=lambda: self._fork_now(parent, record, version_end),
-                    booked=lambda _: None,
-                    future=future,
-                    session=record,
-                    version_end=parent,
-                    creates=True,
-                    midway=version_end is not None,
-                )
-            )
-            return record, future
-
-    def _fork_now(
-        self,
-        parent: SessionRecord,
-        record: SessionRecord,
-        version_end: VersionEnd | None,
-    ) -> None:
-        """On the loop's thread: a table that shares its blocks, nothing for the device to do."""
-        state = self._core.state
-        with self._core.lock:
-            parent.check_open()
-            record.check_open()
-            version_end = version_end or parent.version_end
-            # More may have been read since it was asked for.
-            if not may_be_shared(state, parent, version_end):
-                raise unavailable(state, parent, version_end, forks=True)
-            self._has_read(record, parent, version_end)
-            if self._share(record, parent):
-                state.budget.update(parent)
-            self._note_fork(record, parent)
-            self._core.results.reached(record)
-
-    def _has_read(
-        self, record: SessionRecord, parent: SessionRecord, version_end: VersionEnd
-    ) -> None:
-        """A new session is at a version of another's; its cells are to be computed yet."""
-        residence = record.residence
-        residence.log = parent.residence.log.copy(version_end.cells)
-        record.first_place = parent.first_place
-        residence.landed_cells = version_end.cells
-        self._core.state.budget.admit(record, 0, version_end.cells)
-        record.number_from(version_end.version)
-        record.commit(version_end.version, version_end.cells, self._core.clock())
-        record.opened = True
-
-    def _note_fork(self, record: SessionRecord, parent: SessionRecord) -> None:
-        """The pieces of its parent's snapshot are its own; the journal hears of it."""
-        record.saved = SavedCells(segments=parent.saved.until(record.seen_cells))
-        self._note(record, Origins(version=record.version, parent=parent.log_key))
-
-    def _share(self, record: SessionRecord, parent: SessionRecord) -> bool:
-        """Lets it have the cells of the other's table, if there is room for one session more."""
-        state, residence, source = self._core.state, record.residence, parent.residence
-        cells = shared_cells(parent, record.version_end)
-        blocks = state.budget.blocks_of(record.seen_cells) - state.budget.blocks_of(cells)
-        if not state.budget.has_room(state.tables.fork_blocks(cells) + blocks):
-            return False
-        residence.table = state.tables.fork(source.table, cells)
-        state.budget.arrive(record, state.steps)
-        residence.there_cells = cells
-        residence.oldest_cells = min(state.oldest_held(source), cells)
-        return True
 
 
 def close_session(core: EngineCore, record: SessionRecord, reason: str) -> PendingWrite | None:
@@ -374,16 +178,16 @@ def _erase(core: EngineCore, record: SessionRecord, wiped: Future[None]) -> None
 TOKENS = "tokens"
 
 
-class Lifecycle(Forks):
-    """Brings sessions into the records, and moves them.
+class SessionManager:
+    """Makes sessions, and ends them.
 
     Args:
         core: the records and their lock.
-        executor: reads and writes saved sessions, on the caller's thread.
+        executor: writes and reads saved sessions.
     """
 
     def __init__(self, core: EngineCore, executor: Executor) -> None:
-        super().__init__(core)
+        self._core = core
         self._executor = executor
 
     def open(
@@ -423,7 +227,7 @@ class Lifecycle(Forks):
         self._check_policy(policy)
         chain = state.prefixes.chain(opening, tenant)  # hashes all of it, so without the lock
         with self._core.changing():
-            record = self._new_book(session_id, policy, tenant, pinned=pinned)
+            record = self._new_record(session_id, policy, tenant, pinned=pinned)
             record.residence.chain = chain
             self._admit(record, state.budget.blocks_of(cells), len(opening))
             record.queue.open_with(opening)
@@ -457,7 +261,7 @@ class Lifecycle(Forks):
         self._check_policy(policy)
         tokens = _tokens_of(saved)
         with self._core.changing():
-            record = self._new_book(session_id, policy, tenant, pinned=False)
+            record = self._new_record(session_id, policy, tenant, pinned=False)
             residence = record.residence
             residence.log.append(tokens, [(version, len(tokens))])
             self._admit(record, 0, saved.cells.cells)
@@ -486,7 +290,7 @@ class Lifecycle(Forks):
         _check_holds(opening.id, cells, core.limits.session_cells)
         chain = state.prefixes.chain(recovered.prefix, opening.tenant)
         with core.changing():
-            record = self._new_book(
+            record = self._new_record(
                 opening.id, recovered.policy, opening.tenant, pinned=opening.pinned
             )
             record.log_key = opening.key
@@ -579,6 +383,187 @@ class Lifecycle(Forks):
         """An opening that sessions of all tenants share from now on."""
         with self._core.lock:
             self._core.state.prefixes.publish(opening)
+
+    def fork(
+        self,
+        parent: SessionRecord,
+        session_id: str | None,
+        version: int | None = None,
+    ) -> tuple[SessionRecord, Future[None]]:
+        """A session that has read what another has, and goes its own way.
+
+        Args:
+            parent: the other one's.
+            session_id: not in use; None for one of our own.
+            version: what it has read; None for all that the other has at that moment.
+
+        Returns:
+            It, and when it can be used.
+
+        Raises:
+            InvalidInput: the other has no such version, or the id is in use or malformed.
+            VersionUnavailable: it does not hold that version.
+        """
+        with self._core.changing() as state:
+            parent.check_open()
+            version_end = None if version is None else border_of(parent, "version", version)
+            future: Future[None] = Future()
+            if version_end is not None and not may_be_shared(state, parent, version_end):
+                raise unavailable(state, parent, version_end, forks=True)
+            tenant = parent.residence.tenant
+            record = self._new_record(session_id, parent.queue.policy, tenant, pinned=False)
+            self.at_border(
+                ControlTask(
+                    act=lambda: self._fork_now(parent, record, version_end),
+                    booked=lambda _: None,
+                    future=future,
+                    session=record,
+                    version_end=parent,
+                    creates=True,
+                    midway=version_end is not None,
+                )
+            )
+            return record, future
+
+    def _fork_now(
+        self,
+        parent: SessionRecord,
+        record: SessionRecord,
+        version_end: VersionEnd | None,
+    ) -> None:
+        """On the loop's thread: a table that shares its blocks, nothing for the device to do."""
+        state = self._core.state
+        with self._core.lock:
+            parent.check_open()
+            record.check_open()
+            version_end = version_end or parent.version_end
+            # More may have been read since it was asked for.
+            if not may_be_shared(state, parent, version_end):
+                raise unavailable(state, parent, version_end, forks=True)
+            self._has_read(record, parent, version_end)
+            if self._share(record, parent):
+                state.budget.update(parent)
+            self._note_fork(record, parent)
+            self._core.results.reached(record)
+
+    def _has_read(
+        self, record: SessionRecord, parent: SessionRecord, version_end: VersionEnd
+    ) -> None:
+        """A new session is at a version of another's; its cells are to be computed yet."""
+        residence = record.residence
+        residence.log = parent.residence.log.copy(version_end.cells)
+        record.first_place = parent.first_place
+        residence.landed_cells = version_end.cells
+        self._core.state.budget.admit(record, 0, version_end.cells)
+        record.number_from(version_end.version)
+        record.commit(version_end.version, version_end.cells, self._core.clock())
+        record.opened = True
+
+    def _note_fork(self, record: SessionRecord, parent: SessionRecord) -> None:
+        """The pieces of its parent's snapshot are its own; the journal hears of it."""
+        record.saved = SavedCells(segments=parent.saved.until(record.seen_cells))
+        self._note(record, Origins(version=record.version, parent=parent.log_key))
+
+    def _share(self, record: SessionRecord, parent: SessionRecord) -> bool:
+        """Lets it have the cells of the other's table, if there is room for one session more."""
+        state, residence, source = self._core.state, record.residence, parent.residence
+        cells = shared_cells(parent, record.version_end)
+        blocks = state.budget.blocks_of(record.seen_cells) - state.budget.blocks_of(cells)
+        if not state.budget.has_room(state.tables.fork_blocks(cells) + blocks):
+            return False
+        residence.table = state.tables.fork(source.table, cells)
+        state.budget.arrive(record, state.steps)
+        residence.there_cells = cells
+        residence.oldest_cells = min(state.oldest_held(source), cells)
+        return True
+
+    def _admit(self, record: SessionRecord, reserve_blocks: int, cells: int) -> None:
+        """Into the budget, or out of the records again."""
+        try:
+            self._core.state.budget.admit(record, reserve_blocks, cells)
+        except BudgetExceeded:
+            self._forget(record)
+            raise
+
+    def free_name(self, name: str) -> str:
+        """A name that a session may have.
+
+        Raises:
+            InvalidInput: it is malformed, or in use.
+        """
+        _check_name("id", name)
+        with self._core.lock:
+            self._check_free(name)
+        return name
+
+    def _check_free(self, name: str) -> None:
+        state = self._core.state
+        if name in state.by_id:
+            raise InvalidInput(
+                f"session {name!r} is open already: engine.session({name!r}), or choose another id"
+            )
+        if name in state.lost:
+            raise InvalidInput(
+                f"session {name!r} is in the journal, but could not be brought back: "
+                f"{state.lost[name]}. Choose another id, or remove it with engine.erase({name!r})"
+            )
+
+    def _forget(self, record: SessionRecord) -> None:
+        """It never was."""
+        self._core.state.records.pop(record.key)
+        self._core.state.by_id.pop(record.id, None)
+
+    def _new_record(
+        self, session_id: str | None, policy: QueuePolicy, tenant: str, *, pinned: bool
+    ) -> SessionRecord:
+        state = self._core.state
+        name = self._free_id() if session_id is None else session_id
+        _check_name("id", name)
+        self._check_free(name)
+        _check_name("tenant", tenant)
+        record = state.by_id[name] = self._add_record(name, policy, tenant, pinned=pinned)
+        return record
+
+    def _add_record(
+        self, name: str, policy: QueuePolicy, tenant: str, *, pinned: bool = False
+    ) -> SessionRecord:
+        """Books of a session that has read nothing."""
+        state = self._core.state
+        table, used_s = state.tables.new(), self._core.clock()
+        residence = Residence(table=table, tenant=tenant, pinned=pinned, used_s=used_s)
+        record = SessionRecord(state.new_key(), name, policy, self._core.config, residence)
+        state.records[record.key] = record
+        return record
+
+    def _free_id(self) -> str:
+        taken = {*self._core.state.by_id, *self._core.state.lost}
+        return next(name for n in itertools.count(1) if (name := f"s{n}") not in taken)
+
+    def at_border(self, job: ControlTask[T]) -> None:
+        """A job that needs a session on the device, at the end of an entry; the caller holds the
+        lock."""
+        self._core.jobs.append(cast("ControlTask[object]", job))
+        assert job.version_end is not None
+        job.version_end.border_jobs += 1
+        job.version_end.residence.used_s = self._core.clock()
+        job.version_end.residence.coming = not job.version_end.residence.on_device
+        self._core.state.budget.update(job.version_end)
+
+    def _note(self, record: SessionRecord, origins: Origins) -> PendingWrite | None:
+        """Tells the journal of a new session, which is closed if it cannot be kept."""
+        core = self._core
+        if core.journal_writer.journal is None:
+            return None
+        record.log_key, error = (
+            core.journal_writer.new_key(),
+            JournalError("it could not be journaled"),
+        )
+        record.receipts = core.journal_writer.receipts(record.log_key)
+        record.noted = core.journal_writer.note(
+            opened(opening_of(record, origins, core)),
+            undo=lambda: core.results.close(record, str(error), error),
+        )
+        return record.noted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

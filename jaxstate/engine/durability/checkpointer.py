@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from jaxstate.engine.core.engine_core import ControlTask, EngineCore
-from jaxstate.engine.core.session_manager import Lifecycle, ends_bytes, token_bytes
+from jaxstate.engine.core.session_manager import SessionManager, ends_bytes, token_bytes
 from jaxstate.engine.durability.checkpoint_loader import CheckpointLoader
 from jaxstate.engine.executor.protocol import Executor, HostCells, Tokens
 from jaxstate.engine.sessions.record import SavedCells, SessionRecord
@@ -57,7 +57,7 @@ class Checkpointer:
     def __init__(
         self,
         core: EngineCore,
-        manager: Lifecycle,
+        manager: SessionManager,
         executor: Executor,
         journal: Journal,
     ) -> None:

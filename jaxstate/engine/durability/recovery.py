@@ -18,8 +18,8 @@ import numpy as np
 
 from jaxstate.engine.core.engine_core import EngineCore
 from jaxstate.engine.core.session_manager import (
-    Lifecycle,
     RecoveredState,
+    SessionManager,
     ends_of,
     opening_tokens,
     tokens_of,
@@ -119,7 +119,7 @@ class JournalRecovery:
     def __init__(
         self,
         core: EngineCore,
-        manager: Lifecycle,
+        manager: SessionManager,
         encoder: PromptEncoder,
         executor: Executor,
         journal: Journal,

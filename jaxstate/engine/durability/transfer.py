@@ -18,7 +18,7 @@ from contextlib import contextmanager
 
 from jaxstate.engine.core.engine_core import EngineCore
 from jaxstate.engine.core.journal_writer import JournalWriter
-from jaxstate.engine.core.session_manager import Lifecycle, opening_tokens
+from jaxstate.engine.core.session_manager import SessionManager, opening_tokens
 from jaxstate.engine.durability.checkpointer import Checkpointer
 from jaxstate.engine.durability.recovery import JournalRecovery, Recovery
 from jaxstate.engine.executor.protocol import Executor
@@ -77,7 +77,7 @@ class Durable:
     """
 
     def __init__(
-        self, core: EngineCore, manager: Lifecycle, encoder: PromptEncoder, executor: Executor
+        self, core: EngineCore, manager: SessionManager, encoder: PromptEncoder, executor: Executor
     ) -> None:
         self._parts = (core, manager, encoder, executor)
         self._core = core

@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypedDict
 
 import numpy as np
 
@@ -319,15 +319,25 @@ def as_given(answer: Answer, source: Source) -> Answer:
 OnFire: TypeAlias = Callable[[Answer], None]
 
 
+class FlashOptions(TypedDict, total=False):
+    """When a flash query is answered, and what is made of it: as for `Session.flash`."""
+
+    when: Condition | None
+    on_fire: OnFire | None
+    min_interval_s: float
+    deadline_s: float | None
+    staleness_s: float | None
+
+
 def new_registered(
     encoder: PromptEncoder,
     question: str,
     settings: Settings,
     *,
-    when: Condition | None,
-    on_fire: OnFire | None,
-    min_interval_s: float,
-    deadline_s: float | None,
+    when: Condition | None = None,
+    on_fire: OnFire | None = None,
+    min_interval_s: float = 0.0,
+    deadline_s: float | None = None,
     staleness_s: float | None = None,
 ) -> Registered:
     """A question to be registered, with its settings; the other arguments as for `Session.flash`.
@@ -391,9 +401,7 @@ def registered_of(encoder: PromptEncoder, kept: str) -> Registered:
         sampling=GREEDY,
     )
     condition = None if when is None else _CONDITIONS[when[0]](**when[1])
-    return new_registered(
-        encoder, given.pop("question"), settings, when=condition, on_fire=None, **given
-    )
+    return new_registered(encoder, given.pop("question"), settings, when=condition, **given)
 
 
 def _checked_seconds(name: str, value: object) -> float:
