@@ -13,6 +13,7 @@ import pytest
 
 from jaxstate.engine.executor.device import DeviceExecutor
 from jaxstate.testing import FakeClock, SteppedEngine, tiny_model
+from tests.engine.test_aio import FEW
 from tests.test_layering import ENGINE_RANKS, RANKS
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +57,7 @@ def run_in(act: Callable[[], object]) -> set[tuple[str, str]]:
 
 @pytest.mark.parametrize("life", ["push", "ask"])
 def test_the_life_of_a_push_and_of_an_ask(life: str) -> None:
-    executor = DeviceExecutor(tiny_model(), session_cells=256, cells=256, sessions=2)
+    executor = DeviceExecutor(tiny_model(steps=FEW), session_cells=256, cells=256, sessions=2)
     engine = SteppedEngine(executor, FakeClock())
     session = engine.open()
     engine.run()
