@@ -1,7 +1,10 @@
-"""Waiting for the engine within an event loop, which nothing here blocks.
+"""The engine for asyncio: the same calls, awaited where they wait.
 
-Comes in: futures, events and work of the engine. Goes out: awaitables; a task that is cancelled
-takes what it waits for off the device. Does not know: sessions.
+Comes in: coroutines of one event loop. Goes out: what the engine gives them; what is awaited does
+not block that loop, and a cancelled task takes its question off the device. Does not know: how the
+engine works.
+
+`open` is not awaited and does not wait for a journal: what is pushed is written behind it.
 """
 
 from __future__ import annotations

@@ -109,8 +109,8 @@ class SessionHost:
 
     Args:
         core: where sessions leave what they want.
-        lives: brings them into its records.
-        asker: of the model.
+        manager: brings them into its records.
+        encoder: of the model.
         durable: the journal, if there is one.
     """
 

@@ -1,7 +1,9 @@
-"""Steps that are ready to be launched, built from what the scheduler chose.
+"""From a planned step to a call on the device, and from its result back into the records.
 
-Comes in: a plan, under the engine's lock. Goes out: a `Launch`: what is done on the device without
-the lock, and what its result does under it. Does not know: threads, when a step is launched.
+Comes in: a plan of the scheduler, and the engine's state. Goes out: a `Launch`: what is done on the
+device without the lock, and what its result, or its failure, does under it. Entries whose last
+token a step reads *land* when its cells are there; what a step that failed has taken is read again
+from the session's log. Does not know: threads, when a step is launched, how it was chosen.
 """
 
 from __future__ import annotations
@@ -85,14 +87,14 @@ def choosing(
     call: Callable[[], Pending[Choices]],
     work: Work,
 ) -> Launch:
-    """A step that chooses a token for each run, and what that does to the runs."""
+    """A step that chooses a token for each request, and what that does to them."""
     return of_runs(results, requests, joined_call(call, chosen_by(results, requests)), work)
 
 
 def chosen_by(
     results: ResultProcessor, requests: Sequence[RecordRequest]
 ) -> Callable[[Choices, float], None]:
-    """Books what a step chose for runs; of those that still read it does not count."""
+    """Notes what a step chose for requests; of those that still read it does not count."""
     complete = [request.stage == "decoding" for _, request in requests]
 
     def commit(chosen: Choices, now_s: float) -> None:
@@ -120,7 +122,7 @@ def chosen_by(
 def of_runs(
     results: ResultProcessor, requests: Sequence[RecordRequest], call: Call, work: Work
 ) -> Launch:
-    """A step that serves these runs and nothing else."""
+    """A step that serves these requests and nothing else."""
 
     def fail(error: Exception) -> None:
         for record, request in requests:
@@ -206,7 +208,7 @@ class Reader:
         self._tokenizer = tokenizer
 
     def prepare(self, step: Step, joined: Sequence[Step], now_s: float) -> Launch | None:
-        """Books that the step begins; None if it needs no device after all."""
+        """Notes that the step begins; None if it needs no device after all."""
         if isinstance(step, Begin) and step.evict:
             self._evict(step)
         asked: list[tuple[SessionRecord, Registered | Request | None]] = []
@@ -514,7 +516,7 @@ class Launcher:
         self._reader = Reader(state, executor, results, tokenizer)
 
     def prepare(self, plan: Plan, now_s: float) -> Launch | None:
-        """Books that a planned step begins; None if it needs no device after all."""
+        """Notes that a planned step begins; None if it needs no device after all."""
         step = plan.step
         assert step is not None, "there is nothing to prepare"
         if step.work == "ask":
@@ -569,7 +571,7 @@ class Launcher:
             self._state.charge(record, 1, request.seen_cells)
 
     def _score(self, requests: Sequence[RecordRequest], work: Work, now_s: float) -> Launch:
-        """Scores as many choices, of as many runs, as one step takes."""
+        """Scores as many choices, of as many requests, as one step takes."""
         candidates: list[Candidate] = []
         owners: list[tuple[Request, int]] = []
         room = _scored_together([request for _, request in requests], self._state.limits)
@@ -603,7 +605,7 @@ class Launcher:
 
 
 def _scored_together(requests: Sequence[Request], limits: Limits) -> int:
-    """How many of the choices that these runs have left one step should score."""
+    """How many of the choices that these requests have left one step should score."""
     left = [tokens for request in requests for tokens in request.choices_left]
     longest = max(map(len, left))
     idle = requests[0].work == "flash"

@@ -1,8 +1,10 @@
-"""The engine behind its one lock: what clients note, what the loop takes from it.
+"""Where clients' calls meet the engine's loop: the state behind its one lock, and what waits.
 
-Comes in: calls of clients, on their threads. Goes out: notes in the state for the loop, futures for
-those who wait, tasks that only the loop's thread may do between two steps. Does not know: how a
-step is chosen or computed.
+Comes in: tokens, questions, registrations, from any thread. Goes out: futures, receipts, facts; the
+loop is woken. Does not know: text (`encoding` makes tokens of it), how steps are planned and run.
+
+The lock is held for bookkeeping only: a client never waits for the device, except for what it asked
+for.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class ControlTask(Generic[T]):
         booked: what its result changes in the records.
         future: its result.
         session: which session it is for; if that is closed meanwhile, the job is not done.
-        border: it waits until this session is on the device, at a version's border: no entry half
+        version_end: it waits until this session is on the device, at a version's end: no entry half
             read.
         creates: whether it makes `session`, which is closed if it fails.
         midway: an entry may be half read: it is about a version before that.
@@ -62,7 +64,7 @@ class ControlTask(Generic[T]):
 
     @property
     def may_run(self) -> bool:
-        """Whether what it needs is at a version's border."""
+        """Whether what it needs is at a version's end."""
         version_end = self.version_end
         if version_end is None:
             return True
@@ -99,7 +101,7 @@ class EngineCore:
         config: bounds and shares.
         clock: monotonic seconds.
         on_thread: runs a user's callback somewhere else than in the loop.
-        journal writer: of the journal; None for none.
+        journal_writer: of the journal; None for none.
 
     Attributes:
         owner: the process that it belongs to.
@@ -108,7 +110,7 @@ class EngineCore:
         ended: what every call raises once the engine is closed.
         jobs: what the loop's thread is to do between steps.
         cell store: cells that are not on the device.
-        journal writer: tells the journal, if there is one.
+        journal_writer: tells the journal, if there is one.
         wipes: those who wait until no cells are left of what nobody has.
         loop_thread: the thread that must never wait for the engine; None if a test turns the loop.
     """

@@ -186,7 +186,7 @@ class EngineLoop:
         return True
 
     def _failed(self, launch: Launch, error: Exception) -> None:
-        """Books it, and what the device lost with it."""
+        """Notes it, and what the device lost with it."""
         with self._core.lock:
             launch.fail(error)
         self._recover(error)
@@ -250,7 +250,7 @@ class EngineLoop:
             results.reject(job.future, error)
 
     def _move(self, *, idle: bool = False) -> bool:
-        """Sends one session away, or brings one back, if the room says so."""
+        """Sends one session away, or brings one back, if the swap policy says so."""
         core = self._core
         with core.lock:
             state = core.state

@@ -372,7 +372,7 @@ class MetricsRecorder:
         return len(self._given) >= _MOST_GIVEN
 
     def count_given(self) -> None:
-        """Books what `given` noted."""
+        """Counts what `given` noted."""
         while self._given:
             self.ask_answered(*self._given.popleft())
 

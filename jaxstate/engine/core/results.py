@@ -1,6 +1,6 @@
 """What becomes of questions and sessions, and who hears of it.
 
-Comes in: runs whose answer is complete, cancelled or failed; commits; sessions that close. Goes
+Comes in: requests whose answer is complete, cancelled or failed; commits; sessions that close. Goes
 out: records in order, and an outbox of deliveries (futures, events, callbacks) that the loop makes
 once it has let go of the lock, so that no subscriber's code runs inside it. Does not know: devices,
 threads, what is planned.
@@ -64,12 +64,12 @@ class ResultProcessor:
         return outbox
 
     def runs_of(self, record: SessionRecord, keys: Iterable[int]) -> list[Request]:
-        """The runs of those names."""
+        """The requests of those names."""
         asks, flash = record.asks, record.flash_requests
         return [asks[key].request if key in asks else flash[key][0] for key in keys]
 
     def finish(self, record: SessionRecord, requests: Sequence[Request], now_s: float) -> None:
-        """Delivers those of `runs` that are complete and still wanted."""
+        """Delivers those of `requests` that are complete and still wanted."""
         for request in requests:
             if request.finished and request.key in record.asks:
                 self._answer(record.asks[request.key], record, now_s)

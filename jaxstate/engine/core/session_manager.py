@@ -1,7 +1,8 @@
 """The lives of sessions: opened, forked, restored, brought back, captured, closed, erased.
 
-Comes in: calls of clients, what a journal or a file has of a session. Goes out: records in the
-state, and futures of what only the loop can do. Does not know: how anything is computed.
+Comes in: calls of clients, what a journal or a file has of a session. Goes out: records that are
+admitted, or one clear refusal and nothing changed; futures of what only the loop's thread can do.
+Does not know: how anything is computed, how steps are planned.
 """
 
 from __future__ import annotations
@@ -334,7 +335,7 @@ class SessionManager:
     def capture(
         self, record: SessionRecord, notes: dict[str, str | int]
     ) -> Future[Callable[[str | os.PathLike[str]], None]]:
-        """Copies a session to the host at a version's border, which the notes get as "entries"; the
+        """Copies a session to the host at a version's end, which the notes get as "entries"; the
         future's result writes it, on whatever thread."""
         with self._core.changing():
             record.check_open()
@@ -527,7 +528,7 @@ class SessionManager:
     def _add_record(
         self, name: str, policy: QueuePolicy, tenant: str, *, pinned: bool = False
     ) -> SessionRecord:
-        """Books of a session that has read nothing."""
+        """A session that has read nothing."""
         state = self._core.state
         table, used_s = state.tables.new(), self._core.clock()
         residence = Residence(table=table, tenant=tenant, pinned=pinned, used_s=used_s)

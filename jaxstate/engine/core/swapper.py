@@ -1,12 +1,8 @@
-"""Moves sessions between the device, the host's memory and the disk, on the loop's thread.
+"""Moves sessions between the device and the host's memory, on the loop's thread.
 
-Comes in: a `Move` that the room decided. Goes out: cells copied, or given up to be computed again;
-records, events and whoever waits for the move are told. Nothing is in flight while a move is made.
-Does not know: why a session moves.
-
-A session that leaves is copied to the host, or its cells are given up: coming back then means
-reading its tokens again. Which of the two is cheaper follows from what copying and reading took so
-far; until both were measured, and where the tokens are not known, cells are copied.
+Comes in: a `Move` that the policy decided. Goes out: cells copied, or given up to be computed
+again; records, events and whoever waits for the move are told. Nothing is in flight while a move is
+made. Does not know: why a session moves, how a checkpoint is read.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Checkpointer:
 
     Args:
         core: of the engine.
-        lives: likewise.
+        manager: likewise.
         executor: writes pieces to files.
         journal: names the snapshots, and has their pieces.
     """
@@ -179,7 +179,7 @@ class Checkpointer:
         return _Part(first, end, version, arrays)
 
     def _from_device(self, record: SessionRecord, first: int, last: int | None) -> _Part:
-        """On the loop's thread, at a version's border."""
+        """On the loop's thread, at a version's end."""
         with self._core.lock:
             record.check_open()
             seen, version = record.residence.seen(record.key, record.seen_cells), record.version

@@ -110,8 +110,8 @@ class JournalRecovery:
 
     Args:
         core: of the engine; its loop does not turn yet.
-        lives: likewise.
-        asker: makes tokens of entries.
+        manager: likewise.
+        encoder: makes tokens of entries.
         executor: reads pieces.
         journal: open.
     """

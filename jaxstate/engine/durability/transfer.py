@@ -67,8 +67,8 @@ class Durable:
 
     Args:
         core: of the engine; its journal writer has the journal.
-        lives: likewise.
-        asker: likewise.
+        manager: likewise.
+        encoder: likewise.
         executor: likewise.
 
     Attributes:

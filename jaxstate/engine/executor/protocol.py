@@ -1,7 +1,14 @@
-"""How many rows a step should take: compiled steps come in few sizes, and padding costs time.
+"""What the engine asks of an accelerator, and nothing else: the seam between decisions and devices.
 
-Comes in: how many rows wait, and how long they are. Goes out: how many to take now. Does not know:
-what the rows are.
+Comes in: tokens, tables and block numbers, as plain Python and numpy. Goes out: `Pending` results,
+so that a step can be launched before the last one's result is fetched. `DeviceExecutor` runs real
+steps, `jaxstate.testing.FakeExecutor` does arithmetic that can be checked by hand. Does not know:
+text, queues, versions, urgency, and which sessions there are: it has a pool of blocks, and whoever
+calls says where a session's cells lie (`Seen`).
+
+A *row* is one question under way. Its private cells lie in tail blocks that the engine hands out;
+the first of them also names the row on the device, so a block belongs to one row at a time. Rows of
+several sessions may share a step.
 """
 
 from __future__ import annotations

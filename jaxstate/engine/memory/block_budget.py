@@ -16,7 +16,7 @@ there it may be more than all, until sessions that got the blocks before make wa
 What cannot be taken from a session is *firm*: its reserve, and all that a pinned session was
 ordered to hold. A request is accepted only if what it orders fits beside what is firm of the
 others; so whoever was accepted can always be given room, by sending away sessions that are not
-firm. That is why nothing deadlocks, however the pool was filled (`swapping` says who leaves).
+firm. That is why nothing deadlocks, however the pool was filled (`swap_policy` says who leaves).
 """
 
 from __future__ import annotations

@@ -1,6 +1,19 @@
-"""What the room says: which session is to move, as of which moment.
+"""Which session leaves the device next, and which comes to it.
 
-Comes in: nothing but values. Goes out: `Move`, `Now`. Does not know: why a session moves.
+Comes in: the budget, and all sessions. Goes out: at most one `Move` at a time. Plain integers; does
+not know: devices, tokens, threads, how much there is to share out (`block_budget`).
+
+- Sessions that want room stand in a line. Only the first is given blocks, so no two of them wait
+  for what the other holds. Tenants take turns at the front, by their weights, and the sessions of
+  one tenant come in the order in which they began to want room. Who wants no more than its reserve,
+  and finds it, passes.
+- For the first in line sessions leave, rather those of the tenant that has most (by its weight):
+  idle ones, the longest unused first. Where none is idle, one leaves in the midst of its work, and
+  stands in line itself, after the first in line has waited for `room_patience` steps and it was
+  served in as many since it came; in a quarter of them, and without a wait, if its tenant has more
+  than the other will have. (Steps that only compute its cells again do not count: sessions that are
+  sent away as soon as they are back would keep the device busy and get nothing done.)
+- One session at a time is fetched from a checkpoint, and keeps nobody waiting meanwhile.
 """
 
 from __future__ import annotations
@@ -199,7 +212,7 @@ class SwapPolicy:
         residence = record.residence
         if not residence.on_device or residence.pinned:
             return False
-        # Who lacks blocks gets to no border, and may stand behind the one that waits for its own.
+        # Who lacks blocks never gets to the end of a version, and may stand behind one that waits.
         if record.border_jobs and not self._budget.lacks(record):
             return False
         return self._budget.gains_by(record)

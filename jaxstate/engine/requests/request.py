@@ -1,7 +1,7 @@
 """One question under way: what was asked, how far it is, and what comes out.
 
 Comes in: a question in tokens, and step by step what the device chose. Goes out: an `Answer` that
-names the version it saw. A run looks at a fixed number of cells from its first step to its last, so
+names the version it saw. It looks at a fixed number of cells from its first step to its last, so
 what is read meanwhile cannot reach it. Does not know: devices, queues, other questions.
 """
 

@@ -57,7 +57,7 @@ class SessionView:
         growth_tokens: how many may be read before questions under way would lose cells that they
             look at and may not lose.
         asks_served: number of the step in which one of its asks last began.
-        runs: asks that wait (the oldest, as many as a step could begin) and all questions under
+        requests: asks that wait (the oldest, as many as a step could begin) and all questions under
             way.
         flash_due: registered questions that are out of date, not under way, and may be
             computed now.

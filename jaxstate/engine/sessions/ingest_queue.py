@@ -104,12 +104,12 @@ class IngestQueue:
 
     @property
     def partly_read_tokens(self) -> int:
-        """How many tokens of the entry under way are taken; 0 at an entry's border."""
+        """How many tokens of the entry under way are taken; 0 at an entry's end."""
         return self._read_tokens
 
     @property
     def rest_tokens(self) -> int:
-        """How many tokens of the entry under way are not taken; 0 at an entry's border."""
+        """How many tokens of the entry under way are not taken; 0 at an entry's end."""
         return self._rest() if self.partly_read else 0
 
     @property

@@ -1,7 +1,7 @@
 """One session's bookkeeping, all under the engine's lock: what it read, what is asked of it.
 
-Comes in: entries, asks, registrations, commits. Goes out: the facts that the state, the room and
-the launcher look at. Does not know: other sessions, devices, threads, text.
+Comes in: entries, asks, registrations, commits. Goes out: the facts that the state, the budget and
+batching look at. Does not know: other sessions, devices, threads, text.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PendingAsk:
     """A question that somebody waits for.
 
     Attributes:
-        run: it.
+        request: it.
         future: its answer.
         min_version: it waits until its session has that version.
         as_of: the earlier version that it is about; None for the newest.
