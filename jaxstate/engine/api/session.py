@@ -330,7 +330,7 @@ def flash_hit(
         fresh = record.flash.is_current(answer) and wanted.suits(answer.version)
         if fresh and settings.would_give(registered.asked, answer, steps):
             return _given(core, answer, started_s), None
-        if fresh and (ready := registered.ready(settings)) is not None:
+        if fresh and (ready := registered.ready(settings, answer)) is not None:
             return _given(core, ready, started_s), None
     same = settings.fit(registered.asked) and settings.same_length(registered.asked)
     return None, registered.asked if same else None

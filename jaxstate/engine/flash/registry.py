@@ -97,12 +97,12 @@ class Registered:
         self.running, self.started_s = False, self._started_before_s
         self.drops += 1
 
-    def ready(self, settings: Settings) -> Answer | None:
-        """The answer among some of its choices, from their scores: exactly what scoring them anew
-        gives, since the score of a choice does not depend on the others. None where they are not
-        all among them."""
-        asked, answer = self.asked, self.answer
-        if answer is None or answer.choice_logprobs is None or settings.choices is None:
+    def ready(self, settings: Settings, answer: Answer) -> Answer | None:
+        """The answer among some of its choices, from the scores that `answer` has: exactly what
+        scoring them anew gives, since the score of a choice does not depend on the others. None
+        where they are not all among them."""
+        asked = self.asked
+        if answer.choice_logprobs is None or settings.choices is None:
             return None
         if asked.choices is None or not set(settings.choices) <= set(asked.choices):
             return None
