@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxstate.engine.api.session import Session
-from jaxstate.engine.executor.protocol import Lost
+from jaxstate.engine.executor.protocol import HostCells, Lost
 from jaxstate.engine.memory.swap_policy import Move, Now
 from jaxstate.engine.sessions.record import SessionRecord
 from jaxstate.engine.types.options import EngineConfig, Policy
@@ -406,6 +407,23 @@ def test_memory_past_its_bound_is_given_up() -> None:
     rig.engine.run()
     assert said(future) == "1 v1" and rig.cells(first) == list(b"x" * 15 + b"\n")
     assert rig.engine.metrics().counts.tokens_rebuilt == 16
+    rig.at_rest()
+
+
+def test_a_restored_session_stays_in_memory_until_it_is_placed(tmp_path: Path) -> None:
+    """However large it is; what was given up for it says so."""
+    rig = small_rig(EngineConfig(host_bytes=64))
+    first = filled(rig, 16)
+    first.suspending()
+    rig.engine.run()
+    tokens = np.arange(17, dtype=np.int32)
+    cells = HostCells(cells=17, arrays={"cells": tokens, "tokens": tokens})
+    rig.executor.save(tmp_path / "saved", cells, {"entries": 3})
+    back = rig.engine.restore(tmp_path / "saved")
+    assert residencies(first, back) == ["log", "host"]
+    rig.engine.run()
+    assert rig.cells(back) == list(range(17))
+    assert rig.engine.metrics().counts.tokens_rebuilt == 0
     rig.at_rest()
 
 

@@ -22,7 +22,7 @@ from jaxstate.engine.core.journal_writer import JournalWriter
 from jaxstate.engine.core.metrics import EngineMetrics, Gauges, MetricsRecorder
 from jaxstate.engine.core.results import Delivery, ResultProcessor
 from jaxstate.engine.core.state import EngineState
-from jaxstate.engine.executor.protocol import Executor
+from jaxstate.engine.executor.protocol import Executor, HostCells
 from jaxstate.engine.memory.cell_store import CellStore
 from jaxstate.engine.requests.futures import AskFuture, wait_for, wait_for_all
 from jaxstate.engine.requests.request import Question, Request
@@ -420,6 +420,14 @@ class EngineCore:
         residence.place, residence.fetching = self.cell_store.where(record.key), False
         if residence.place != "host":
             residence.oldest_cells = 0  # what comes back decides
+
+    def keep_cells(self, record: SessionRecord, cells: HostCells, *, wanted: bool = False) -> None:
+        """Cells of a session that is away go to the host; sessions whose cells were given up for
+        them are looked for, perhaps this one. The caller holds the lock."""
+        gone = self.cell_store.put(record.key, cells, wanted=wanted)
+        for one in (record, *(self.state.records.get(key) for key in gone)):
+            if one is not None:
+                self.look_for(one)
 
     def _gauges(self, now_s: float) -> Gauges:
         records = tuple(self.state.records.values())

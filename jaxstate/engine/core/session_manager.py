@@ -266,9 +266,8 @@ class SessionManager:
             residence = record.residence
             residence.log.append(tokens, [(version, len(tokens))])
             self._admit(record, 0, saved.cells.cells)
-            self._core.cell_store.put(record.key, saved.cells, wanted=True)
-            residence.landed_cells = saved.cells.cells
-            residence.place, residence.coming = "host", True
+            self._core.keep_cells(record, saved.cells, wanted=True)
+            residence.landed_cells, residence.coming = saved.cells.cells, True
             record.number_from(version)
             record.commit(version, saved.cells.cells, self._core.clock())
             record.opened = True

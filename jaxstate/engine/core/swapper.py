@@ -72,11 +72,10 @@ class Swapper:
                 return
             took_s = core.clock() - began_s
             core.results.send_away(record)
-            gone = [] if cells is None else core.cell_store.put(record.key, cells)
-            for one in (record.key, *gone):
-                if one in core.state.records:
-                    core.look_for(core.state.records[one])
-            if cells is not None:
+            if cells is None:
+                core.look_for(record)
+            else:
+                core.keep_cells(record, cells)
                 residence.failures = 0
                 residence.oldest_cells = core.state.oldest_copied(readable_cells)
                 core.recorder.moved(cells.bytes, took_s)
