@@ -9,7 +9,7 @@ command line.
     run.json                                               what decides its steps, written first
     checkpoints/<step>                                     Orbax: parameters and optimizer, float32
     log.jsonl                                              what each step and evaluation measured
-    model.safetensors                                      the parameters, when the run ends
+    model.safetensors                                      the parameters of the last checkpoint
 """
 
 from __future__ import annotations
@@ -183,12 +183,13 @@ class Run:
                     late = until_s is not None and time.monotonic() - started_s > until_s
                     if late or done == self.config.steps or not done % self.config.save_steps:
                         manager.save(done, args=ocp.args.StandardSave(learner))
+                        self._write(learner.params)
                     if done == self.config.steps or not done % self.config.evaluate_steps:
                         self._evaluate(learner.params, done)
                     if late:
                         break
             manager.wait_until_finished()
-        save_weights(self.directory / "model.safetensors", self.model, learner.params)
+        self._write(learner.params)
         return done == self.config.steps
 
     def measure(self, repeats: int = 10) -> list[float]:
@@ -313,6 +314,10 @@ class Run:
         self._log(
             {"step": step, "held_out": by_family(np.concatenate(right), np.concatenate(families))}
         )
+
+    def _write(self, params: Params) -> None:
+        """The model as `load` reads it, also of a run that is killed later."""
+        save_weights(self.directory / "model.safetensors", self.model, params)
 
     def _log(self, report: Report) -> None:
         with (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:

@@ -64,6 +64,30 @@ def test_a_run_that_is_stopped_takes_the_same_steps(
     assert jaxstate.query(one, state, [5, 6], max_tokens=3).logits.shape == (640,)
 
 
+def test_a_run_that_is_killed_leaves_the_model_of_its_last_checkpoint(
+    directory: Path, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(directory, other)
+    often = dataclasses.replace(config, save_steps=2, evaluate_steps=100)
+    steps = iter(range(3))
+    take = Run._step
+
+    def killed(self: Run, *given: object) -> object:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return take(self, *given)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(Run, "_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_in(directory, often, []).go(workers=1)
+    monkeypatch.setattr(Run, "_step", take)
+    for _ in range(2):
+        run_in(other, often, []).go(until_s=0, workers=1)
+    one, same = (jaxstate.load(path, dtype="float32") for path in (directory, other))
+    assert one.fingerprint == same.fingerprint
+
+
 def test_learning(directory: Path, config: TrainConfig) -> None:
     longer = dataclasses.replace(
         config, stages=(dataclasses.replace(config.stages[0], steps=30),), evaluate_steps=100
