@@ -16,7 +16,7 @@ from jaxstate.engine.api.session import Session
 from jaxstate.engine.core.engine_core import EngineCore
 from jaxstate.engine.core.loop import EngineLoop
 from jaxstate.engine.core.session_manager import SessionManager
-from jaxstate.engine.durability.transfer import Durable, opened_keeper
+from jaxstate.engine.durability.transfer import Durable, opened_journal
 from jaxstate.engine.executor.protocol import Executor
 from jaxstate.engine.requests.encoding import PromptEncoder
 from jaxstate.engine.types.options import EngineConfig
@@ -53,7 +53,7 @@ class SteppedEngine(SessionHost):
     ) -> None:
         tokenizer = ByteTokenizer()
         shape = plain_template(tokenizer.bos) if template is None else template
-        with opened_keeper(journal, durability, tokenizer, shape) as journal_writer:
+        with opened_journal(journal, durability, tokenizer, shape) as journal_writer:
             core = EngineCore(
                 executor, config or EngineConfig(), clock, lambda call: call(), journal_writer
             )

@@ -75,7 +75,7 @@ def test_what_else_waits_gives_back_what_it_held(
     deadline = time.monotonic() + 20
     while engine._core.jobs and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not engine._core.jobs and session.record.border_jobs == 0
+    assert not engine._core.jobs and session.record.tasks_waiting == 0
     assert [one.id for one in engine.sessions()] == [session.id]
     session.fork("twin")  # its name is free again
 

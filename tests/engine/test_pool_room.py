@@ -162,7 +162,7 @@ class Pool:
     ) -> None:
         """As `SessionManager` has forks and saves wait for the end of an entry."""
         self.jobs.append((record, act))
-        record.border_jobs += 1
+        record.tasks_waiting += 1
         record.residence.coming = not record.residence.on_device
         self.room.update(record)
         self.check()
@@ -239,7 +239,7 @@ class Pool:
             there = residence.on_device and not residence.missing and record.version >= 0
             if record.closed or (there and not record.queue.partly_read):
                 self.jobs.remove((record, act))
-                record.border_jobs -= 1
+                record.tasks_waiting -= 1
                 if not record.closed:
                     with contextlib.suppress(BudgetExceeded):
                         act(record)
@@ -305,7 +305,7 @@ class Pool:
         if residence.missing:
             count = min(tokens, residence.missing)
         else:
-            rest = record.queue.rest_tokens if record.border_jobs else 0
+            rest = record.queue.rest_tokens if record.tasks_waiting else 0
             taken = record.queue.take(min(tokens, rest or tokens))
             assert taken is not None
             count = len(taken.tokens)
@@ -369,7 +369,7 @@ class Pool:
     def check_done(self) -> None:
         for record in self.records.values():
             assert not record.has_work(self.time_s), f"{record.id} was never served"
-            assert not record.border_jobs, f"{record.id} never came to a border"
+            assert not record.tasks_waiting, f"{record.id} never came to a border"
             assert record.queue.empty and not record.residence.missing
 
 
@@ -865,7 +865,7 @@ def test_for_a_place_those_within_their_reserve_leave_too() -> None:
 def test_a_fork_or_save_to_come_keeps_a_session_that_can_get_to_it() -> None:
     pool = Pool()
     first, second = used(pool, 12, 12)
-    first.border_jobs = 1
+    first.tasks_waiting = 1
     pool.open(cells=20)
     assert pool.settle() == (second.id, "away")
 

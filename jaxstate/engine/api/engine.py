@@ -22,7 +22,7 @@ from jaxstate.engine.core.metrics import EngineMetrics
 from jaxstate.engine.core.results import Delivery
 from jaxstate.engine.core.session_manager import SessionManager
 from jaxstate.engine.durability.recovery import Recovery
-from jaxstate.engine.durability.transfer import Durable, opened_keeper
+from jaxstate.engine.durability.transfer import Durable, opened_journal
 from jaxstate.engine.executor.device import DeviceExecutor
 from jaxstate.engine.executor.pool_size import pool_size
 from jaxstate.engine.executor.protocol import Executor
@@ -459,7 +459,7 @@ class Engine(SessionHost):
         place = None if journal is None else checked_path("journal", journal)
         tokenizer, template = model.text, model.template
         self._name = model.source
-        with opened_keeper(place, durability, tokenizer, template, model.source) as journal_writer:
+        with opened_journal(place, durability, tokenizer, template, model.source) as journal_writer:
             if executor is None:
                 size = pool_size(model, cells, memory, session_cells, sessions)
                 executor = DeviceExecutor(

@@ -388,13 +388,13 @@ class Reader:
 
     def _taken(self, record: SessionRecord, tokens: int) -> Tokens:
         """From the queue; what it completes lands when its cells are there."""
-        rest_tokens = record.queue.rest_tokens if record.border_jobs else 0
+        rest_tokens = record.queue.rest_tokens if record.tasks_waiting else 0
         taken = record.queue.take(min(tokens, rest_tokens or tokens))
         assert taken is not None, "the scheduler saw something to read"
         record.residence.log.append(taken.tokens, taken.ends)
         if taken.completes is not None:
-            border_cells = len(record.residence.log) - record.queue.partly_read_tokens
-            record.landing.append((border_cells, taken))
+            end_cells = len(record.residence.log) - record.queue.partly_read_tokens
+            record.landing.append((end_cells, taken))
         return taken.tokens
 
     def _launch(self, batch: _Batch, work: Work) -> Launch | None:
@@ -465,8 +465,8 @@ class Reader:
         self._results.room_made(record)
         residence.failures, residence.careful, record.stranded = 0, False, False
         while record.landing and record.landing[0][0] <= read.end:
-            border_cells, taken = record.landing.popleft()
-            self._results.landed(record, taken, border_cells, now_s)
+            end_cells, taken = record.landing.popleft()
+            self._results.landed(record, taken, end_cells, now_s)
         self._land_part(record, read.end, now_s)
         self._results.moved(record)
 
@@ -474,11 +474,11 @@ class Reader:
         """What was taken in one chunk may come in several, when it is read again."""
         if not record.landing or not record.landing[0][1].ends:
             return
-        border_cells, taken = record.landing[0]
-        first = border_cells - taken.ends[-1][1]
+        end_cells, taken = record.landing[0]
+        first = end_cells - taken.ends[-1][1]
         if (parts := split(taken, cells - first)) is not None:
             done, rest = parts
-            record.landing[0] = border_cells, rest
+            record.landing[0] = end_cells, rest
             self._results.landed(record, done, first + done.ends[-1][1], now_s)
 
 

@@ -210,7 +210,7 @@ class EngineLoop:
                 return False
             core.jobs.remove(job)
             if job.version_end is not None:
-                job.version_end.border_jobs -= 1
+                job.version_end.tasks_waiting -= 1
             if job.unwanted:
                 if job.creates:
                     core.unwanted(job.session)
@@ -235,7 +235,7 @@ class EngineLoop:
         with self._core.lock:
             if job.version_end is None or job.may_run or job.ended:
                 return False
-            job.version_end.border_jobs += 1
+            job.version_end.tasks_waiting += 1
             self._core.jobs.appendleft(job)
             return True
 
@@ -284,7 +284,7 @@ class EngineLoop:
         for record in self._core.state.records.values():
             residence = record.residence
             could = residence.on_device and not residence.pinned and residence.table.cells > 0
-            if could and not record.border_jobs and not record.has_work(now_s):
+            if could and not record.tasks_waiting and not record.has_work(now_s):
                 yield record
 
     def _next_idle_s(self) -> float | None:

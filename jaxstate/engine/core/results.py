@@ -153,12 +153,12 @@ class ResultProcessor:
             self.fail_runs(record, [ask.request for ask in record.asks_begun.values()], cause)
             self._drop_all_flash(record)
 
-    def landed(self, record: SessionRecord, taken: Taken, border_cells: int, now_s: float) -> None:
+    def landed(self, record: SessionRecord, taken: Taken, end_cells: int, now_s: float) -> None:
         """Entries are in a session's cells, which end there with the last of them."""
         if taken.completes is None or record.closed:
             return
         self.recorder.entries_committed(taken.pushed_s, now_s)
-        record.commit(taken.completes, border_cells, now_s)
+        record.commit(taken.completes, end_cells, now_s)
         self.reached(record)
         self.tell(record, DataUpdated(version=record.version, pending=record.pending))
 

@@ -339,7 +339,7 @@ class SessionManager:
         with self._core.changing():
             record.check_open()
             future: Future[Callable[[str | os.PathLike[str]], None]] = Future()
-            self.at_border(
+            self.run_at_version_end(
                 ControlTask(
                     act=lambda: self._captured(record, {**notes, "entries": record.version}),
                     booked=lambda _: None,
@@ -412,7 +412,7 @@ class SessionManager:
                 raise unavailable(state, parent, version_end, forks=True)
             tenant = parent.residence.tenant
             record = self._new_record(session_id, parent.queue.policy, tenant, pinned=False)
-            self.at_border(
+            self.run_at_version_end(
                 ControlTask(
                     act=lambda: self._fork_now(parent, record, version_end),
                     booked=lambda _: None,
@@ -539,12 +539,12 @@ class SessionManager:
         taken = {*self._core.state.by_id, *self._core.state.lost}
         return next(name for n in itertools.count(1) if (name := f"s{n}") not in taken)
 
-    def at_border(self, job: ControlTask[T]) -> None:
+    def run_at_version_end(self, job: ControlTask[T]) -> None:
         """A job that needs a session on the device, at the end of an entry; the caller holds the
         lock."""
         self._core.jobs.append(cast("ControlTask[object]", job))
         assert job.version_end is not None
-        job.version_end.border_jobs += 1
+        job.version_end.tasks_waiting += 1
         job.version_end.residence.used_s = self._core.clock()
         job.version_end.residence.coming = not job.version_end.residence.on_device
         self._core.state.budget.update(job.version_end)

@@ -115,7 +115,7 @@ class Swapper:
 
     def _is_wanted(self, record: SessionRecord) -> bool:
         """Whether it is still to come: it may have been suspended, or closed, meanwhile."""
-        wants = record.residence.coming or record.border_jobs > 0
+        wants = record.residence.coming or record.tasks_waiting > 0
         return not record.closed and (wants or record.has_work(self._core.clock()))
 
     def _kept(self, record: SessionRecord) -> HostCells | None:

@@ -169,7 +169,7 @@ class Checkpointer:
         )
         with self._core.changing():
             record.check_open()
-            self._manager.at_border(job)
+            self._manager.run_at_version_end(job)
         return future.result()
 
     def _sliced(self, there: HostCells, first: int, last: int | None, version: int) -> _Part:

@@ -34,7 +34,7 @@ from jaxstate.text import Template, Tokenizer
 
 
 @contextmanager
-def opened_keeper(
+def opened_journal(
     path: str | os.PathLike[str] | None,
     durability: Durability,
     tokenizer: Tokenizer,

@@ -134,7 +134,7 @@ class SwapPolicy:
     def _stands_in_line(self, record: SessionRecord, now: Now) -> bool:
         residence = record.residence
         wants = (
-            (residence.coming or record.border_jobs > 0 or record.has_work(now.time_s))
+            (residence.coming or record.tasks_waiting > 0 or record.has_work(now.time_s))
             and not residence.leaving
             and (not residence.on_device or self._budget.lacks(record))
         )
@@ -213,7 +213,7 @@ class SwapPolicy:
         if not residence.on_device or residence.pinned:
             return False
         # Who lacks blocks never gets to the end of a version, and may stand behind one that waits.
-        if record.border_jobs and not self._budget.lacks(record):
+        if record.tasks_waiting and not self._budget.lacks(record):
             return False
         return self._budget.gains_by(record)
 

@@ -108,7 +108,7 @@ class SessionRecord:
             the one who has been told, and has not come yet.
         leave_waiters, come_waiters: those who wait for it to leave the device, or for all its cells
             to be there.
-        border_jobs: forks and saves that wait for the end of the entry that is half read.
+        tasks_waiting: forks and saves that wait for the end of the entry that is half read.
         first_place: what its first entry follows; all others follow text.
         opens: whether it begins with an opening, and is not made from another or a saved one.
         ending: its end is on the way to the journal, and it is open until it is there; what came
@@ -141,7 +141,7 @@ class SessionRecord:
         self.opened = False
         self.opens = False
         self.first_place: Place = "text"
-        self.border_jobs = 0
+        self.tasks_waiting = 0
         self.closed_because: str | None = None
         self.ending = self.has_ended = False
         self.landing: deque[tuple[int, Taken]] = deque()
