@@ -58,9 +58,15 @@ class Packed:
     first `session_rows` are a session, one after the other, and the others look at it.
 
     Every row sees the session's cells before its own first position, and its own tokens up to each.
+
+    Attributes:
+        session_rows: so many.
+        seen_rows: the other rows come in as many equal runs; for each run, of how many of the
+            session's first rows its own may see something: the rest is not looked at.
     """
 
     session_rows: int = struct.field(pytree_node=False)
+    seen_rows: tuple[int, ...] = struct.field(pytree_node=False)
 
 
 @struct.dataclass

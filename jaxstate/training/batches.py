@@ -58,6 +58,9 @@ class _Asked:
     family: int
 
 
+_NOBODY = _Asked(0, [0], [], NOTHING)  # a row that nothing is learnt from
+
+
 def make_batch(
     tokenizer: Tokenizer, template: Template, stage: Stage, row_tokens: int, seed: str
 ) -> Batch:
@@ -123,15 +126,17 @@ class _Writer:
         """A session up to its capacity, and questions at random places."""
         stage, stream = self._stage, Stream(rng)
         size = stage.session_tokens
-        places = sorted(round(size * rng.uniform(_EARLIEST, 1)) for _ in range(stage.questions))
+        places = _places(stage, rng)
         session = self._template.open_tokens(self._tokenizer, "")
         asked: list[_Asked] = []
+        seen_tokens = [rows * self._row_tokens for rows in stage.seen_rows(self._row_tokens)]
         longest = 0
         while True:
             # Before the next entry is made: a stream answers from all that it has said.
             last = len(session) + longest > size
             while len(asked) < len(places) and (last or places[len(asked)] <= len(session)):
-                asked.append(self._ask(stream, len(session)))
+                most = seen_tokens[len(asked) * stage.runs // stage.questions]
+                asked.append(self._ask(stream, len(session)) if len(session) <= most else _NOBODY)
             entry = self._template.entry_tokens(self._tokenizer, stream.entry())
             if len(session) + len(entry) > size:
                 return session, asked
@@ -146,7 +151,7 @@ class _Writer:
                 one = self._in_tokens(question, at)
                 if len(one.question) + len(one.answer) <= self._row_tokens:
                     return one
-        return _Asked(at, [0], [], NOTHING)  # a row that nothing is learnt from
+        return _NOBODY
 
     def _in_tokens(self, question: Question, at: int) -> _Asked:
         end = self._template.stops(self._tokenizer)[0]
@@ -158,3 +163,14 @@ class _Writer:
             ),
             family=FAMILIES.index(question.family),
         )
+
+
+def _places(stage: Stage, rng: random.Random) -> list[int]:
+    """Where in a session questions are asked, in tokens: as many in each run's part of it."""
+    share, each = 1 / stage.runs, stage.questions // stage.runs
+    found = [
+        round(stage.session_tokens * rng.uniform(max(run * share, _EARLIEST), (run + 1) * share))
+        for run in range(stage.runs)
+        for _ in range(each)
+    ]
+    return sorted(found)

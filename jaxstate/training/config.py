@@ -18,6 +18,7 @@ Does not know: devices, data.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -26,6 +27,8 @@ from typing import Any, Literal, TypeVar, get_args
 from jaxstate.errors import InvalidInput
 
 OptimizerKind = Literal["adamw", "muon"]
+_RUNS = 4
+_LATE_TOKENS = 128  # a question may be asked so long after its run's part of a session
 Plain = TypeVar("Plain", "Optimizer", "Stage")
 
 
@@ -72,6 +75,20 @@ class Stage:
     session_tokens: int
     questions: int
     accumulate: int = 1
+
+    @property
+    def runs(self) -> int:
+        """Equal runs of questions, each asked in its own part of a session."""
+        return math.gcd(self.questions, _RUNS)
+
+    def seen_rows(self, row_tokens: int) -> tuple[int, ...]:
+        """For each run, the rows of a session that its questions may see: those up to the end of
+        its part, and what the entry may take that is being read there."""
+        rows = self.session_tokens // row_tokens
+        late = -(-_LATE_TOKENS // row_tokens)
+        return tuple(
+            min(rows, -(-rows * (run + 1) // self.runs) + late) for run in range(self.runs)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

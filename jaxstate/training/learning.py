@@ -22,7 +22,7 @@ from jaxstate.config import ModelConfig
 from jaxstate.model.context import Packed
 from jaxstate.model.decoder import Decoder, forward, logits_of
 from jaxstate.model.params import abstract_params, init_params
-from jaxstate.training.config import Optimizer, TrainConfig
+from jaxstate.training.config import Optimizer, Stage, TrainConfig
 from jaxstate.weights import Params
 
 _ADAMW_UPDATE_RMS = 0.2
@@ -145,7 +145,7 @@ def new_learner(model: ModelConfig, config: TrainConfig) -> Learner:
 def measure(
     model: ModelConfig,
     dtype: jnp.dtype,
-    session_rows: int,
+    packed: Packed,
     session_weight: float,
     params: Params,
     examples: Examples,
@@ -153,20 +153,27 @@ def measure(
     """A batch's losses and right answers."""
     decoder = Decoder(config=model, dtype=dtype)
     params = _cast(model, dtype, params)
-    packed = Packed(session_rows=session_rows)
     hidden, _ = forward(decoder, params, examples.tokens, examples.positions, packed)
     logits = logits_of(decoder, params, hidden)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, examples.targets)
     answer_loss = _mean(nats, examples.in_answer)
     session_loss = _mean(nats, examples.in_session)
-    asked = examples.in_answer[:, session_rows:]
-    hit = jnp.argmax(logits[:, session_rows:], axis=-1) == examples.targets[:, session_rows:]
+    rows = packed.session_rows
+    asked = examples.in_answer[:, rows:]
+    hit = jnp.argmax(logits[:, rows:], axis=-1) == examples.targets[:, rows:]
     return Measured(
         loss=answer_loss + jnp.float32(session_weight) * session_loss,
         answer_loss=answer_loss,
         session_loss=session_loss,
         asked=jnp.any(asked, axis=-1),
         right=jnp.all(hit | ~asked, axis=-1),
+    )
+
+
+def packed_of(stage: Stage, row_tokens: int) -> Packed:
+    """How the rows of that stage's batches lie."""
+    return Packed(
+        session_rows=stage.session_tokens // row_tokens, seen_rows=stage.seen_rows(row_tokens)
     )
 
 
@@ -191,16 +198,14 @@ def _mean(values: Array, chosen: Array) -> Float[Array, ""]:
 
 
 def make_step(
-    model: ModelConfig, config: TrainConfig, dtype: jnp.dtype, session_rows: int
+    model: ModelConfig, config: TrainConfig, dtype: jnp.dtype, packed: Packed
 ) -> Callable[[Learner, tuple[Examples, ...]], tuple[Learner, Measured]]:
     """One step of the optimizer, jitted: over one batch or, with their gradients averaged, several.
 
     The learner that is passed in is taken over.
     """
     optimizer = make_optimizer(config.optimizer, config.steps)
-    measured = functools.partial(
-        measure, model, dtype, session_rows, config.optimizer.session_weight
-    )
+    measured = functools.partial(measure, model, dtype, packed, config.optimizer.session_weight)
 
     def loss(params: Params, examples: Examples) -> tuple[Array, Measured]:
         found = measured(params, examples)

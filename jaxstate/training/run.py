@@ -45,6 +45,7 @@ from jaxstate.training.learning import (
     make_step,
     measure,
     new_learner,
+    packed_of,
 )
 from jaxstate.training.vocabulary import train_vocabulary
 from jaxstate.weights import Params, config_from_hf, save_weights
@@ -207,7 +208,7 @@ class Run:
         text = text_of(self.directory)
         taken_s: list[float] = []
         for number, stage in enumerate(self.config.stages):
-            step = self._steps[stage.session_tokens // self.config.row_tokens]
+            step = self._steps[stage]
             made = tuple(
                 make_batch(*text, stage, self.config.row_tokens, f"measured/{number}/{part}")
                 for part in range(stage.accumulate)
@@ -285,13 +286,17 @@ class Run:
         return Examples(*(jax.device_put(array, split) for array in arrays))
 
     @cached_property
-    def _steps(self) -> dict[int, Callable[..., tuple[Learner, Measured]]]:
-        rows = {stage.session_tokens // self.config.row_tokens for stage in self.config.stages}
-        return {one: make_step(self.model, self.config, self.dtype, one) for one in rows}
+    def _steps(self) -> dict[Stage, Callable[..., tuple[Learner, Measured]]]:
+        return {
+            stage: make_step(
+                self.model, self.config, self.dtype, packed_of(stage, self.config.row_tokens)
+            )
+            for stage in self.config.stages
+        }
 
     def _step(self, learner: Learner, number: int, made: tuple[Batch, ...]) -> Learner:
         stage = self.config.stage_at(number)
-        step = self._steps[stage.session_tokens // self.config.row_tokens]
+        step = self._steps[stage]
         learner, found = step(learner, tuple(self._examples(batch) for batch in made))
         if not (number + 1) % _LOG_STEPS:
             self._log(_report(number + 1, found, stage))
@@ -300,9 +305,9 @@ class Run:
     def _evaluate(self, params: Params, step: int) -> None:
         """On held-out streams of the last stage's shape: right answers by family."""
         stage = self.config.stages[-1]
-        rows = stage.session_tokens // self.config.row_tokens
+        packed = packed_of(stage, self.config.row_tokens)
         weight = self.config.optimizer.session_weight
-        measured = jax.jit(functools.partial(measure, self.model, self.dtype, rows, weight))
+        measured = jax.jit(functools.partial(measure, self.model, self.dtype, packed, weight))
         text = text_of(self.directory)
         right: list[NDArray[np.bool_]] = []
         families: list[NDArray[np.int32]] = []

@@ -73,3 +73,14 @@ def test_a_batch_depends_on_its_seed_alone(text: tuple[Tokenizer, Template], bat
     again, other = make_batch(*text, STAGE, 48, "seed"), make_batch(*text, STAGE, 48, "other")
     np.testing.assert_array_equal(batch.tokens, again.tokens)
     assert (batch.tokens != other.tokens).any()
+
+
+def test_each_run_of_questions_sees_all_that_was_read(text: tuple[Tokenizer, Template]) -> None:
+    stage = Stage(steps=1, sequences=4, session_tokens=1200, questions=12)
+    batch = make_batch(*text, stage, 48, "runs")
+    seen_tokens = np.repeat(np.array(stage.seen_rows(48)) * 48, stage.questions // stage.runs)
+    asked = batch.families >= 0
+    places = batch.positions[:, 1200 // 48 :, 0]
+    assert asked.mean() > 0.9
+    assert (places <= seen_tokens)[asked].all()
+    assert (places[:, -1] > 900).all(), "the last run is asked in the last part"

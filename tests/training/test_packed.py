@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 import jaxstate
-from jaxstate.model.context import Packed
 from jaxstate.model.decoder import Decoder, forward, logits_of
 from jaxstate.testing.tiny import tiny_config, tiny_model
 from jaxstate.text import find_tokenizer, plain_template
 from jaxstate.training.batches import make_batch
 from jaxstate.training.config import Stage
+from jaxstate.training.learning import packed_of
 
-STAGE = Stage(steps=1, sequences=2, session_tokens=192, questions=4)
+STAGE = Stage(steps=1, sequences=2, session_tokens=480, questions=8)
 
 
 @pytest.mark.parametrize("cap", [None, 5.0])
@@ -34,13 +34,14 @@ def test_packed_is_extend_and_query(vocabulary: Path, cap: float | None) -> None
     params = model.params
     batch = make_batch(tokenizer, template, STAGE, 48, "packed")
     rows = STAGE.session_tokens // 48
+    assert packed_of(STAGE, 48).seen_rows == (6, 8, 10, 10)
     decoder = Decoder(config=config, dtype=jnp.dtype(jnp.float32))
     hidden, _ = forward(
         decoder,
         params,
         jnp.asarray(batch.tokens),
         jnp.asarray(batch.positions),
-        Packed(session_rows=rows),
+        packed_of(STAGE, 48),
     )
     logits = np.asarray(logits_of(decoder, params, hidden))
     assert logits.std() > 0.1
@@ -49,7 +50,7 @@ def test_packed_is_extend_and_query(vocabulary: Path, cap: float | None) -> None
         for row in range(rows, rows + STAGE.questions):
             at = int(batch.positions[sequence, row, 0])
             first = int(np.argmax(batch.in_answer[sequence, row]))
-            state = jaxstate.extend(model, jaxstate.init_state(model, 256), session[:at])
+            state = jaxstate.extend(model, jaxstate.init_state(model, 512), session[:at])
             question = batch.tokens[sequence, row, : first + 1]
             found = jaxstate.query(model, state, question, max_tokens=1).logits
             np.testing.assert_allclose(logits[sequence, row, first], found, atol=2e-5)

@@ -41,36 +41,46 @@ def attend(
     """
     batch, rows, tokens = positions.shape
     q, k, v = (x.reshape(batch, rows * tokens, *x.shape[3:]) for x in split_heads(qkv, heads.keys))
-    length = packed.session_rows * tokens
     fused = cap is None and qkv.dtype != jnp.float32 and current_device().platform == "gpu"
     run = _fused if fused else _plain
 
-    def part(begin: int, end: int) -> Array:
-        """Queries begin .. end - 1 over keys 0 .. end - 1."""
-        visible = _visible(positions, packed, begin // tokens, end // tokens, window)
-        causal = begin == 0 and window is None
-        return run(q[:, begin:end], k[:, :end], v[:, :end], visible, causal, scale, cap)
+    def part(first: int, end: int, seen: int) -> Array:
+        """Rows first .. end - 1 over rows 0 .. seen - 1 and themselves."""
+        mine = slice(first * tokens, end * tokens)
+        keys, values = (jnp.concatenate([x[:, : seen * tokens], x[:, mine]], 1) for x in (k, v))
+        visible = _visible(positions, packed, first, end, seen, window)
+        causal = first == 0 and window is None
+        return run(q[:, mine], keys, values, visible, causal, scale, cap)
 
-    parts = [part(0, length)]
-    if rows > packed.session_rows:
-        parts.append(part(length, rows * tokens))
+    parts = [part(0, packed.session_rows, 0)]
+    each = (rows - packed.session_rows) // len(packed.seen_rows)
+    for number, seen in enumerate(packed.seen_rows):
+        first = packed.session_rows + number * each
+        parts.append(part(first, first + each, seen))
     return jnp.concatenate(parts, axis=1).reshape(batch, rows, tokens, heads.queries, -1)
 
 
 def _visible(
-    positions: Int[Array, "B R T"], packed: Packed, first: int, end: int, window: int | None
+    positions: Int[Array, "B R T"],
+    packed: Packed,
+    first: int,
+    end: int,
+    seen: int,
+    window: int | None,
 ) -> Bool[Array, "B rows keys"]:
-    """Which of the keys of rows 0 .. end - 1 the tokens of rows first .. end - 1 see."""
+    """What the tokens of rows first .. end - 1 see of rows 0 .. seen - 1 and of themselves."""
     batch, _, tokens = positions.shape
-    row = jnp.arange(end, dtype=jnp.int32)
-    at, mine = positions[:, :end], positions[:, first:end]
-    in_session = (row < packed.session_rows)[None, None, None, :, None]
-    before = at[:, None, None] < mine[:, :, :1, None, None]
-    own = (row[first:, None] == row[None])[None, :, None, :, None]
-    seen = (in_session & before) | (own & (at[:, None, None] <= mine[..., None, None]))
+    mine = positions[:, first:end]
+    at = jnp.concatenate([positions[:, :seen], mine], 1)[:, None, None]  # [B, 1, 1, rows, T]
+    rows = jnp.arange(first, end, dtype=jnp.int32)
+    of = jnp.concatenate([jnp.arange(seen, dtype=jnp.int32), rows])
+    in_session = (of < packed.session_rows)[None, None, None, :, None]
+    before = at < mine[:, :, :1, None, None]
+    own = (rows[:, None] == of[None])[None, :, None, :, None]
+    visible = (in_session & before) | (own & (at <= mine[..., None, None]))
     if window is not None:
-        seen = seen & (at[:, None, None] > mine[..., None, None] - window)
-    return seen.reshape(batch, -1, end * tokens)
+        visible = visible & (at > mine[..., None, None] - window)
+    return visible.reshape(batch, (end - first) * tokens, -1)
 
 
 def _plain(
