@@ -24,7 +24,7 @@ from jaxstate.config import ModelConfig, StepConfig
 from jaxstate.model.backends import reads_whole_tails
 from jaxstate.steps.buckets import question_sizes, smallest_fitting
 from jaxstate.steps.compiled import SessionSteps, compiled, plan_steps
-from jaxstate.steps.packing import RowInput, distinct, pack_contexts, pack_rows
+from jaxstate.steps.packing import Row, distinct, pack_contexts, pack_rows
 from jaxstate.steps.row_programs import row_shape
 from jaxstate.steps.rows import RowPool
 from jaxstate.steps.spec import COPY_BLOCKS, EngineKind, StepSpec
@@ -186,7 +186,7 @@ class EngineSteps:
         return SharedPool(cells=state.pool, ready=ready)
 
     def commit(
-        self, params: Params, pool: SharedPool, chunks: Sequence[RowInput]
+        self, params: Params, pool: SharedPool, chunks: Sequence[Row]
     ) -> tuple[SharedPool, Bool[Array, " B"]]:
         """Commits one chunk of each of several sessions; takes `pool` over.
 
@@ -208,7 +208,7 @@ class EngineSteps:
         params: Params,
         pool: SharedPool,
         row_pool: RowPool,
-        rows: Sequence[RowInput],
+        rows: Sequence[Row],
         stop_ids: Int[Array, " n"],
     ) -> tuple[SharedPool, RowPool, Int[Array, "5 R"]]:
         """Begins questions, and commits the chunks among the rows; takes both pools over.
@@ -230,7 +230,7 @@ class EngineSteps:
         params: Params,
         pool: SharedPool,
         row_pool: RowPool,
-        row: RowInput,
+        row: Row,
         stop_ids: Int[Array, " n"],
     ) -> tuple[RowPool, Int[Array, "5 1"]]:
         """`more_step` of one row; takes `row_pool` over."""
@@ -249,7 +249,7 @@ class EngineSteps:
         params: Params,
         pool: SharedPool,
         row_pool: RowPool,
-        rows: Sequence[RowInput],
+        rows: Sequence[Row],
         stop_ids: Int[Array, " n"],
     ) -> tuple[RowPool, Int[Array, "5 R"]]:
         """`decode_step`; takes `row_pool` over. Rows bring no tokens."""
@@ -264,7 +264,7 @@ class EngineSteps:
     def _drawn(
         self,
         row_pool: RowPool,
-        rows: Sequence[RowInput],
+        rows: Sequence[Row],
         chosen: Int[Array, "5 R"],
         logits: Float[Array, "R V"],
         stop_ids: Int[Array, " n"],
@@ -281,7 +281,7 @@ class EngineSteps:
         return dataclasses.replace(row_pool, last=last, done=done), chosen
 
     def score(
-        self, params: Params, pool: SharedPool, row_pool: RowPool, rows: Sequence[RowInput]
+        self, params: Params, pool: SharedPool, row_pool: RowPool, rows: Sequence[Row]
     ) -> Float[Array, " R"]:
         """`score_step`; a row's tokens are the question's last one and then the given answer."""
         tokens = _fitting(
@@ -325,7 +325,7 @@ class EngineSteps:
     def _for_rows(
         self,
         kind: EngineKind,
-        rows: Sequence[RowInput],
+        rows: Sequence[Row],
         sizes: tuple[int, ...],
         *,
         tokens: int = 0,
@@ -353,7 +353,7 @@ class EngineSteps:
         fits = most > 1 and most <= each and len(groups) <= sessions
         return (sessions, each) if fits else (rows, 0)
 
-    def _tail_size(self, rows: Sequence[RowInput], new_cells: int = 0) -> int:
+    def _tail_size(self, rows: Sequence[Row], new_cells: int = 0) -> int:
         """M for the longest tail among the rows, with the cells that are new now."""
         needed = (row.used_cells + max(len(row.tokens), new_cells) for row in rows)
         return _fitting("tail cells", max(needed), self.tail_cells)
@@ -423,9 +423,7 @@ def _fitting(what: str, count: int, sizes: tuple[int, ...]) -> int:
     return size
 
 
-def _packed(
-    spec: StepSpec, rows: Sequence[RowInput]
-) -> tuple[Int[Array, "S X"], Int[Array, "R X"]]:
+def _packed(spec: StepSpec, rows: Sequence[Row]) -> tuple[Int[Array, "S X"], Int[Array, "R X"]]:
     """The sessions that rows look at, and the rows."""
     shape, groups = row_shape(spec), distinct(rows)
     # A session for each row, or one for each group of rows that look at the same.

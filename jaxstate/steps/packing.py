@@ -29,21 +29,23 @@ _HEADER = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RowInput:
-    """One row of a step.
+class Row:
+    """One row of a step: of a question, or a chunk that becomes cells of a session.
 
     Attributes:
-        seen: what it looks at.
-        blocks: its tail blocks; none for a chunk.
-        tokens: int32 [n] to read; none where the device knows the token.
-        used_cells: of its tail.
-        sampling: how it chooses.
-        commits: whether the tokens become the session's: it is a chunk.
+        seen: the cells that it looks at; of a chunk, what its session has (its table has blocks for
+            the new cells as well).
+        tokens: int32 [n] to read; none where the device knows the token, which it chose last; to
+            score a given answer, the question's last token and the answer.
+        blocks: a question's tail blocks, enough for the cells in use and these tokens.
+        used_cells: of its tail so far.
+        sampling: how the token after these is chosen.
+        commits: whether it is a chunk.
     """
 
     seen: Seen
-    blocks: tuple[int, ...]
     tokens: NDArray[np.int32]
+    blocks: tuple[int, ...] = ()
     used_cells: int = 0
     sampling: Sampling = _GREEDY
     commits: bool = False
@@ -122,7 +124,7 @@ def unpack_contexts(
     )
 
 
-def distinct(rows: Sequence[RowInput]) -> list[list[int]]:
+def distinct(rows: Sequence[Row]) -> list[list[int]]:
     """Numbers of the rows that look at the same, for each such look, in the order of the rows."""
     members: dict[tuple[int, int], list[int]] = {}
     for number, row in enumerate(rows):
@@ -131,7 +133,7 @@ def distinct(rows: Sequence[RowInput]) -> list[list[int]]:
 
 
 def pack_rows(
-    rows: Sequence[RowInput], shape: RowShape, groups: Sequence[Sequence[int]] = ()
+    rows: Sequence[Row], shape: RowShape, groups: Sequence[Sequence[int]] = ()
 ) -> NDArray[np.int32]:
     """Rows as int32 [R, 7 + W + T], padded; `groups` as `distinct` gives them, where rows mix."""
     packed = np.zeros(shape.packed, np.int32)
@@ -148,7 +150,7 @@ def pack_rows(
     return packed
 
 
-def _header(row: RowInput) -> list[int]:
+def _header(row: Row) -> list[int]:
     count = len(row.tokens)
     commits = count if row.commits else 0
     if row.sampling is _GREEDY:

@@ -22,29 +22,26 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxstate.cells.tables import BlockCopy, GroupBlock, Seen
 from jaxstate.engine.executor.protocol import (
-    Candidate,
-    Choices,
-    Chunk,
     HostCells,
     Limits,
     Lost,
-    RowStep,
-    RowTokens,
     Saved,
+    StepKind,
+    StepOutput,
 )
 from jaxstate.persist.files import Note
+from jaxstate.steps.packing import Row
 from jaxstate.testing.clock import FakeClock
 from jaxstate.testing.fake_limits import BLOCK_CELLS, FAKE_LIMITS
 
-T = TypeVar("T")
-Call = Literal["copy", "fetch", "place", "extend", "start", "more", "decode", "score"]
+Call = StepKind | Literal["copy", "fetch", "place"]
 
 COST_S: dict[Call, float] = {
     "copy": 0.0,
@@ -81,18 +78,18 @@ class FakeStep:
 
 
 @dataclass(frozen=True, slots=True)
-class _Done(Generic[T]):
+class _Done:
     """A result that is there."""
 
-    result: T
+    output: StepOutput
 
-    def get(self) -> T:
+    def get(self) -> StepOutput:
         """It."""
-        return self.result
+        return self.output
 
 
 @dataclass(slots=True)
-class _Row:
+class _Question:
     """What one row has been through."""
 
     looks_at: tuple[int, int]
@@ -142,7 +139,7 @@ class FakeExecutor:
         shape = (limits.layout.group_blocks[0], limits.layout.block_cells)
         self._positions = np.full(shape, -1, np.int64)
         self._tokens = np.zeros(shape, np.int32)
-        self._rows: dict[int, _Row] = {}
+        self._rows: dict[int, _Question] = {}
         # How far each session was read, which is what a ring forgets by.
         self._lengths: dict[int, int] = {}
 
@@ -164,75 +161,83 @@ class FakeExecutor:
         blocks = self._check_seen(seen)
         return self._tokens[blocks].reshape(-1)[: seen.cells].tolist()
 
-    def extend(self, chunks: Sequence[Chunk]) -> _Done[NDArray[np.bool_]]:
-        """Commits a chunk of each of several sessions."""
+    def run(self, kind: StepKind, rows: Sequence[Row]) -> _Done:
+        """Does the step."""
+        steps = {
+            "extend": self._extend,
+            "start": self._start,
+            "more": self._more,
+            "decode": self._decode,
+            "score": self._score,
+        }
+        return _Done(steps[kind](rows))
+
+    def _extend(self, chunks: Sequence[Row]) -> StepOutput:
         longest = max(len(chunk.tokens) for chunk in chunks)
         assert longest <= self._limits.extend_tokens
         sizes = next(sizes for size, sizes in self._limits.chunk_rows if longest <= size)
         assert len(chunks) <= sizes[-1], "too many chunks of that length"
-        sessions = _names(chunk.start for chunk in chunks)
+        sessions = _names(chunks)
         assert len(sessions) == len(chunks), "two chunks of one session"
         self._call("extend", sessions, tokens=sum(len(chunk.tokens) for chunk in chunks))
         self._commit(chunks)
-        return _Done(self._finite(chunks))
+        return self._say([None] * len(chunks), self._finite(chunks))
 
-    def start(self, rows: Sequence[RowTokens], chunks: Sequence[Chunk] = ()) -> _Done[Choices]:
-        """Begins rows, and commits chunks."""
-        self._check_start(rows, chunks)
-        tokens = sum(len(one.tokens) for one in (*rows, *chunks))
-        own = _names(chunk.start for chunk in chunks)
-        self._call("start", _names(row.seen for row in rows), len(rows), tokens, own)
-        started = []
-        for row in rows:
+    def _start(self, rows: Sequence[Row]) -> StepOutput:
+        asked = [row for row in rows if not row.commits]
+        chunks = list(rows[len(asked) :])
+        assert all(row.commits for row in chunks), "chunks come last"
+        self._check_start(asked, chunks)
+        tokens = sum(len(one.tokens) for one in rows)
+        self._call("start", _names(asked), len(asked), tokens, _names(chunks))
+        started: list[_Question | None] = []
+        for row in asked:
             assert row.used_cells == 0
-            state = _Row(row.seen.together, len(row.tokens), blocks=row.blocks)
+            state = _Question(row.seen.together, len(row.tokens), blocks=row.blocks)
             self._own(state)
             started.append(state)
-        said = self._say(started)
         self._commit(chunks)
-        logprobs = np.where(self._finite(rows), said.logprobs, np.float32(np.nan))
-        return _Done(
-            dataclasses.replace(said, logprobs=logprobs, chunks_finite=self._finite(chunks))
-        )
+        return self._say([*started, *[None] * len(chunks)], self._finite(rows))
 
-    def _finite(self, read: Sequence[Chunk | RowTokens]) -> NDArray[np.bool_]:
+    def _finite(self, read: Sequence[Row]) -> NDArray[np.bool_]:
         return np.array([self.spoils.isdisjoint(one.tokens.tolist()) for one in read], np.bool_)
 
-    def more(self, row: RowTokens) -> _Done[Choices]:
-        """Goes on reading one question."""
-        state = self._row(row.seen, row.blocks)
+    def _more(self, rows: Sequence[Row]) -> StepOutput:
+        (row,) = rows
+        state = self._row(row)
         assert row.used_cells == state.question_tokens
         assert 1 <= len(row.tokens) <= self._limits.question_tokens
         self._call("more", (row.seen.session,), 1, len(row.tokens))
         state.question_tokens += len(row.tokens)
         state.said, state.done = 0, False
-        return _Done(self._say([state]))
+        return self._say([state])
 
-    def decode(self, rows: Sequence[RowStep]) -> _Done[Choices]:
-        """One answer token of each row."""
+    def _decode(self, rows: Sequence[Row]) -> StepOutput:
         assert len({row.blocks[0] for row in rows}) == len(rows), "a row twice in one step"
-        self._check_together([row.seen for row in rows])
-        states = [self._row(row.seen, row.blocks) for row in rows]
+        self._check_together(rows)
+        states = [self._row(row) for row in rows]
         for row, state in zip(rows, states, strict=True):
             used = state.question_tokens + state.said - 1
             assert state.done or row.used_cells == used, "a row lost count"
-        self._call("decode", _names(row.seen for row in rows), len(rows), len(rows))
-        return _Done(self._say(states))
+        self._call("decode", _names(rows), len(rows), len(rows))
+        return self._say(states)
 
-    def score(self, candidates: Sequence[Candidate]) -> _Done[NDArray[np.float32]]:
-        """Total log-probabilities."""
-        self._check_together([one.seen for one in candidates])
-        for one in candidates:
+    def _score(self, rows: Sequence[Row]) -> StepOutput:
+        self._check_together(rows)
+        for one in rows:
             self._check_seen(one.seen)
-        tokens = sum(len(one.tokens) for one in candidates)
-        self._call("score", _names(one.seen for one in candidates), len(candidates), tokens)
-        for one in candidates:
-            assert 1 <= len(one.tokens) <= self._limits.choice_tokens
+        choices = [len(one.tokens) - 1 for one in rows]  # the question's last token comes first
+        self._call("score", _names(rows), len(rows), sum(choices))
+        for one, tokens in zip(rows, choices, strict=True):
+            assert 1 <= tokens <= self._limits.choice_tokens
             if one.used_cells:
-                row = self._row(one.seen, one.blocks)
+                row = self._row(one)
                 assert row.question_tokens == one.used_cells, "the question was not read"
-        scores = [-abs(len(one.tokens) - one.seen.cells % 10) for one in candidates]
-        return _Done(np.array(scores, np.float32))
+        scores = [
+            -abs(tokens - one.seen.cells % 10) for one, tokens in zip(rows, choices, strict=True)
+        ]
+        said = self._say([None] * len(rows))
+        return dataclasses.replace(said, logprobs=np.array(scores, np.float32))
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         """Copies blocks."""
@@ -270,7 +275,8 @@ class FakeExecutor:
         if cells.cells == 0:
             return
         empty = dataclasses.replace(seen, cells=0)
-        self._commit([Chunk(start=empty, tokens=cells.arrays["cells"].astype(np.int32))])
+        tokens = cells.arrays["cells"].astype(np.int32)
+        self._commit([Row(seen=empty, tokens=tokens, commits=True)])
 
     def save(
         self, path: str | os.PathLike[str], cells: HostCells, notes: Mapping[str, Note]
@@ -302,35 +308,35 @@ class FakeExecutor:
         """Nothing ever compiles."""
         return 0
 
-    def _commit(self, chunks: Sequence[Chunk]) -> None:
+    def _commit(self, chunks: Sequence[Row]) -> None:
         for chunk in chunks:
             assert len(chunk.tokens) >= 1, "a chunk of nothing"
-            self._lengths[chunk.start.session] = chunk.start.cells
-            self._check_seen(chunk.start)
-            self._lengths[chunk.start.session] += len(chunk.tokens)
-            (table,) = chunk.start.tables
-            positions = chunk.start.cells + np.arange(len(chunk.tokens))
+            self._lengths[chunk.seen.session] = chunk.seen.cells
+            self._check_seen(chunk.seen)
+            self._lengths[chunk.seen.session] += len(chunk.tokens)
+            (table,) = chunk.seen.tables
+            positions = chunk.seen.cells + np.arange(len(chunk.tokens))
             blocks = table[positions // BLOCK_CELLS]
             assert (blocks >= 0).all(), "a chunk has no blocks"
             assert positions[-1] < self._limits.session_cells
             self._positions[blocks, positions % BLOCK_CELLS] = positions
             self._tokens[blocks, positions % BLOCK_CELLS] = chunk.tokens
 
-    def _check_start(self, rows: Sequence[RowTokens], chunks: Sequence[Chunk] = ()) -> None:
-        seen = [*(row.seen for row in rows), *(chunk.start for chunk in chunks)]
-        self._check_together(seen)
-        longest = max(len(one.tokens) for one in (*rows, *chunks))
+    def _check_start(self, rows: Sequence[Row], chunks: Sequence[Row]) -> None:
+        both = [*rows, *chunks]
+        self._check_together(both)
+        longest = max(len(one.tokens) for one in both)
         fits = next(count for size, count in self._limits.start_rows if longest <= size)
-        assert len(seen) <= fits, "too many rows for tokens of that length"
+        assert len(both) <= fits, "too many rows for tokens of that length"
         for row in rows:
             self._check_seen(row.seen)
             cells = len(row.blocks) * self._limits.tail_block_cells
             assert len(row.tokens) <= cells, "the question does not fit"
 
-    def _check_together(self, seen: Sequence[Seen]) -> None:
+    def _check_together(self, rows: Sequence[Row]) -> None:
         """Rows of one step."""
-        assert 1 <= len(seen) <= self._limits.rows
-        looks = [one.together for one in seen]
+        assert 1 <= len(rows) <= self._limits.rows
+        looks = [row.seen.together for row in rows]
         assert len({session for session, _ in looks}) <= self._limits.step_sessions
         if len(set(looks)) > 1:
             most = max(looks.count(one) for one in looks)
@@ -347,7 +353,7 @@ class FakeExecutor:
         assert (found == np.arange(seen.cells)).all(), "it sees cells that are not its session's"
         return blocks
 
-    def _own(self, row: _Row) -> None:
+    def _own(self, row: _Question) -> None:
         """The row's blocks are its own from now on; whoever had them is gone."""
         for block in row.blocks:
             assert 0 <= block < self._limits.tail_blocks
@@ -356,26 +362,39 @@ class FakeExecutor:
                 del self._rows[slot]
         self._rows[row.blocks[0]] = row
 
-    def _row(self, seen: Seen, blocks: tuple[int, ...]) -> _Row:
-        self._check_seen(seen)
-        assert blocks[0] in self._rows, "the row is not there any more: its blocks went to another"
-        row = self._rows[blocks[0]]
-        assert row.blocks == blocks
-        assert row.looks_at == seen.together, "a row looks at other cells than it began with"
-        return row
+    def _row(self, row: Row) -> _Question:
+        self._check_seen(row.seen)
+        assert row.blocks[0] in self._rows, (
+            "the row is not there any more: its blocks went to another"
+        )
+        state = self._rows[row.blocks[0]]
+        assert state.blocks == row.blocks
+        assert state.looks_at == row.seen.together, "a row looks at other cells than it began with"
+        return state
 
-    def _say(self, rows: Sequence[_Row]) -> Choices:
-        tokens: list[int] = []
-        for row in rows:
-            text = row.says().encode()
-            tokens.append(text[row.said] if row.said < len(text) and not row.done else _EOS)
-            row.done = row.done or tokens[-1] == _EOS
-            row.said += 1
-        return Choices(
+    def _say(
+        self, questions: Sequence[_Question | None], finite: NDArray[np.bool_] | None = None
+    ) -> StepOutput:
+        """The next byte of each answer; of what is no question nothing."""
+        tokens, gaps, done = [], [], []
+        for one in questions:
+            token, gap = _EOS, 0.0
+            if one is not None:
+                text, gap = one.says().encode(), one.looks_at[1] / 100
+                token = text[one.said] if one.said < len(text) and not one.done else _EOS
+                one.done = one.done or token == _EOS
+                one.said += 1
+            tokens.append(token)
+            gaps.append(gap)
+            done.append(one is not None and one.done)
+        count = len(questions)
+        finite = np.ones(count, np.bool_) if finite is None else finite
+        return StepOutput(
             tokens=np.array(tokens, np.int32),
-            logprobs=np.full(len(rows), -1.0, np.float32),
-            gaps=np.array([row.looks_at[1] / 100 for row in rows], np.float32),
-            done=np.array([row.done for row in rows], np.bool_),
+            logprobs=np.where(finite, np.float32(-1.0), np.float32(np.nan)),
+            gaps=np.array(gaps, np.float32),
+            done=np.array(done, np.bool_),
+            finite=finite,
         )
 
     def _call(
@@ -393,5 +412,5 @@ class FakeExecutor:
         self._clock.pass_s(COST_S[call])
 
 
-def _names(seen: Iterable[Seen]) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(one.session for one in seen))
+def _names(rows: Iterable[Row]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(row.seen.session for row in rows))

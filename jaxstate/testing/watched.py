@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from jaxstate.cells.tables import BlockCopy, GroupBlock, Seen
 from jaxstate.engine.executor.device import DeviceExecutor
-from jaxstate.engine.executor.protocol import Choices, Chunk, HostCells, Pending, RowTokens
+from jaxstate.engine.executor.protocol import HostCells, Pending, StepKind, StepOutput
 from jaxstate.model.bundle import Model
+from jaxstate.steps.packing import Row
 
 
 class WatchedExecutor(DeviceExecutor):
@@ -52,15 +53,10 @@ class WatchedExecutor(DeviceExecutor):
         ]
         self._before = self._bits()
 
-    def extend(self, chunks: Sequence[Chunk]) -> Pending[NDArray[np.bool_]]:
-        """Commits chunks: their cells may change."""
-        self._note_chunks(chunks)
-        return super().extend(chunks)
-
-    def start(self, rows: Sequence[RowTokens], chunks: Sequence[Chunk] = ()) -> Pending[Choices]:
-        """Begins rows and commits chunks: the chunks' cells may change."""
-        self._note_chunks(chunks)
-        return super().start(rows, chunks)
+    def run(self, kind: StepKind, rows: Sequence[Row]) -> Pending[StepOutput]:
+        """Launches a step: the cells of its chunks may change."""
+        self._note_chunks([row for row in rows if row.commits])
+        return super().run(kind, rows)
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         """Copies blocks: the targets may change."""
@@ -93,11 +89,11 @@ class WatchedExecutor(DeviceExecutor):
         for written in self._written:
             written[:] = False
 
-    def _note_chunks(self, chunks: Sequence[Chunk]) -> None:
+    def _note_chunks(self, chunks: Sequence[Row]) -> None:
         size = self._limits.layout.block_cells
         for chunk in chunks:
-            positions = chunk.start.cells + np.arange(len(chunk.tokens))
-            for group, table in enumerate(chunk.start.tables):
+            positions = chunk.seen.cells + np.arange(len(chunk.tokens))
+            for group, table in enumerate(chunk.seen.tables):
                 blocks = table[positions // size % len(table)]
                 self._written[group][blocks, positions % size] = True
 

@@ -17,8 +17,9 @@ import pytest
 
 from jaxstate.cli import streaming
 from jaxstate.engine.executor.device import DeviceExecutor
-from jaxstate.engine.executor.protocol import Chunk
+from jaxstate.engine.executor.protocol import StepKind
 from jaxstate.persist.files import inspect_snapshot
+from jaxstate.steps.packing import Row
 from tests.cli.conftest import Run, feed, terminal
 from tests.cli.test_stream import QUESTION, TEXT, expected_answer
 
@@ -166,14 +167,15 @@ class TestPolicy:
     def slow(self, monkeypatch: pytest.MonkeyPatch) -> Gate:
         """Nothing is read until this is set."""
         go = Gate()
-        extend = DeviceExecutor.extend
+        launch = DeviceExecutor.run
 
-        def waiting(self: DeviceExecutor, chunks: Sequence[Chunk]) -> object:
-            go.reached.set()
-            go.wait(60)
-            return extend(self, chunks)
+        def waiting(self: DeviceExecutor, kind: StepKind, rows: Sequence[Row]) -> object:
+            if kind == "extend":
+                go.reached.set()
+                go.wait(60)
+            return launch(self, kind, rows)
 
-        monkeypatch.setattr(DeviceExecutor, "extend", waiting)
+        monkeypatch.setattr(DeviceExecutor, "run", waiting)
         return go
 
     def arguments(self, tiny: str, policy: str) -> tuple[str | int, ...]:
@@ -317,11 +319,15 @@ class TestInterrupt:
                 time.sleep(0.01)
             wait(session, go_on)
 
-        def start(*_: object) -> None:
-            raise RuntimeError("never answered")
+        launch = DeviceExecutor.run
+
+        def refusing(self: DeviceExecutor, kind: StepKind, rows: Sequence[Row]) -> object:
+            if kind == "start":
+                raise RuntimeError("never answered")
+            return launch(self, kind, rows)
 
         monkeypatch.setattr(streaming, "wait_until_answered", interrupted)
-        monkeypatch.setattr(DeviceExecutor, "start", start)
+        monkeypatch.setattr(DeviceExecutor, "run", refusing)
         saved = tmp_path / "session"
         outcome = run(
             "stream", document, "-m", tiny, "--cells", 256, "--flash", QUESTION, "--save", saved,

@@ -10,8 +10,7 @@ import numpy as np
 import jaxstate
 from jaxstate.cells.tables import CellTable, Seen, TableBook
 from jaxstate.engine.executor.device import DeviceExecutor
-from jaxstate.engine.executor.protocol import Chunk, RowStep, RowTokens
-from jaxstate.records import Sampling
+from jaxstate.steps.packing import Row
 
 
 class DeviceSessions:
@@ -45,31 +44,28 @@ class DeviceSessions:
             session=name, tables=table.blocks, cells=table.cells if cells is None else cells
         )
 
-    def chunk(self, name: int, tokens: Sequence[int]) -> Chunk:
+    def chunk(self, name: int, tokens: Sequence[int]) -> Row:
         """Grows the table; the chunk must be launched next."""
         start = self.of[name].cells
         copies = self.tables.grow(self.of[name], start + len(tokens))
         if copies:
             self.executor.copy(copies)
         self.read[name] += tokens
-        return Chunk(start=self.seen(name, start), tokens=np.array(tokens, np.int32))
+        ids = np.array(tokens, np.int32)
+        return Row(seen=self.seen(name, start), tokens=ids, commits=True)
 
     def extend(self, tokens: dict[int, Sequence[int]]) -> None:
         """One step for all of them."""
-        self.executor.extend([self.chunk(name, more) for name, more in tokens.items()]).get()
+        self.executor.run("extend", [self.chunk(*one) for one in tokens.items()]).get()
 
-    def row(
-        self, name: int, block: int, question: Sequence[int], seen: int | None = None
-    ) -> RowTokens:
+    def row(self, name: int, block: int, question: Sequence[int], seen: int | None = None) -> Row:
         """A question in a tail block, or two, of its own."""
         size = self.executor.limits.tail_block_cells
         count = -(-(len(question) + 8) // size)
-        return RowTokens(
+        return Row(
             seen=self.seen(name, seen),
             blocks=tuple(range(block, block + count)),
-            used_cells=0,
             tokens=np.array(question, np.int32),
-            sampling=Sampling(),
         )
 
     def check_cells(self, model: jaxstate.Model, name: int) -> None:
@@ -81,10 +77,11 @@ class DeviceSessions:
         view = self.executor.view(self.seen(name))
         np.testing.assert_allclose(view.ready, state.ready, atol=1e-4)
         row = dataclasses.replace(self.row(name, 0, question), blocks=())
-        chosen = self.executor.start([row]).get()
+        chosen = self.executor.run("start", [row]).get()
         logprobs = expected.logits - np.log(np.exp(expected.logits).sum())
         np.testing.assert_allclose(chosen.logprobs[0], logprobs[chosen.tokens[0]], atol=1e-4)
 
 
-def next_step(row: RowTokens, used: int) -> RowStep:
-    return RowStep(seen=row.seen, blocks=row.blocks, used_cells=used, sampling=row.sampling)
+def next_step(row: Row, used: int) -> Row:
+    """The token that it chose last, read back."""
+    return dataclasses.replace(row, tokens=np.zeros(0, np.int32), used_cells=used)

@@ -17,11 +17,12 @@ import pytest
 
 import jaxstate
 from jaxstate.config import StepConfig
-from jaxstate.engine.executor.protocol import Chunk, Pending
+from jaxstate.engine.executor.protocol import StepOutput
 from jaxstate.engine.types.options import EngineConfig, Tenant
 from jaxstate.errors import BudgetExceeded, ClosedError, SequenceGap, TimedOut
 from jaxstate.model.bundle import Model
 from jaxstate.persist.journal import Journal, PendingWrite
+from jaxstate.steps.packing import Row
 from jaxstate.testing import FakeClock, FakeExecutor, tiny_model
 from jaxstate.testing.simulation import TEMPLATE
 
@@ -165,10 +166,10 @@ def test_timeouts_and_cancelled_tasks_leave_nothing() -> None:
 def slow(engine: jaxstate.Engine) -> Iterator[None]:
     """A device that takes its time, so that nobody is answered at once."""
     executor = engine._loop._executor
-    start = executor.start
-    executor.start = lambda *args: time.sleep(0.3) or start(*args)  # pyright: ignore
+    launch = executor.run
+    executor.run = lambda *args: time.sleep(0.3) or launch(*args)  # pyright: ignore
     yield
-    executor.start = start  # pyright: ignore
+    executor.run = launch  # pyright: ignore
 
 
 def test_one_question_to_many_and_whatever_ends_it() -> None:
@@ -208,11 +209,11 @@ class Held(FakeExecutor):
         self.go_on, self.is_held = threading.Event(), threading.Event()
         self.go_on.set()
 
-    def extend(self, chunks: Sequence[Chunk]) -> Pending[None]:  # pyright: ignore
+    def _extend(self, chunks: Sequence[Row]) -> StepOutput:
         if not self.go_on.is_set():
             self.is_held.set()
             self.go_on.wait(10)
-        return super().extend(chunks)
+        return super()._extend(chunks)
 
     async def hold(self, session: jaxstate.AsyncSession) -> None:
         """Lets it begin to read something, and no more."""

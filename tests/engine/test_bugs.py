@@ -356,10 +356,11 @@ def says_nothing(rig: Rig) -> None:
     """From now on every answer begins with <eos>."""
     original = rig.executor._say
 
-    def say(rows: Sequence[object]) -> object:
+    def say(rows: Sequence[object], *finite: object) -> object:
         for row in rows:
-            row.done = True
-        return original(rows)
+            if row is not None:
+                row.done = True
+        return original(rows, *finite)
 
     rig.executor._say = say  # pyright: ignore
 

@@ -5,6 +5,7 @@ Steps that serve several sessions: `test_grouped`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,18 +19,17 @@ import jaxstate
 from jaxstate.cells.tables import GroupBlock
 from jaxstate.engine.executor.device import DeviceExecutor
 from jaxstate.engine.executor.protocol import (
-    Candidate,
     HostCells,
     Lost,
     Pending,
-    RowStep,
-    RowTokens,
+    StepOutput,
 )
 from jaxstate.errors import CapacityExceeded, FingerprintMismatch, InvalidInput
 from jaxstate.model.bundle import Model
 from jaxstate.records import QueryResult, Sampling
 from jaxstate.steps import engine_steps
 from jaxstate.steps.functional import session_steps
+from jaxstate.steps.packing import Row
 from jaxstate.steps.spec import StepSpec
 from jaxstate.testing import TINY_CONFIG, TINY_STEPS
 from tests.engine.device_sessions import DeviceSessions
@@ -63,11 +63,11 @@ def push(device: DeviceSessions, name: int, tokens: NDArray[np.int32]) -> None:
     """All chunks are launched before the first is waited for."""
     size = device.executor.limits.extend_tokens
     waiting = [
-        device.executor.extend([device.chunk(name, tokens[start : start + size].tolist())])
+        device.executor.run("extend", [device.chunk(name, tokens[start : start + size].tolist())])
         for start in range(0, len(tokens), size)
     ]
     for pending in waiting:
-        assert pending.get().all()
+        assert pending.get().finite.all()
 
 
 def filled(length: int, name: int = 0) -> DeviceSessions:
@@ -86,9 +86,9 @@ def reading(
     name: int = 0,
     seen: int | None = None,
     seed: int = 0,
-) -> RowTokens:
+) -> Row:
     """The row in blocks 8 * index and following."""
-    return RowTokens(
+    return Row(
         seen=device.seen(name, seen),
         blocks=tuple(range(8 * index, 8 * index + 8)),
         used_cells=used,
@@ -97,8 +97,8 @@ def reading(
     )
 
 
-def stepping(row: RowTokens, used: int) -> RowStep:
-    return RowStep(seen=row.seen, blocks=row.blocks, used_cells=used, sampling=row.sampling)
+def stepping(row: Row, used: int) -> Row:
+    return dataclasses.replace(row, tokens=np.zeros(0, np.int32), used_cells=used)
 
 
 def session(tokens: NDArray[np.int32]) -> jaxstate.SessionState:
@@ -114,10 +114,10 @@ def alone(length: int, tokens: NDArray[np.int32], max_tokens: int = 5) -> QueryR
 def answers(device: DeviceSessions, name: int, seen: int, count: int = 5) -> list[list[int]]:
     """What each of `ASKED` gets, all in one batch; after a stop token, -1."""
     rows = [reading(device, n, tokens, name=name, seen=seen) for n, tokens in enumerate(ASKED)]
-    chosen = [device.executor.start(rows).get()]
+    chosen = [device.executor.run("start", rows).get()]
     for more in range(count - 1):
         steps = [stepping(row, len(row.tokens) + more) for row in rows]
-        chosen.append(device.executor.decode(steps).get())
+        chosen.append(device.executor.run("decode", steps).get())
     return [[-1 if c.done[i] else int(c.tokens[i]) for c in chosen] for i in range(len(ASKED))]
 
 
@@ -156,11 +156,11 @@ def test_results_may_be_fetched_late_and_in_any_order() -> None:
     """Steps are launched on each other's results; also past an extend that takes the cells over."""
     device = filled(20)
     row = reading(device, 0, ASKED[0])
-    pending, written = [device.executor.start([row])], list[Pending[NDArray[np.bool_]]]()
+    pending, written = [device.executor.run("start", [row])], list[Pending[StepOutput]]()
     for used in range(3, 7):
-        pending.append(device.executor.decode([stepping(row, used)]))
+        pending.append(device.executor.run("decode", [stepping(row, used)]))
         chunk = device.chunk(0, STREAM[20 + used : 21 + used].tolist())
-        written.append(device.executor.extend([chunk]))
+        written.append(device.executor.run("extend", [chunk]))
     written[-1].get()
     found = [int(one.get().tokens[0]) for one in reversed(pending)][::-1]
     assert [*found, *[-1] * (5 - len(found))] == expected(20)[0]
@@ -170,8 +170,8 @@ def test_results_may_be_fetched_late_and_in_any_order() -> None:
 def test_long_questions_go_on() -> None:
     device = filled(20)
     tokens = np.arange(30, dtype=np.int32)
-    device.executor.start([reading(device, 1, tokens[:16])])
-    chosen = device.executor.more(reading(device, 1, tokens[16:], used=16)).get()
+    device.executor.run("start", [reading(device, 1, tokens[:16])])
+    chosen = device.executor.run("more", [reading(device, 1, tokens[16:], used=16)]).get()
     result = alone(20, tokens, 1)
     assert chosen.tokens.tolist() == result.tokens.tolist()
     np.testing.assert_allclose(chosen.logprobs, result.logprobs, atol=1e-5)
@@ -182,7 +182,7 @@ def test_long_questions_go_on() -> None:
 def test_sampled_rows_are_those_of_query() -> None:
     device = filled(20)
     rows = [reading(device, n, tokens, seed=n + 1) for n, tokens in enumerate(ASKED)]
-    chosen = device.executor.start(rows).get()
+    chosen = device.executor.run("start", rows).get()
     state = session(STREAM[:20])
     for index, row in enumerate(rows):
         result = jaxstate.query(model(), state, row.tokens, 1, sampling=row.sampling)
@@ -193,13 +193,13 @@ def test_candidates_are_scored_after_their_question() -> None:
     device = filled(20)
     asked = np.array([1, 2, 3, 4, 5, 6], np.int32)
     row = reading(device, 2, asked[:-1])
-    device.executor.start([row])
+    device.executor.run("start", [row])
     choices = [np.array(tokens, np.int32) for tokens in ([7], [7, 8], [200])]
     candidates = [
-        Candidate(seen=row.seen, blocks=row.blocks, used_cells=5, last_token=6, tokens=tokens)
+        dataclasses.replace(row, used_cells=5, tokens=np.append(asked[-1:], tokens))
         for tokens in choices
     ]
-    totals = device.executor.score(candidates).get()
+    totals = device.executor.run("score", candidates).get().logprobs
     assert (totals.shape, totals.dtype) == ((3,), np.float32)
     first = log_softmax(alone(20, asked, 1).logits.astype(np.float64))
     second = log_softmax(alone(20, np.append(asked, 7), 1).logits.astype(np.float64))
@@ -289,12 +289,12 @@ def test_a_step_that_fails_after_it_took_the_rows_over() -> None:
     device = filled(9)
     assert device.executor.recover() == Lost(rows=False, cells=False), "nothing is lost yet"
     rows = [reading(device, 0, STREAM[:3])]
-    expected = device.executor.start(rows).get()
+    expected = device.executor.run("start", rows).get()
     jax.tree.map(lambda leaf: leaf.delete(), device.executor._rows)
     with pytest.raises(RuntimeError, match="deleted"):
-        device.executor.start(rows)
+        device.executor.run("start", rows)
     assert device.executor.recover() == Lost(rows=True, cells=False)
-    again = device.executor.start(rows).get()
+    again = device.executor.run("start", rows).get()
     np.testing.assert_array_equal(again.tokens, expected.tokens)
     assert device.executor.recover() == Lost(rows=False, cells=False)
 
@@ -373,8 +373,8 @@ def ask_in_every_shape(device: DeviceSessions) -> None:
                     reading(device, n % 4, STREAM[: lengths[n]], name=name, seed=n * size % 3)
                     for n, name in enumerate(names)
                 ]
-                device.executor.start(batch).get()
-                device.executor.decode([stepping(r, len(r.tokens)) for r in batch]).get()
+                device.executor.run("start", batch).get()
+                device.executor.run("decode", [stepping(r, len(r.tokens)) for r in batch]).get()
     for used in range(1, limits.tail_cells):
         for count in (1, limits.rows):
             for names in mixtures(count, limits.session_rows):
@@ -382,12 +382,13 @@ def ask_in_every_shape(device: DeviceSessions) -> None:
                     stepping(reading(device, n, STREAM[:1], name=name, seed=used % 2), used)
                     for n, name in enumerate(names)
                 ]
-                device.executor.decode(batch).get()
+                device.executor.run("decode", batch).get()
         for size in {1, min(limits.question_tokens, limits.tail_cells - used)}:
-            device.executor.more(reading(device, 0, STREAM[:size], used=used)).get()
+            device.executor.run("more", [reading(device, 0, STREAM[:size], used=used)]).get()
     for chunks in (1, 2):  # beside a question, and the question's session among them
         row = reading(device, 0, STREAM[:3])
-        device.executor.start([row], [device.chunk(n, [1, 2]) for n in range(chunks)]).get()
+        riding = [device.chunk(n, [1, 2]) for n in range(chunks)]
+        device.executor.run("start", [row, *riding]).get()
 
 
 def score_in_every_shape(device: DeviceSessions) -> None:
@@ -398,16 +399,15 @@ def score_in_every_shape(device: DeviceSessions) -> None:
         for sizes in ([1], [1, 2], range(limits.choice_tokens - 3, limits.choice_tokens + 1)):
             for names in owners:
                 choices = [
-                    Candidate(
+                    Row(
                         seen=device.seen(name),
                         blocks=tuple(range(8)),
                         used_cells=used,
-                        last_token=1,
-                        tokens=STREAM[:size],
+                        tokens=STREAM[: size + 1],
                     )
                     for name, size in zip(names, [*sizes] * 4, strict=False)
                 ]
-                device.executor.score(choices).get()
+                device.executor.run("score", choices).get()
 
 
 def test_after_warm_up_nothing_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

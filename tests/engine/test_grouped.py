@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import jaxstate
 from jaxstate.engine.executor.device import DeviceExecutor
-from jaxstate.engine.executor.protocol import Candidate, RowTokens
+from jaxstate.steps.packing import Row
 from jaxstate.testing import TINY_CONFIG, tiny_model
 from tests.engine.device_sessions import DeviceSessions, next_step
 
@@ -87,10 +87,10 @@ def test_questions_of_several_sessions_are_answered_as_each_alone(
         sessions.row(name, 8 * n, question)
         for n, ((name, _), question) in enumerate(zip(mixture, questions, strict=True))
     ]
-    chosen = [executor().start(rows).get()]
+    chosen = [executor().run("start", rows).get()]
     for step in range(5):
         steps = [next_step(row, len(q) + step) for row, q in zip(rows, questions, strict=True)]
-        chosen.append(executor().decode(steps).get())
+        chosen.append(executor().run("decode", steps).get())
     for n, (name, _) in enumerate(mixture):
         alone = expected(sessions.read[name], questions[n])
         for step, token in enumerate(alone.tokens):
@@ -111,8 +111,8 @@ def test_chunks_and_questions_share_a_step() -> None:
     before = {name: list(read) for name, read in sessions.read.items()}
     rows = [sessions.row(0, 0, questions[0]), sessions.row(1, 4, questions[1])]
     chunks = [sessions.chunk(1, tokens(9, 4)), sessions.chunk(2, tokens(10, 2))]
-    chosen = executor().start(rows, chunks).get()
-    assert len(chosen.tokens) == 2
+    chosen = executor().run("start", [*rows, *chunks]).get()
+    assert len(chosen.tokens) == 4 and chosen.finite.all()
     for n, name in enumerate((0, 1)):
         alone = expected(before[name], questions[n])
         assert chosen.tokens[n] == alone.tokens[0]
@@ -126,20 +126,19 @@ def test_choices_of_several_sessions_are_scored_as_each_alone() -> None:
     read_together(sessions, [4, 13])
     question, choices = tokens(5, 4), [tokens(6, 1), tokens(7, 2)]
     rows = [sessions.row(name, 4 * name, question[:-1]) for name in (0, 1)]
-    executor().start(rows).get()
+    executor().run("start", rows).get()
     candidates = [
-        Candidate(
+        Row(
             seen=row.seen,
             blocks=row.blocks,
             used_cells=3,
-            last_token=question[-1],
-            tokens=np.array(choice, np.int32),
+            tokens=np.array([question[-1], *choice], np.int32),
         )
         for row in rows
         for choice in choices
     ]
-    totals = executor().score(candidates).get()
-    alone = [executor().score([one]).get()[0] for one in candidates]
+    totals = executor().run("score", candidates).get().logprobs
+    alone = [executor().run("score", [one]).get().logprobs[0] for one in candidates]
     np.testing.assert_allclose(totals, alone, atol=1e-4)
     first = expected(sessions.read[1], question).logits
     shifted = first - np.log(np.exp(first).sum())
@@ -182,10 +181,10 @@ def test_a_question_goes_on_at_its_version_while_its_session_grows() -> None:
     questions = [tokens(7, 3), tokens(8, 4)]
     before = {name: list(read) for name, read in sessions.read.items()}
     rows = [sessions.row(n, 8 * n, questions[n]) for n in (0, 1)]
-    chosen = [executor().start(rows).get()]
+    chosen = [executor().run("start", rows).get()]
     sessions.extend({0: tokens(9, 16), 1: tokens(10, 11)})
     steps = [next_step(row, len(q)) for row, q in zip(rows, questions, strict=True)]
-    chosen.append(executor().decode(steps).get())
+    chosen.append(executor().run("decode", steps).get())
     for n in (0, 1):
         alone = expected(before[n], questions[n])
         assert [int(one.tokens[n]) for one in chosen] == alone.tokens[:2].tolist()
@@ -264,7 +263,7 @@ def mixtures(draw: st.DrawFn) -> Mixture:
 class Question:
     """One question, what its session had read when it began, and what was chosen so far."""
 
-    row: RowTokens
+    row: Row
     read: tuple[int, ...]
     question: list[int]
     chosen: list[tuple[int, float]] = field(default_factory=list)
@@ -310,8 +309,8 @@ def begin(sessions: DeviceSessions, mixture: Mixture) -> list[Question]:
         riding = [grows.pop(0) for _ in range(min(4 - len(numbers), len(grows)))]
         chunks = [sessions.chunk(name, mixture.chunk(name)) for name in riding]
         begun = [asked[number] for number in numbers]
-        chosen = executor().start([one.row for one in begun], chunks).get()
-        note(begun, chosen.tokens, chosen.logprobs)
+        chosen = executor().run("start", [*(one.row for one in begun), *chunks]).get()
+        note(begun, chosen.tokens[: len(begun)], chosen.logprobs[: len(begun)])
     return asked
 
 
@@ -320,7 +319,7 @@ def go_on(mixture: Mixture, asked: list[Question], round: int) -> None:
     for numbers in mixture.steps(mixture.orders[round]):
         going = [asked[number] for number in numbers]
         steps = [next_step(one.row, len(one.question) + round) for one in going]
-        chosen = executor().decode(steps).get()
+        chosen = executor().run("decode", steps).get()
         note(going, chosen.tokens, chosen.logprobs)
 
 
@@ -335,17 +334,18 @@ def check_scores(mixture: Mixture, asked: list[Question]) -> None:
         choices = [tokens(300 + number, 1 + number % 2) for number in numbers]
         scored = [asked[number] for number in numbers]
         candidates = [
-            Candidate(
+            Row(
                 seen=one.row.seen,
                 blocks=one.row.blocks,
                 used_cells=len(one.question) - 1,
-                last_token=one.question[-1],
-                tokens=np.array(choice, np.int32),
+                tokens=np.array([one.question[-1], *choice], np.int32),
             )
             for one, choice in zip(scored, choices, strict=True)
         ]
         alone = [one.logprob_of(choice) for one, choice in zip(scored, choices, strict=True)]
-        np.testing.assert_allclose(executor().score(candidates).get(), alone, atol=1e-4)
+        np.testing.assert_allclose(
+            executor().run("score", candidates).get().logprobs, alone, atol=1e-4
+        )
 
 
 @settings(deadline=None, max_examples=25, derandomize=True)

@@ -211,7 +211,7 @@ def test_closing_does_not_wait_for_a_device_that_does_not_answer(
         began.set()
         hangs.wait()
 
-    device.extend = device.start = hang  # pyright: ignore
+    device.run = hang  # pyright: ignore
     engine = jaxstate.Engine(
         tiny_model(), executor=device, clock=time.perf_counter, config=EngineConfig(hang_s=0.2)
     )

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import pytest
 
 from jaxstate.engine.api.session import Session
-from jaxstate.engine.executor.protocol import Chunk, Pending
+from jaxstate.engine.executor.protocol import Pending, StepKind, StepOutput
 from jaxstate.engine.requests.futures import AskFuture
 from jaxstate.engine.types.options import EngineConfig
 from jaxstate.errors import ClosedError, InvalidInput, QueueFull, TimedOut
+from jaxstate.steps.packing import Row
 from jaxstate.testing import SHARED_LIMITS
 from jaxstate.text import Template
 from tests.engine.rig import Rig, said
@@ -380,20 +381,20 @@ def test_a_session_closed_before_its_step_is_launched_writes_to_nobodys_cells() 
     """The loop has let go of the lock when it launches: a client may close the session then."""
     rig = shared_rig()
     victim, closing = three(rig)[:2]
-    executor, launch = rig.executor, rig.executor.extend
+    executor, launch = rig.executor, rig.executor.run
 
     blocks: list[int] = []
 
-    def closes_first(chunks: Sequence[Chunk]) -> Pending[None]:
+    def closes_first(kind: StepKind, rows: Sequence[Row]) -> Pending[StepOutput]:
         closing.close()
-        blocks.append(int(chunks[0].start.tables[0][0]))
-        return launch(chunks)
+        blocks.append(int(rows[0].seen.tables[0][0]))
+        return launch(kind, rows)
 
     closing.push("abc")
     victim_cells = rig.cells(victim)
-    executor.extend = closes_first  # pyright: ignore[reportAttributeAccessIssue]
+    executor.run = closes_first  # pyright: ignore[reportAttributeAccessIssue]
     rig.engine.run()
-    executor.extend = launch  # pyright: ignore[reportAttributeAccessIssue]
+    executor.run = launch  # pyright: ignore[reportAttributeAccessIssue]
     assert rig.cells(victim) == victim_cells
     assert len(blocks) == 1 and blocks[0] >= 0, "the step lost sight of its block"
     later = rig.open("wxyz")

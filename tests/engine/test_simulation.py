@@ -17,8 +17,9 @@ import pytest
 from jaxstate.cells.tables import BlockCopy, Seen
 from jaxstate.config import StepConfig
 from jaxstate.engine.executor.device import DeviceExecutor
-from jaxstate.engine.executor.protocol import Choices, Chunk, HostCells, Pending, RowStep, RowTokens
+from jaxstate.engine.executor.protocol import HostCells, Pending, StepKind, StepOutput
 from jaxstate.model.bundle import Model
+from jaxstate.steps.packing import Row
 from jaxstate.testing import Simulation, WatchedExecutor, simulate, tiny_config, tiny_model
 from jaxstate.testing.simulation import POOL_SESSIONS, SESSION_CELLS
 
@@ -78,34 +79,34 @@ class _WritesAnothersCells(WatchedExecutor):
         """What each session has."""
         return {}
 
-    def extend(self, chunks: Sequence[Chunk]) -> Pending[None]:
-        for chunk in chunks:
-            cells = chunk.start.cells + len(chunk.tokens)
-            self._known[chunk.start.session] = dataclasses.replace(chunk.start, cells=cells)
-        return super().extend(chunks)
+    def run(self, kind: StepKind, rows: Sequence[Row]) -> Pending[StepOutput]:
+        if kind == "extend":
+            for chunk in rows:
+                cells = chunk.seen.cells + len(chunk.tokens)
+                self._known[chunk.seen.session] = dataclasses.replace(chunk.seen, cells=cells)
+        if kind == "start":
+            self._write({row.seen.session for row in rows if not row.commits})
+        return super().run(kind, rows)
 
-    def start(self, rows: Sequence[RowTokens], chunks: Sequence[Chunk] = ()) -> Pending[Choices]:
-        asked = {row.seen.session for row in rows}
+    def _write(self, asked: set[int]) -> None:
         for other, seen in self._known.items():
             if other not in asked and seen.tables[0][0] >= 0:  # it is still there
                 last = dataclasses.replace(seen, cells=seen.cells - 1)
-                wrong = Chunk(start=last, tokens=np.array([1], np.int32))
-                DeviceExecutor.extend(self, [wrong])  # nobody notes it
+                wrong = Row(seen=last, tokens=np.array([1], np.int32), commits=True)
+                DeviceExecutor.run(self, "extend", [wrong])  # nobody notes it
                 break
-        return super().start(rows, chunks)
 
 
 class _LosesAToken(WatchedExecutor):
     """Forgets the last token of chunks, and writes another."""
 
-    def extend(self, chunks: Sequence[Chunk]) -> Pending[None]:
-        return super().extend(list(map(self._without_last, chunks)))
+    def run(self, kind: StepKind, rows: Sequence[Row]) -> Pending[StepOutput]:
+        return super().run(kind, list(map(self._without_last, rows)))
 
-    def start(self, rows: Sequence[RowTokens], chunks: Sequence[Chunk] = ()) -> Pending[Choices]:
-        return super().start(rows, list(map(self._without_last, chunks)))
-
-    def _without_last(self, chunk: Chunk) -> Chunk:
-        return dataclasses.replace(chunk, tokens=np.append(chunk.tokens[:-1], np.int32(7)))
+    def _without_last(self, row: Row) -> Row:
+        if not row.commits:
+            return row
+        return dataclasses.replace(row, tokens=np.append(row.tokens[:-1], np.int32(7)))
 
 
 class _ForgetsToCopy(WatchedExecutor):
@@ -136,9 +137,11 @@ class _BringsTheWrongCellsBack(WatchedExecutor):
 class _MixesSessionsUp(WatchedExecutor):
     """In a step of several sessions, the first row looks at the cells of the last."""
 
-    def decode(self, rows: Sequence[RowStep]) -> Pending[Choices]:
+    def run(self, kind: StepKind, rows: Sequence[Row]) -> Pending[StepOutput]:
+        if kind != "decode":
+            return super().run(kind, rows)
         first = dataclasses.replace(rows[0], seen=rows[-1].seen)
-        return super().decode([first, *rows[1:]])
+        return super().run(kind, [first, *rows[1:]])
 
 
 def broken_device(kind: Callable[..., WatchedExecutor]) -> WatchedExecutor:

@@ -23,7 +23,7 @@ from jaxstate.steps.engine_steps import EngineSteps, plan_engine
 from jaxstate.steps.functional import session_steps
 from jaxstate.steps.packing import (
     HostChoices,
-    RowInput,
+    Row,
     RowShape,
     distinct,
     pack_contexts,
@@ -81,7 +81,7 @@ def question(length: int, seed: int = 0) -> NDArray[np.int32]:
 
 
 @dataclasses.dataclass(eq=False)
-class Row:
+class Asked:
     """A question under way, and what was chosen for it so far."""
 
     tokens: NDArray[np.int32]
@@ -94,8 +94,8 @@ class Row:
     gaps: list[float] = dataclasses.field(default_factory=list)
     done: bool = False
 
-    def input(self, tokens: NDArray[np.int32] = NO_TOKENS) -> RowInput:
-        return RowInput(
+    def input(self, tokens: NDArray[np.int32] = NO_TOKENS) -> Row:
+        return Row(
             seen=self.seen,
             blocks=self.blocks,
             tokens=tokens,
@@ -140,7 +140,7 @@ class Rig:
             piece, seen = tokens[start : start + SLACK], self.at(self.table.cells)
             self.tables.grow(self.table, seen.cells + len(piece))
             self.tables.grow(self.other, min(self.other.cells + 1, CELLS))
-            chunk = RowInput(seen=seen, blocks=(), tokens=piece, commits=True)
+            chunk = Row(seen=seen, blocks=(), tokens=piece, commits=True)
             self.cells, _ = self.steps.commit(self.model.params, self.cells, [chunk])
 
     @property
@@ -151,13 +151,13 @@ class Rig:
     def at(self, cells: int) -> Seen:
         return Seen(session=0, tables=self.table.blocks, cells=cells)
 
-    def row(self, tokens: NDArray[np.int32], cells: int = 32, **settings: float) -> Row:
+    def row(self, tokens: NDArray[np.int32], cells: int = 32, **settings: float) -> Asked:
         size = self.steps.steps.tail_block_cells
         blocks = tuple(self.free.pop() for _ in range(-(-cells // size)))
         sampling = Sampling(**settings)  # pyright: ignore[reportArgumentType]
-        return Row(tokens, blocks, self.at(self.length), sampling)
+        return Asked(tokens, blocks, self.at(self.length), sampling)
 
-    def start(self, rows: Sequence[Row]) -> None:
+    def start(self, rows: Sequence[Asked]) -> None:
         """Reads whole questions: first chunks together, the rest one by one."""
         pieces = [row.tokens[: self.steps.question_tokens[-1]] for row in rows]
         inputs = [row.input(piece) for row, piece in zip(rows, pieces, strict=True)]
@@ -170,7 +170,7 @@ class Rig:
         for row in rows:
             self._more(row)
 
-    def _more(self, row: Row) -> None:
+    def _more(self, row: Asked) -> None:
         while row.read < len(row.tokens):
             piece = row.tokens[row.read : row.read + self.steps.question_tokens[-1]]
             self.pool, chosen = self.steps.more(
@@ -179,7 +179,7 @@ class Rig:
             row.read += len(piece)
             self._take([row], chosen)
 
-    def decode(self, rows: Sequence[Row]) -> None:
+    def decode(self, rows: Sequence[Asked]) -> None:
         inputs = [row.input() for row in rows]
         self.pool, chosen = self.steps.decode(
             self.model.params, self.cells, self.pool, inputs, self.stop_ids
@@ -188,12 +188,12 @@ class Rig:
             row.read += 1
         self._take(rows, chosen)
 
-    def score(self, row: Row, choices: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+    def score(self, row: Asked, choices: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
         """After the row's question, of which `row.read` tokens are read."""
         used, last = row.read, row.tokens[row.read :]
         assert len(last) == 1
         inputs = [
-            RowInput(
+            Row(
                 seen=row.seen,
                 blocks=row.blocks,
                 tokens=np.concatenate([last, choice]),
@@ -204,13 +204,13 @@ class Rig:
         found = self.steps.score(self.model.params, self.cells, self.pool, inputs)
         return np.asarray(found)[: len(choices)]
 
-    def _take(self, rows: Sequence[Row], packed: jax.Array) -> None:
+    def _take(self, rows: Sequence[Asked], packed: jax.Array) -> None:
         chosen = unpack_choice(np.asarray(packed))
         for index, row in enumerate(rows):
             _note(row, chosen, index)
 
 
-def _note(row: Row, chosen: HostChoices, index: int) -> None:
+def _note(row: Asked, chosen: HostChoices, index: int) -> None:
     """What the last step chose; before the question is read to its end, it does not count."""
     if row.read <= len(row.tokens):
         row.chosen, row.logprobs, row.gaps = [], [], []
@@ -221,7 +221,7 @@ def _note(row: Row, chosen: HostChoices, index: int) -> None:
         row.gaps.append(float(chosen.gaps[index]))
 
 
-def check_as_query(rig: Rig, row: Row, max_tokens: int) -> None:
+def check_as_query(rig: Rig, row: Asked, max_tokens: int) -> None:
     alone = jaxstate.query(
         rig.model, rig.state, row.tokens, max_tokens=max_tokens, sampling=row.sampling
     )
@@ -448,7 +448,7 @@ def looking(session: int, cells: int) -> Seen:
 def test_packing_pads_and_keeps_every_bit() -> None:
     shape = RowShape(rows=3, width=2, tokens=4, no_block=99, sessions=1, rows_each=0, widths=(2, 3))
     sampling = Sampling(temperature=0.3, top_p=0.1, seed=2**31 + 5)
-    row = RowInput(
+    row = Row(
         seen=looking(1, 13),
         blocks=(7, 8, 9),
         tokens=np.array([5, 6], np.int32),
@@ -475,7 +475,7 @@ def test_packing_says_which_session_a_row_looks_at_and_what_becomes_of_it() -> N
     shape = RowShape(rows=5, width=1, tokens=2, no_block=99, sessions=5, rows_each=2, widths=(2, 3))
     looks = [looking(1, 13), looking(2, 13), looking(1, 13), looking(1, 12)]
     rows = [
-        RowInput(seen=look, blocks=(), tokens=np.array([5, 6], np.int32), commits=number == 3)
+        Row(seen=look, blocks=(), tokens=np.array([5, 6], np.int32), commits=number == 3)
         for number, look in enumerate(looks)
     ]
     groups = distinct(rows)

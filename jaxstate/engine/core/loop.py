@@ -18,13 +18,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jaxstate.engine.core.batching import Launch, Launcher
+from jaxstate.engine.core.batching import BatchBuilder
 from jaxstate.engine.core.engine_core import ControlTask, EngineCore
+from jaxstate.engine.core.scheduled_step import ScheduledStep
 from jaxstate.engine.core.swapper import Swapper
-from jaxstate.engine.executor.protocol import Executor
+from jaxstate.engine.executor.protocol import Executor, Pending, StepOutput
 from jaxstate.engine.memory.swap_policy import Move
 from jaxstate.engine.scheduler.scheduler import plan
 from jaxstate.engine.sessions.record import SessionRecord
@@ -37,8 +38,10 @@ _log = logging.getLogger("jaxstate")
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _InFlight:
-    launch: Launch
-    fetch: Callable[[], Callable[[float], None]]
+    """A launched step; `output` is None if it has no rows, and only those before it are awaited."""
+
+    step: ScheduledStep
+    output: Pending[StepOutput] | None
     started_s: float
 
 
@@ -58,7 +61,7 @@ class EngineLoop:
         self._core = core
         self._executor = executor
         self._mover = Swapper(core, executor)
-        self._launcher = Launcher(core.state, executor, core.results, tokenizer)
+        self._batches = BatchBuilder(core.state, core.results, tokenizer)
         self._in_flight: deque[_InFlight] = deque()
         self._until_s: float | None = None
         self._device_free_s = core.clock()
@@ -141,23 +144,25 @@ class EngineLoop:
                 return False
             self._until_s = None
             core.state.steps += 1
-            launch = self._launcher.prepare(planned, now_s)
-            works = frozenset[Work]({planned.step.work}) if launch is None else launch.works
+            step = self._batches.build(planned, now_s)
+            works = frozenset[Work]({planned.step.work}) if step is None else step.works
             core.state.let_go_first(works, planned.runnable | planned.held_up)
-        if launch is not None:
-            self._launch(launch)
+        if step is not None:
+            self._launch(step)
         return True
 
-    def _launch(self, launch: Launch) -> None:
-        started_s = self._core.clock()
+    def _launch(self, step: ScheduledStep) -> None:
+        started_s, rows = self._core.clock(), step.rows
         try:
-            fetch = launch.call()
+            if step.copies:
+                self._executor.copy(step.copies)
+            output = self._executor.run(step.kind, rows) if rows else None
         except Exception as error:
-            self._failed(launch, error)
+            self._failed(step, error)
             return
-        self._in_flight.append(_InFlight(launch=launch, fetch=fetch, started_s=started_s))
+        self._in_flight.append(_InFlight(step=step, output=output, started_s=started_s))
         # Idle work is never launched ahead: an ask that comes now waits for this step and no other.
-        ahead = self._core.limits.steps_ahead if launch.work in ("ask", "ingest") else 0
+        ahead = self._core.limits.steps_ahead if step.work in ("ask", "ingest") else 0
         while len(self._in_flight) > ahead:
             self._fetch_oldest()
 
@@ -166,29 +171,26 @@ class EngineLoop:
         if not self._in_flight:
             return False
         flight = self._in_flight.popleft()
+        core, step = self._core, flight.step
         try:
-            commit = flight.fetch()
+            output = None if flight.output is None else flight.output.get()
         except Exception as error:
-            self._failed(flight.launch, error)
+            self._failed(step, error)
             return True
-        core = self._core
         with core.lock:
             now_s = core.clock()
-            began_s = max(flight.started_s, self._device_free_s)
-            core.recorder.step_done(
-                flight.launch.work, now_s - began_s, read_tokens=flight.launch.read_tokens
-            )
-            launch = flight.launch
-            core.state.step_done(launch.works, now_s - began_s, lent=launch.lent)
+            device_s = now_s - max(flight.started_s, self._device_free_s)
             self._device_free_s = now_s
-            commit(now_s)
+            core.recorder.step_done(step.work, device_s, read_tokens=step.read_tokens)
+            core.state.step_done(step.works, device_s, lent=step.lent)
+            core.results.apply(step, output, now_s)
         self.deliver()
         return True
 
-    def _failed(self, launch: Launch, error: Exception) -> None:
+    def _failed(self, step: ScheduledStep, error: Exception) -> None:
         """Notes it, and what the device lost with it."""
         with self._core.lock:
-            launch.fail(error)
+            self._core.results.fail(step, error)
         self._recover(error)
 
     def _recover(self, error: Exception) -> None:

@@ -1,25 +1,27 @@
 """What becomes of questions and sessions, and who hears of it.
 
-Comes in: requests whose answer is complete, cancelled or failed; commits; sessions that close. Goes
-out: records in order, and an outbox of deliveries (futures, events, callbacks) that the loop makes
-once it has let go of the lock, so that no subscriber's code runs inside it. Does not know: devices,
-threads, what is planned.
+Comes in: what a step put out, or that it failed; questions that are cancelled, sessions that close.
+Goes out: records in order, and an outbox of deliveries (futures, events, callbacks) that the loop
+makes once it has let go of the lock, so that no subscriber's code runs inside it. Does not know:
+devices, threads, what is planned.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
 from jaxstate.engine.core.metrics import MetricsRecorder
+from jaxstate.engine.core.scheduled_step import ScheduledRead, ScheduledRequest, ScheduledStep
 from jaxstate.engine.core.state import EngineState, unavailable
+from jaxstate.engine.executor.protocol import StepOutput
 from jaxstate.engine.flash.registry import Registered
 from jaxstate.engine.requests.request import Request
 from jaxstate.engine.sessions.record import PendingAsk, SessionRecord
-from jaxstate.engine.sessions.token_log import Taken
+from jaxstate.engine.sessions.token_log import Taken, split
 from jaxstate.engine.types.events import Subscription
 from jaxstate.engine.types.values import Answer, DataUpdated, Event, FlashReady
 from jaxstate.errors import ClosedError, JaxstateError, NotFinite, StepFailed
@@ -63,18 +65,95 @@ class ResultProcessor:
         outbox, self._outbox = self._outbox, []
         return outbox
 
-    def runs_of(self, record: SessionRecord, keys: Iterable[int]) -> list[Request]:
-        """The requests of those names."""
-        asks, flash = record.asks, record.flash_requests
-        return [asks[key].request if key in asks else flash[key][0] for key in keys]
+    def apply(self, step: ScheduledStep, output: StepOutput | None, now_s: float) -> None:
+        """A step is done.
 
-    def finish(self, record: SessionRecord, requests: Sequence[Request], now_s: float) -> None:
-        """Delivers those of `requests` that are complete and still wanted."""
-        for request in requests:
-            if request.finished and request.key in record.asks:
-                self._answer(record.asks[request.key], record, now_s)
-            elif request.finished and request.key in record.flash_requests:
-                self._answer_flash(record, request, now_s)
+        Args:
+            step: it.
+            output: of its rows; None if it had none.
+            now_s: the time.
+        """
+        finite = [] if output is None else output.finite.tolist()
+        chunks = iter(finite[sum(len(one.rows) for one in step.requests) :])
+        for read in step.reads:
+            if read.row is not None and not next(chunks):
+                self._read_failed(read, NotFinite(), copied=False)
+            else:
+                self._land(read, now_s)
+        if output is not None:
+            self._apply_requests(step, output, now_s)
+
+    def _apply_requests(self, step: ScheduledStep, output: StepOutput, now_s: float) -> None:
+        first, sound = 0, list[tuple[ScheduledRequest, int, bool]]()
+        for one in step.requests:
+            finite = bool(output.finite[first : first + len(one.rows)].all())
+            sound.append((one, first, finite))
+            first += len(one.rows)
+            if one.counts and finite:
+                one.record.residence.is_sound(one.request.version)
+        for one, first, finite in sound:
+            record, request = one.record, one.request
+            if request.finished or not one.counts:
+                continue  # launched before its end was known, or still reading
+            if not finite:
+                self._not_finite(record, request)
+                continue
+            request.take(output, first, len(one.rows))
+            if request.finished:
+                self._finish(record, request, now_s)
+
+    def fail(self, step: ScheduledStep, error: Exception) -> None:
+        """The device failed in a step."""
+        for one in step.requests:
+            self._fail_request(one.record, one.request, error)
+        for read in step.reads:
+            self._read_failed(read, error, copied=bool(step.copies))
+
+    def _read_failed(self, read: ScheduledRead, error: Exception, *, copied: bool) -> None:
+        """Its tokens are read again; entries without tokens had nothing to do with the device."""
+        if read.record.residence.has_gone_back(read.attempt, read.end):
+            return  # it is being read again already
+        read.record.stranded = bool(read.record.landing)
+        if read.row is not None:
+            # A copy that failed leaves a block that is nobody's; otherwise all before is there.
+            self.reading_failed(read.record, None if copied else read.start, error)
+
+    def _land(self, read: ScheduledRead, now_s: float) -> None:
+        """Cells are there; entries that end within them are committed."""
+        record, residence = read.record, read.record.residence
+        if residence.has_gone_back(read.attempt, read.end):
+            return  # a step before it failed: what it read comes once more
+        self._state.prefix_ready(record, read.start, read.end)
+        new = max(0, read.end - max(read.start, residence.landed_cells))
+        residence.there_cells = read.end
+        residence.landed_cells = max(residence.landed_cells, read.end)
+        self.recorder.count("tokens_ingested", new)
+        self.recorder.count("tokens_rebuilt", read.end - read.start - new)
+        self.room_made(record)
+        residence.failures, residence.careful, record.stranded = 0, False, False
+        while record.landing and record.landing[0][0] <= read.end:
+            end_cells, taken = record.landing.popleft()
+            self._commit(record, taken, end_cells, now_s)
+        self._land_part(record, read.end, now_s)
+        self.moved(record)
+
+    def _land_part(self, record: SessionRecord, cells: int, now_s: float) -> None:
+        """What was taken in one chunk may come in several, when it is read again."""
+        if not record.landing or not record.landing[0][1].ends:
+            return
+        end_cells, taken = record.landing[0]
+        first = end_cells - taken.ends[-1][1]
+        if (parts := split(taken, cells - first)) is not None:
+            done, rest = parts
+            record.landing[0] = end_cells, rest
+            self._commit(record, done, first + done.ends[-1][1], now_s)
+
+    def _finish(self, record: SessionRecord, request: Request, now_s: float) -> None:
+        """Delivers a complete answer, if it is still wanted."""
+        if request.key in record.asks:
+            self._answer(record.asks[request.key], record, now_s)
+        elif request.key in record.flash_requests:
+            self._answer_flash(record, request, now_s)
 
     def _answer(self, ask: PendingAsk, record: SessionRecord, now_s: float) -> None:
         self._let_go(record, ask.request)
@@ -122,24 +201,25 @@ class ResultProcessor:
             self._let_go(record, record.asks[key].request)
             self.recorder.count("asks_timed_out" if timed_out else "asks_cancelled")
 
-    def fail_runs(
-        self, record: SessionRecord, requests: Sequence[Request], cause: Exception
-    ) -> None:
-        """The device failed in a step that answered these; the sessions' cells are untouched."""
-        for request in requests:
-            if request.key in record.asks:
-                self.fail_ask(record, request.key, _step_failed(cause))
-            elif request.key in record.flash_requests:
-                registered = record.flash_requests[request.key][1]
-                self._let_go(record, request)
-                record.flash.refused(registered, request.version, str(_step_failed(cause)))
-                self.recorder.count("flash_refused")
+    def _fail_request(self, record: SessionRecord, request: Request, cause: Exception) -> None:
+        """The device failed in a step that served it; its session's cells are untouched."""
+        if request.key in record.asks:
+            self.fail_ask(record, request.key, _step_failed(cause))
+        elif request.key in record.flash_requests:
+            registered = record.flash_requests[request.key][1]
+            self._let_go(record, request)
+            record.flash.refused(registered, request.version, str(_step_failed(cause)))
+            self.recorder.count("flash_refused")
 
-    def not_finite(self, record: SessionRecord, request: Request) -> None:
+    def _fail_asks_begun(self, record: SessionRecord, cause: Exception) -> None:
+        for ask in tuple(record.asks_begun.values()):
+            self._fail_request(record, ask.request, cause)
+
+    def _not_finite(self, record: SessionRecord, request: Request) -> None:
         """The numbers of a question's step are NaN or infinite: it has no answer. Unless another
         question had one at the same version, the session's cells may be why; then they are computed
         again, once for each version."""
-        self.fail_runs(record, [request], NotFinite())
+        self._fail_request(record, request, NotFinite())
         residence = record.residence
         sound = max(residence.sound_version, residence.doubted_version)
         if request.version == record.version > sound and residence.on_device:
@@ -150,10 +230,10 @@ class ResultProcessor:
     def rows_lost(self, cause: Exception) -> None:
         """The device lost all questions under way: asks fail, registered questions begin again."""
         for record in tuple(self._state.records.values()):
-            self.fail_runs(record, [ask.request for ask in record.asks_begun.values()], cause)
+            self._fail_asks_begun(record, cause)
             self._drop_all_flash(record)
 
-    def landed(self, record: SessionRecord, taken: Taken, end_cells: int, now_s: float) -> None:
+    def _commit(self, record: SessionRecord, taken: Taken, end_cells: int, now_s: float) -> None:
         """Entries are in a session's cells, which end there with the last of them."""
         if taken.completes is None or record.closed:
             return
@@ -238,7 +318,7 @@ class ResultProcessor:
                 self._compute_again(record, cause)
 
     def _compute_again(self, record: SessionRecord, cause: Exception) -> None:
-        self.fail_runs(record, [ask.request for ask in record.asks_begun.values()], cause)
+        self._fail_asks_begun(record, cause)
         self.send_away(record)
         self.moved(record)
 

@@ -12,27 +12,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import jax
 import numpy as np
 from jaxtyping import Array
-from numpy.typing import NDArray
 
 from jaxstate.cells.session import SessionState
 from jaxstate.cells.tables import BlockCopy, GroupBlock, Seen
 from jaxstate.engine.executor.protocol import (
-    Candidate,
-    Choices,
-    Chunk,
     HostCells,
     Limits,
     Lost,
     Pending,
     RowSizes,
-    RowStep,
-    RowTokens,
     Saved,
+    StepKind,
+    StepOutput,
 )
 from jaxstate.model.bundle import Model
 from jaxstate.model.devices import Device, on_its_device, room_on_device
@@ -48,14 +43,8 @@ from jaxstate.persist.snapshot import (
 from jaxstate.steps.checks import padded_stop_ids
 from jaxstate.steps.compiled import compilations, compile_all
 from jaxstate.steps.engine_steps import EngineSteps, plan_engine
-from jaxstate.steps.packing import RowInput, unpack_choice
+from jaxstate.steps.packing import Row, unpack_choice
 from jaxstate.steps.spec import StepSpec
-
-T = TypeVar("T")
-
-
-_NO_TOKENS = np.zeros(0, np.int32)
-
 
 # Steps that are compiled at once, at most: each takes memory, and on a GPU tries kernels out.
 _COMPILERS = 4
@@ -67,15 +56,16 @@ _OVERHEAD_TOKENS = {"cpu": 32, "accelerator": 512}
 
 
 @dataclass(frozen=True, slots=True)
-class _Fetch(Generic[T]):
-    """A device array on its way to the host, and what it becomes there."""
+class _Fetch:
+    """What a step says of its rows, the last axis of an array on its way to the host."""
 
     array: Array
-    convert: Callable[[np.ndarray], T]
+    rows: int
+    convert: Callable[[np.ndarray], StepOutput]
 
-    def get(self) -> T:
+    def get(self) -> StepOutput:
         """Waits for the device and returns it."""
-        return self.convert(jax.device_get(self.array))
+        return self.convert(jax.device_get(self.array)[..., : self.rows])
 
 
 class DeviceExecutor:
@@ -162,45 +152,25 @@ class DeviceExecutor:
         return self._steps.layout.readable_until(seen_cells)
 
     @on_its_device
-    def extend(self, chunks: Sequence[Chunk]) -> Pending[NDArray[np.bool_]]:
-        """Commits a chunk of each of several sessions; whether each one's numbers are finite."""
-        inputs = [_chunk(chunk) for chunk in chunks]
-        self._pool, finite = self._steps.commit(self._model.params, self._pool, inputs)
-        return _fetch(finite, lambda array: array[: len(inputs)])
-
-    @on_its_device
-    def start(self, rows: Sequence[RowTokens], chunks: Sequence[Chunk] = ()) -> Pending[Choices]:
-        """Begins rows: reads their first tokens and chooses the token after them; and commits
-        chunks in the same step. What is chosen after chunks is left out."""
-        inputs = [*map(_input, rows), *map(_chunk, chunks)]
-        self._pool, self._rows, chosen = self._steps.start(
-            self._model.params, self._pool, self._rows, inputs, self._stop_ids
-        )
-        return _choices(chosen, len(rows), len(chunks))
-
-    @on_its_device
-    def more(self, row: RowTokens) -> Pending[Choices]:
-        """Goes on reading one row's question."""
-        self._rows, chosen = self._steps.more(
-            self._model.params, self._pool, self._rows, _input(row), self._stop_ids
-        )
-        return _choices(chosen, 1)
-
-    @on_its_device
-    def decode(self, rows: Sequence[RowStep]) -> Pending[Choices]:
-        """Reads back what each row chose last and chooses the next; done rows stay done."""
-        inputs = [_input(row) for row in rows]
-        self._rows, chosen = self._steps.decode(
-            self._model.params, self._pool, self._rows, inputs, self._stop_ids
-        )
-        return _choices(chosen, len(rows))
-
-    @on_its_device
-    def score(self, candidates: Sequence[Candidate]) -> Pending[NDArray[np.float32]]:
-        """Float32 [n]: each candidate's total log-probability after its question."""
-        inputs = [_scored(candidate) for candidate in candidates]
-        totals = self._steps.score(self._model.params, self._pool, self._rows, inputs)
-        return _fetch(totals, lambda array: array[: len(inputs)])
+    def run(self, kind: StepKind, rows: Sequence[Row]) -> Pending[StepOutput]:
+        """Launches a step."""
+        steps, params, stop_ids = self._steps, self._model.params, self._stop_ids
+        if kind == "extend":
+            self._pool, finite = steps.commit(params, self._pool, rows)
+            return _fetch(finite, len(rows), _committed)
+        if kind == "score":
+            totals = steps.score(params, self._pool, self._rows, rows)
+            return _fetch(totals, len(rows), _scored)
+        if kind == "start":
+            self._pool, self._rows, chosen = steps.start(
+                params, self._pool, self._rows, rows, stop_ids
+            )
+        elif kind == "more":
+            (row,) = rows
+            self._rows, chosen = steps.more(params, self._pool, self._rows, row, stop_ids)
+        else:
+            self._rows, chosen = steps.decode(params, self._pool, self._rows, rows, stop_ids)
+        return _fetch(chosen, len(rows), _chosen)
 
     @on_its_device
     def copy(self, copies: Sequence[BlockCopy]) -> None:
@@ -323,46 +293,37 @@ def _limits(model: Model, steps: EngineSteps, sessions: int) -> Limits:
     )
 
 
-def _chunk(chunk: Chunk) -> RowInput:
-    return RowInput(seen=chunk.start, blocks=(), tokens=chunk.tokens, commits=True)
-
-
-def _input(row: RowTokens | RowStep) -> RowInput:
-    return RowInput(
-        seen=row.seen,
-        blocks=row.blocks,
-        tokens=row.tokens if isinstance(row, RowTokens) else _NO_TOKENS,
-        used_cells=row.used_cells,
-        sampling=row.sampling,
-    )
-
-
-def _scored(candidate: Candidate) -> RowInput:
-    """What is read of a choice: the question's last token, and its own."""
-    tokens = np.concatenate([np.array([candidate.last_token], np.int32), candidate.tokens])
-    return RowInput(
-        seen=candidate.seen,
-        blocks=candidate.blocks,
-        tokens=tokens,
-        used_cells=candidate.used_cells,
-    )
-
-
-def _fetch(array: Array, convert: Callable[[np.ndarray], T]) -> _Fetch[T]:
+def _fetch(array: Array, rows: int, convert: Callable[[np.ndarray], StepOutput]) -> _Fetch:
     """Starts the copy to the host, so that `get` finds it there."""
     array.copy_to_host_async()
-    return _Fetch(array, convert)
+    return _Fetch(array, rows, convert)
 
 
-def _choices(packed: Array, count: int, chunks: int = 0) -> _Fetch[Choices]:
-    def convert(array: np.ndarray) -> Choices:
-        chosen = unpack_choice(array[:, : count + chunks])
-        return Choices(
-            tokens=chosen.tokens[:count],
-            logprobs=chosen.logprobs[:count],
-            gaps=chosen.gaps[:count],
-            done=chosen.done[:count],
-            chunks_finite=np.isfinite(chosen.logprobs[count:]),
-        )
+def _chosen(packed: np.ndarray) -> StepOutput:
+    chosen = unpack_choice(packed)
+    return StepOutput(
+        tokens=chosen.tokens,
+        logprobs=chosen.logprobs,
+        gaps=chosen.gaps,
+        done=chosen.done,
+        finite=np.isfinite(chosen.logprobs),
+    )
 
-    return _fetch(packed, convert)
+
+def _committed(finite: np.ndarray) -> StepOutput:
+    return _without_tokens(np.zeros(len(finite), np.float32), finite)
+
+
+def _scored(totals: np.ndarray) -> StepOutput:
+    return _without_tokens(totals, np.isfinite(totals))
+
+
+def _without_tokens(logprobs: np.ndarray, finite: np.ndarray) -> StepOutput:
+    count = len(finite)
+    return StepOutput(
+        tokens=np.zeros(count, np.int32),
+        logprobs=logprobs,
+        gaps=np.zeros(count, np.float32),
+        done=np.zeros(count, np.bool_),
+        finite=finite,
+    )

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from jaxstate.cells.layout import PoolLayout
 from jaxstate.cells.tables import BlockCopy, GroupBlock, Seen
 from jaxstate.persist.files import Arrays, Note
-from jaxstate.records import Sampling
+from jaxstate.steps.packing import Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +63,9 @@ class RowSizes:
 
 
 Tokens = NDArray[np.int32]
+
+
+StepKind = Literal["extend", "start", "more", "decode", "score"]
 
 
 T_co = TypeVar("T_co", covariant=True)
@@ -130,91 +133,24 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Chunk:
-    """Tokens that become cells of a session.
+class StepOutput:
+    """What a step says of its rows, in their order.
 
     Attributes:
-        start: what the session has; its table has blocks for the new cells as well.
-        tokens: int32 [n], 1 to `Limits.extend_tokens`.
-    """
-
-    start: Seen
-    tokens: Tokens
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RowTokens:
-    """Tokens that one row reads.
-
-    Attributes:
-        seen: the cells that it looks at.
-        blocks: the row's tail blocks, enough for the cells in use and these.
-        used_cells: of its tail so far.
-        tokens: int32 [n], n >= 1.
-        sampling: how the token after them is chosen.
-    """
-
-    seen: Seen
-    blocks: tuple[int, ...]
-    used_cells: int
-    tokens: Tokens
-    sampling: Sampling
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RowStep:
-    """One row that reads back the token it chose last.
-
-    Attributes:
-        seen: the cells that it looks at.
-        blocks: the row's tail blocks.
-        used_cells: of its tail so far; the token becomes one more.
-        sampling: how the next token is chosen.
-    """
-
-    seen: Seen
-    blocks: tuple[int, ...]
-    used_cells: int
-    sampling: Sampling
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Candidate:
-    """One given answer to be scored after a row's question.
-
-    Attributes:
-        seen: the cells that it looks at.
-        blocks: the row's tail blocks; several candidates may share them.
-        used_cells: of the tail: the question without its last token.
-        last_token: the question's last token.
-        tokens: int32 [n], n >= 1: the candidate.
-    """
-
-    seen: Seen
-    blocks: tuple[int, ...]
-    used_cells: int
-    last_token: int
-    tokens: Tokens
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Choices:
-    """What a step chose, row by row, in the order of its rows.
-
-    Attributes:
-        tokens: int32 [n].
-        logprobs: float32 [n], of those tokens under the plain softmax; NaN where the numbers that
-            led to it are not all finite.
+        tokens: int32 [n], chosen after each row.
+        logprobs: float32 [n], of those tokens under the plain softmax; where answers are scored,
+            the total of each.
         gaps: float32 [n], the largest logit minus the second largest.
         done: bool [n], a stop token was chosen now or before.
-        chunks_finite: bool [m], whether the numbers of each chunk in the step are all finite.
+        finite: bool [n], whether the numbers of each row are all finite. Where they are not, the
+            others mean nothing.
     """
 
     tokens: NDArray[np.int32]
     logprobs: NDArray[np.float32]
     gaps: NDArray[np.float32]
     done: NDArray[np.bool_]
-    chunks_finite: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    finite: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -285,25 +221,16 @@ class Executor(Protocol):
         """The largest length of a session at which `seen_cells` of it can still be looked at."""
         ...
 
-    def extend(self, chunks: Sequence[Chunk]) -> Pending[NDArray[np.bool_]]:
-        """Commits a chunk of each of several sessions; whether each one's numbers are finite."""
-        ...
+    def run(self, kind: StepKind, rows: Sequence[Row]) -> Pending[StepOutput]:
+        """Launches a step.
 
-    def start(self, rows: Sequence[RowTokens], chunks: Sequence[Chunk] = ()) -> Pending[Choices]:
-        """Begins rows: reads their first tokens and chooses the token after them; and commits
-        chunks in the same step. What is chosen after chunks is left out."""
-        ...
-
-    def more(self, row: RowTokens) -> Pending[Choices]:
-        """Goes on reading one row's question."""
-        ...
-
-    def decode(self, rows: Sequence[RowStep]) -> Pending[Choices]:
-        """Reads back what each row chose last and chooses the next; done rows stay done."""
-        ...
-
-    def score(self, candidates: Sequence[Candidate]) -> Pending[NDArray[np.float32]]:
-        """Float32 [n]: each candidate's total log-probability after its question."""
+        Args:
+            kind: `extend` commits a chunk of each of several sessions; `start` begins questions and
+                commits chunks beside them; `more` goes on reading one question; `decode` reads back
+                what each row chose last and chooses the next (done rows stay done); `score` adds up
+                what given answers have after their questions.
+            rows: of the step, chunks last.
+        """
         ...
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:

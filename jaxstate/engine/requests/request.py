@@ -13,12 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxstate.cells.tables import Seen
-from jaxstate.engine.executor.protocol import Candidate, Limits, RowStep, RowTokens, Tokens
+from jaxstate.engine.executor.protocol import Limits, StepOutput, Tokens
 from jaxstate.engine.types.values import Answer, Stage, Usage, Work
 from jaxstate.errors import CapacityExceeded, InvalidInput, PromptTooLong
 from jaxstate.records import Sampling
 from jaxstate.steps.collector import AnswerCollector
+from jaxstate.steps.packing import Row
 from jaxstate.text import Tokenizer
+
+_NO_TOKENS = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -182,7 +185,7 @@ class Request:
         left = max(self._reading_tokens - self._read_tokens, 1)
         return min(left, limits.question_tokens)
 
-    def read(self, limits: Limits) -> RowTokens | None:
+    def read(self, limits: Limits) -> Row | None:
         """Its next tokens to read; None for a question of one token whose choices are scored."""
         count = min(self._reading_tokens - self._read_tokens, limits.question_tokens)
         if count == 0:
@@ -191,7 +194,7 @@ class Request:
         self._read_tokens += count
         if self.asked.choices is None and self._read_tokens == len(self.asked.tokens):
             self._launched_tokens = 1
-        return RowTokens(
+        return Row(
             seen=self.seen,
             blocks=self.blocks,
             used_cells=start,
@@ -199,12 +202,13 @@ class Request:
             sampling=self.asked.sampling,
         )
 
-    def decode(self) -> RowStep:
+    def decode(self) -> Row:
         """Its next answer token."""
         used = len(self.asked.tokens) + self._launched_tokens - 1
         self._launched_tokens += 1
-        return RowStep(
+        return Row(
             seen=self.seen,
+            tokens=_NO_TOKENS,
             blocks=self.blocks,
             used_cells=used,
             sampling=self.asked.sampling,
@@ -215,30 +219,35 @@ class Request:
         """Tokens of the choices that no step was launched for."""
         return self.asked.choice_tokens[self._scored :]
 
-    def score(self, room: int) -> list[Candidate]:
+    def score(self, room: int) -> list[Row]:
         """Its next choices, at most `room`."""
         chosen = self.asked.choice_tokens[self._scored : self._scored + room]
         self._scored += len(chosen)
+        last = self.asked.tokens[-1:]
         return [
-            Candidate(
+            Row(
                 seen=self.seen,
+                tokens=np.concatenate([last, tokens]),
                 blocks=self.blocks,
                 used_cells=len(self.asked.tokens) - 1,
-                last_token=int(self.asked.tokens[-1]),
-                tokens=tokens,
             )
             for tokens in chosen
         ]
 
-    def take_token(self, token: int, logprob: float, gap: float, done: bool) -> None:
-        """The device chose a token after this step's; ends the run if that ends the answer."""
-        if self.finished:
-            return  # launched before the end was known
+    def take(self, output: StepOutput, first: int, count: int) -> None:
+        """What the device said of its rows `first` .. `first` + `count` - 1; ends the request if
+        that ends the answer."""
+        if self.asked.choices is not None:
+            self._totals += output.logprobs[first : first + count].tolist()
+            self.finished = len(self._totals) == len(self.asked.choice_tokens)
+            return
         assert self._collector is not None
         if self._taken == 0:
-            self._gap = gap
+            self._gap = float(output.gaps[first])
         self._taken += 1
-        ended = self._collector.take(token, logprob, done)
+        ended = self._collector.take(
+            int(output.tokens[first]), float(output.logprobs[first]), bool(output.done[first])
+        )
         self.finished = ended or self._taken == self.asked.max_tokens
 
     _taken = 0
@@ -247,11 +256,6 @@ class Request:
     def taken_tokens(self) -> int:
         """Tokens chosen so far, the one that ended the answer included."""
         return self._taken
-
-    def take_totals(self, totals: list[float]) -> None:
-        """Total log-probabilities of the next choices."""
-        self._totals += totals
-        self.finished = len(self._totals) == len(self.asked.choice_tokens)
 
     def answer(self, latency_s: float) -> Answer:
         """What came out."""

@@ -236,6 +236,11 @@ class SessionRecord:
         flashes = bool(self.flash_requests) or next(self.flash.due(now_s), None) is not None
         return reads or asked or flashes
 
+    def requests_of(self, keys: Iterable[int]) -> list[Request]:
+        """Its questions of those names."""
+        asks, flash = self.asks, self.flash_requests
+        return [asks[key].request if key in asks else flash[key][0] for key in keys]
+
     def holding(self) -> Iterator[Request]:
         """Questions under way that may not lose what they have."""
         yield from (ask.request for ask in self.asks_begun.values())
