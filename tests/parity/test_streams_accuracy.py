@@ -21,9 +21,10 @@ FLOORS = {
     "highest or lowest of the last 3": 0.9,
     "threshold": 0.95,
     "up or down": 0.9,
-    "updated key": 0.8,
+    "updated key": 0.85,
+    "which one": 0.75,
     "unknown": 0.95,
-    "all": 0.92,
+    "all": 0.95,
 }
 
 
