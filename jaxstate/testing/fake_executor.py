@@ -140,6 +140,7 @@ class FakeExecutor:
         self._positions = np.full(shape, -1, np.int64)
         self._tokens = np.zeros(shape, np.int32)
         self._rows: dict[int, _Question] = {}
+        self._owners: dict[int, _Question] = {}
         # How far each session was read, which is what a ring forgets by.
         self._lengths: dict[int, int] = {}
 
@@ -357,9 +358,10 @@ class FakeExecutor:
         """The row's blocks are its own from now on; whoever had them is gone."""
         for block in row.blocks:
             assert 0 <= block < self._limits.tail_blocks
-        for slot, other in tuple(self._rows.items()):
-            if set(other.blocks) & set(row.blocks):
-                del self._rows[slot]
+            other = self._owners.get(block)
+            if other is not None and self._rows.get(other.blocks[0]) is other:
+                del self._rows[other.blocks[0]]
+            self._owners[block] = row
         self._rows[row.blocks[0]] = row
 
     def _row(self, row: Row) -> _Question:

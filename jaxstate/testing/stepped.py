@@ -15,15 +15,42 @@ from jaxstate.engine.api.engine import SessionHost
 from jaxstate.engine.api.session import Session
 from jaxstate.engine.core.engine_core import EngineCore
 from jaxstate.engine.core.loop import EngineLoop
+from jaxstate.engine.core.ready_sessions import ReadySessions
 from jaxstate.engine.core.session_manager import SessionManager
 from jaxstate.engine.durability.transfer import Durable, opened_journal
 from jaxstate.engine.executor.protocol import Executor
 from jaxstate.engine.requests.encoding import PromptEncoder
-from jaxstate.engine.types.options import EngineConfig
+from jaxstate.engine.scheduler.scheduler import Scheduler, plan
+from jaxstate.engine.scheduler.views import Plan, View
+from jaxstate.engine.types.options import EngineConfig, Policy
 from jaxstate.errors import ClosedError
 from jaxstate.records import Durability
 from jaxstate.testing.byte_tokenizer import ByteTokenizer
 from jaxstate.text import Template, plain_template
+
+
+class CheckedSessions(ReadySessions):
+    """Compares at every look what it remembers of sessions with what they are."""
+
+    def view(self, now_s: float) -> View:
+        """What the scheduler is to see."""
+        found = super().view(now_s)
+        self.check(now_s)
+        return found
+
+
+class CheckedScheduler(Scheduler):
+    """Compares each plan with one that remembers nothing."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy)
+        self._anew = policy
+
+    def plan(self, view: View) -> Plan:
+        """The next step."""
+        planned = super().plan(view)
+        assert planned == plan(view, self._anew), "what was remembered is not what there is"
+        return planned
 
 
 class SteppedEngine(SessionHost):
@@ -39,6 +66,7 @@ class SteppedEngine(SessionHost):
         template: of questions; the plain one with bytes as tokens if None.
         journal: as for `Engine`; snapshots are taken when `snapshot` is called.
         durability: as for `Engine`.
+        checked: whether each turn compares what is remembered of sessions with what they are.
     """
 
     def __init__(
@@ -50,6 +78,7 @@ class SteppedEngine(SessionHost):
         template: Template | None = None,
         journal: str | os.PathLike[str] | None = None,
         durability: Durability = "os",
+        checked: bool = True,
     ) -> None:
         tokenizer = ByteTokenizer()
         shape = plain_template(tokenizer.bos) if template is None else template
@@ -61,6 +90,9 @@ class SteppedEngine(SessionHost):
             manager = SessionManager(core, executor)
             super().__init__(core, manager, encoder, Durable(core, manager, encoder, executor))
         self._loop = EngineLoop(core, executor, tokenizer)
+        if checked:
+            core.ready = CheckedSessions(core.state)
+            core.scheduler = CheckedScheduler(core.config.scheduling)
 
     def turn(self) -> bool:
         """One turn of the loop; False if there was nothing to do."""

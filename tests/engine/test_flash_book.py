@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 
@@ -149,7 +150,7 @@ class FlashMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 3))
     def begin(self, count: int) -> None:
-        for one in list(self.record.due(self.now_s))[:count]:
+        for one in self.record.at(self.now_s).due[:count]:
             q = next(q for q in self.questions if q.one is one)
             one.begin(self.now_s)
             q.began = (self.now_s, self.version)
@@ -195,7 +196,7 @@ class FlashMachine(RuleBasedStateMachine):
     @invariant()
     def what_is_due_is_due(self) -> None:
         assert self.record.stale == sum(map(self.stale, self.questions))
-        due = list(self.record.due(self.now_s))
+        due = self.record.at(self.now_s).due
         assert {one.id for one in due} == {q.one.id for q in self.due()}
         settled = [next(q.settled for q in self.questions if q.one is one) for one in due]
         assert settled == sorted(settled), "the longest unanswered first"
@@ -204,7 +205,15 @@ class FlashMachine(RuleBasedStateMachine):
             for q in self.questions
             if self.stale(q) and q.began is None and self.may_start_s(q) > self.now_s
         ]
-        assert self.record.next_due_s(self.now_s) == min(later, default=None)
+        assert self.record.at(self.now_s).next_due_s == min(later, default=math.inf)
+
+    @invariant()
+    def nothing_changes_by_itself_before_it_says_so(self) -> None:
+        now = self.record.at(self.now_s)
+        just_before = self.record.at(math.nextafter(min(now.until_s, self.now_s + 1e6), 0.0))
+        assert dataclasses.replace(just_before, until_s=now.until_s) == now
+        if now.until_s < math.inf:
+            assert self.record.at(now.until_s) != now
 
     @invariant()
     def what_is_overdue_is_overdue(self) -> None:
@@ -215,12 +224,12 @@ class FlashMachine(RuleBasedStateMachine):
             if q.one.deadline_s is not None
             and self.stale_since_s(q) + q.one.deadline_s <= self.now_s
         ]
-        assert self.record.is_overdue(self.now_s) == bool(overdue)
+        assert self.record.at(self.now_s).overdue == bool(overdue)
 
     @invariant()
     def the_oldest_is_the_oldest(self) -> None:
         since = [self.stale_since_s(q) for q in self.questions if self.stale(q)]
-        assert self.record.since_s == min(since, default=0.0)
+        assert self.record.at(self.now_s).since_s == min(since, default=math.inf)
 
 
 FlashMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
@@ -231,7 +240,7 @@ def test_an_answer_at_an_old_version_leaves_it_stale() -> None:
     record = FlashRegistry(8)
     one = registered("a")
     record.add(one, 0.0)
-    assert list(record.due(0.0)) == [] and record.stale == 0  # nothing is read yet
+    assert record.at(0.0).due == [] and record.stale == 0  # nothing is read yet
     record.committed(0, 1.0)
     one.begin(2.0)
     record.committed(3, 5.0)
@@ -239,7 +248,7 @@ def test_an_answer_at_an_old_version_leaves_it_stale() -> None:
     record.answered(one, answer(0))
     assert not record.is_fresh(one) and record.stale == 1
     assert one.stale_since_s == 5.0  # when version 3 was committed, the first that it has not seen
-    assert list(record.due(6.0)) == [one]
+    assert record.at(6.0).due == [one]
 
 
 def test_news_are_told_once() -> None:

@@ -24,7 +24,7 @@ from jaxstate.engine.core.session_manager import SessionManager
 from jaxstate.engine.durability.recovery import Recovery
 from jaxstate.engine.durability.transfer import Durable, opened_journal
 from jaxstate.engine.executor.device import DeviceExecutor
-from jaxstate.engine.executor.pool_size import pool_size
+from jaxstate.engine.executor.pool_size import PoolSize, pool_size
 from jaxstate.engine.executor.protocol import Executor
 from jaxstate.engine.requests.encoding import PromptEncoder, Settings, settings_of
 from jaxstate.engine.requests.futures import AskFuture
@@ -461,13 +461,7 @@ class Engine(SessionHost):
         self._name = model.source
         with opened_journal(place, durability, tokenizer, template, model.source) as journal_writer:
             if executor is None:
-                size = pool_size(model, cells, memory, session_cells, sessions)
-                executor = DeviceExecutor(
-                    model,
-                    session_cells=size.session_cells,
-                    cells=size.cells,
-                    sessions=size.sessions,
-                )
+                executor = _device(model, pool_size(model, cells, memory, session_cells, sessions))
             core = EngineCore(
                 executor, config or EngineConfig(), clock, self._call_back, journal_writer
             )
@@ -569,6 +563,12 @@ class Engine(SessionHost):
         _log.error("callbacks of flash queries are slower than their answers: one was dropped")
         with self._core.lock:
             self._core.recorder.count("callbacks_dropped")
+
+
+def _device(model: Model, size: PoolSize) -> DeviceExecutor:
+    return DeviceExecutor(
+        model, session_cells=size.session_cells, cells=size.cells, sessions=size.sessions
+    )
 
 
 # Engines whose program may end without closing them.

@@ -225,6 +225,7 @@ def _push_of(origin: Origin | None, receipt: Receipt) -> Push | None:
 def _count(core: EngineCore, record: SessionRecord, offer: Offer) -> None:
     """The push counts from now on."""
     record.queue.release(offer.last)
+    core.state.touch(record)
     core.tell_loop()
     core.recorder.count("entries_pushed", offer.last - offer.first + 1)
     core.recorder.count("entries_dropped", len(offer.displaced))
@@ -497,15 +498,20 @@ def register(
     Raises:
         FlashLimit, InvalidInput: as `FlashRegistry.add`.
     """
-    with core.changing():
+    with core.changing(record):
         record.check_open()
         if (same := record.flash.taken_up(one)) is not None:
             return same, None
         record.flash.add(one, core.clock())
         return one, core.journal_writer.note(
             asked_from_now_on(record.log_key, "flash", one.id, flash_json(one)),
-            undo=lambda: record.flash.discard(one.id),
+            undo=lambda: _discard(core, record, one.id),
         )
+
+
+def _discard(core: EngineCore, record: SessionRecord, flash_id: str) -> None:
+    record.flash.discard(flash_id)
+    core.state.touch(record)
 
 
 def unregister(core: EngineCore, record: SessionRecord, flash_id: str) -> PendingWrite | None:
@@ -514,12 +520,12 @@ def unregister(core: EngineCore, record: SessionRecord, flash_id: str) -> Pendin
     Raises:
         InvalidInput: there is none of that name.
     """
-    with core.changing():
+    with core.changing(record):
         record.check_open()
         record.flash.check_there(flash_id)
         return core.journal_writer.note(
             no_longer_asked(record.log_key, "flash", flash_id),
-            apply=lambda: record.flash.discard(flash_id),
+            apply=lambda: _discard(core, record, flash_id),
         )
 
 
@@ -527,9 +533,7 @@ class Session:
     """A stream that is read once, and asked about. `Engine.open` makes it.
 
     Args:
-        core: of its engine.
-        manager: of its engine.
-        encoder: of its model.
+        core, manager, encoder: of its engine.
         record: its own.
         export: writes a session to a file.
     """

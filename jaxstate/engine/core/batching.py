@@ -97,6 +97,7 @@ class BatchBuilder:
     def _take(self, scheduled: ScheduledStep, part: _Part, tokens: int, now_s: float) -> None:
         """A row of the step is the session's; those that only wanted one come first next time."""
         record, one = part
+        self._state.touch(record)
         record.residence.used_s = now_s
         record.residence.served += one is not None or not record.residence.missing
         if one is None:
@@ -170,11 +171,12 @@ class BatchBuilder:
         room = self._limits.rows - len(record.flash_requests)
         blocks_left = len(self._state.blocks)
         chosen: list[Registered] = []
-        for one in record.flash.due(now_s):
+        for one in record.flash.at(now_s).due:
             try:
                 one.asked.check_reach(record.seen_cells, self._limits)
             except CapacityExceeded as error:
                 record.flash.refused(one, record.version, str(error))
+                self._state.touch(record)
                 self._results.recorder.count("flash_refused")
                 continue
             blocks_left -= one.asked.blocks(self._limits)
@@ -292,6 +294,7 @@ class BatchBuilder:
         """These have a row in the step."""
         for one in requests:
             record, request = one.record, one.request
+            self._state.touch(record)
             request.served = self._state.steps
             record.residence.used_s = now_s
             record.residence.served += 1

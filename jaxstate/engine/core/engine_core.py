@@ -20,12 +20,14 @@ from typing import Generic, TypeVar, cast
 
 from jaxstate.engine.core.journal_writer import JournalWriter
 from jaxstate.engine.core.metrics import EngineMetrics, Gauges, MetricsRecorder
+from jaxstate.engine.core.ready_sessions import ReadySessions
 from jaxstate.engine.core.results import Delivery, ResultProcessor
 from jaxstate.engine.core.state import EngineState
 from jaxstate.engine.executor.protocol import Executor, HostCells
 from jaxstate.engine.memory.cell_store import CellStore
 from jaxstate.engine.requests.futures import AskFuture, wait_for, wait_for_all
 from jaxstate.engine.requests.request import Question, Request
+from jaxstate.engine.scheduler.scheduler import Scheduler
 from jaxstate.engine.sessions.record import PendingAsk, SessionRecord
 from jaxstate.engine.sessions.token_log import VersionEnd
 from jaxstate.engine.types.events import FlashMode, Subscription
@@ -108,6 +110,7 @@ class EngineCore:
         lock: guards all of it; `wake` is its condition.
         news: whether anything changed since the loop last looked.
         ended: what every call raises once the engine is closed.
+        ready, scheduler: what there is to do, and what of it comes next.
         jobs: what the loop's thread is to do between steps.
         cell store: cells that are not on the device.
         journal_writer: tells the journal, if there is one.
@@ -135,6 +138,8 @@ class EngineCore:
         self.loop_thread: int | None = None
         self.jobs: deque[ControlTask[object]] = deque()
         self.state = EngineState(executor, config)
+        self.ready = ReadySessions(self.state)
+        self.scheduler = Scheduler(config.scheduling)
         self.recorder = MetricsRecorder(clock())
         self.cell_store = CellStore(config.host_bytes, self._moved)
         self.results = ResultProcessor(
@@ -146,14 +151,16 @@ class EngineCore:
         self._compiled_before = executor.compilations()
 
     @contextmanager
-    def changing(self) -> Iterator[EngineState]:
-        """The records, to change them; wakes the loop.
+    def changing(self, *records: SessionRecord) -> Iterator[EngineState]:
+        """The records, to change them; wakes the loop, which looks again at these.
 
         Raises:
             ClosedError: the engine is closed.
         """
         with self.noting() as state:
             yield state
+            for record in records:
+                state.touch(record)
             self.tell_loop()
 
     @contextmanager
@@ -319,6 +326,7 @@ class EngineCore:
         request, future = Request(self.state.new_key(), "ask", asked, arrived_s), AskFuture()
         ask = PendingAsk(request=request, future=future, min_version=min_version, as_of=as_of)
         record.asks[request.key] = ask
+        self.state.touch(record)
         record.residence.used_s = arrived_s
         return request.key, future
 
@@ -417,6 +425,7 @@ class EngineCore:
         residence = record.residence
         if residence.on_device:
             return
+        self.state.touch(record)
         residence.place, residence.fetching = self.cell_store.where(record.key), False
         if residence.place != "host":
             residence.oldest_cells = 0  # what comes back decides

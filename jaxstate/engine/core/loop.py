@@ -27,7 +27,6 @@ from jaxstate.engine.core.scheduled_step import ScheduledStep
 from jaxstate.engine.core.swapper import Swapper
 from jaxstate.engine.executor.protocol import Executor, Pending, StepOutput
 from jaxstate.engine.memory.swap_policy import Move
-from jaxstate.engine.scheduler.scheduler import plan
 from jaxstate.engine.sessions.record import SessionRecord
 from jaxstate.engine.types.values import Work
 from jaxstate.errors import ClosedError, EngineFailed, JaxstateError, StepFailed
@@ -138,7 +137,7 @@ class EngineLoop:
         with core.lock:
             now_s = core.clock()
             core.recorder.count("prefix_tokens_shared", core.state.begin_openings())
-            planned = plan(core.state.view(now_s), core.config.scheduling)
+            planned = core.scheduler.plan(core.ready.view(now_s))
             if planned.step is None:
                 self._until_s = _earliest(planned.until_s, self._next_idle_s())
                 return False

@@ -73,6 +73,7 @@ class ResultProcessor:
             output: of its rows; None if it had none.
             now_s: the time.
         """
+        self._touch(step)
         finite = [] if output is None else output.finite.tolist()
         chunks = iter(finite[sum(len(one.rows) for one in step.requests) :])
         for read in step.reads:
@@ -104,10 +105,15 @@ class ResultProcessor:
 
     def fail(self, step: ScheduledStep, error: Exception) -> None:
         """The device failed in a step."""
+        self._touch(step)
         for one in step.requests:
             self._fail_request(one.record, one.request, error)
         for read in step.reads:
             self._read_failed(read, error, copied=bool(step.copies))
+
+    def _touch(self, step: ScheduledStep) -> None:
+        for one in (*step.requests, *step.reads):
+            self._state.touch(one.record)
 
     def _read_failed(self, read: ScheduledRead, error: Exception, *, copied: bool) -> None:
         """Its tokens are read again; entries without tokens had nothing to do with the device."""
@@ -353,6 +359,7 @@ class ResultProcessor:
         record.subscriptions = []
         self._state.by_id.pop(record.id, None)
         self._state.records.pop(record.key, None)
+        self._state.touch(record)
         self._state.stop_computing(record)
         self._state.budget.forget(record)
         self._forget(record)
@@ -476,6 +483,7 @@ class ResultProcessor:
 
     def _let_go(self, record: SessionRecord, request: Request) -> None:
         """Takes a run off the records; a step under way no longer reaches anyone."""
+        self._state.touch(record)
         record.asks.pop(request.key, None)
         record.asks_begun.pop(request.key, None)
         record.flash_requests.pop(request.key, None)

@@ -511,6 +511,7 @@ class SessionManager:
     def _forget(self, record: SessionRecord) -> None:
         """It never was."""
         self._core.state.records.pop(record.key)
+        self._core.state.touch(record)
         self._core.state.by_id.pop(record.id, None)
 
     def _new_record(
@@ -533,6 +534,7 @@ class SessionManager:
         residence = Residence(table=table, tenant=tenant, pinned=pinned, used_s=used_s)
         record = SessionRecord(state.new_key(), name, policy, self._core.config, residence)
         state.records[record.key] = record
+        state.touch(record)
         return record
 
     def _free_id(self) -> str:

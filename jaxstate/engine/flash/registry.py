@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias, TypedDict
-
-import numpy as np
 
 from jaxstate.engine.flash.conditions import (
     Changed,
@@ -127,7 +126,29 @@ class Registered:
 
     def may_start_s(self) -> float:
         """The earliest time at which it may be begun again."""
-        return -np.inf if self.started_s is None else self.started_s + self.min_interval_s
+        return -math.inf if self.started_s is None else self.started_s + self.min_interval_s
+
+
+@dataclass(slots=True)
+class FlashMoment:
+    """The flash questions of a session that are out of date, at one moment.
+
+    Attributes:
+        due: those that may be begun now, the longest unanswered first.
+        since_s: since when the longest unanswered one is; infinite if none is.
+        next_due_s: when one that may not be begun now may be; infinite if there is none.
+        overdue: whether one that is under way, or due, has been out of date for its deadline.
+        old: whether one that is under way, or due, has used half of the time that its answer may be
+            out of date.
+        until_s: when time alone changes any of this; infinite if never.
+    """
+
+    due: list[Registered] = field(default_factory=list)
+    since_s: float = math.inf
+    next_due_s: float = math.inf
+    overdue: bool = False
+    old: bool = False
+    until_s: float = math.inf
 
 
 class FlashRegistry:
@@ -249,33 +270,28 @@ class FlashRegistry:
         """Whether an answer is that of the session's version; needs no lock."""
         return answer.version == self.version
 
-    def due(self, now_s: float) -> Iterator[Registered]:
-        """Those out of date that may be begun now, the longest unanswered first."""
-        due = (one for one in self._stale.values() if not one.running)
-        ready = [one for one in due if one.may_start_s() <= now_s]
-        return iter(sorted(ready, key=lambda one: one.answered_version))
-
-    def next_due_s(self, now_s: float) -> float | None:
-        """When one that may not be begun now may be."""
-        later = (one.may_start_s() for one in self._stale.values() if not one.running)
-        return min((time_s for time_s in later if time_s > now_s), default=None)
-
-    def is_overdue(self, now_s: float) -> bool:
-        """Whether one that is under way, or due, has been out of date for its deadline."""
-        return any(
-            one.stale_since_s + one.deadline_s <= now_s
-            for one in self._stale.values()
-            if one.deadline_s is not None and (one.running or one.may_start_s() <= now_s)
-        )
-
-    def is_old(self, now_s: float) -> bool:
-        """Whether one that is under way, or due, has used half of the time that its answer may be
-        out of date: the other half is for computing it."""
-        return any(
-            one.stale_since_s + self.target_s(one) / 2 <= now_s
-            for one in self._stale.values()
-            if one.running or one.may_start_s() <= now_s
-        )
+    def at(self, now_s: float) -> FlashMoment:
+        """What there is to do at that moment."""
+        moment = FlashMoment()
+        for one in self._stale.values():
+            may_start_s, since_s = one.may_start_s(), one.stale_since_s
+            overdue_s = math.inf if one.deadline_s is None else since_s + one.deadline_s
+            # The other half of its time is for computing it.
+            old_s = since_s + self.target_s(one) / 2
+            can_be_helped = one.running or may_start_s <= now_s
+            moment.since_s = min(moment.since_s, since_s)
+            moment.overdue = moment.overdue or (can_be_helped and overdue_s <= now_s)
+            moment.old = moment.old or (can_be_helped and old_s <= now_s)
+            later = (time_s for time_s in (may_start_s, overdue_s, old_s) if time_s > now_s)
+            moment.until_s = min(moment.until_s, min(later, default=math.inf))
+            if one.running:
+                continue
+            if may_start_s <= now_s:
+                moment.due.append(one)
+            else:
+                moment.next_due_s = min(moment.next_due_s, may_start_s)
+        moment.due.sort(key=lambda one: one.answered_version)
+        return moment
 
     def target_s(self, one: Registered) -> float:
         """How old its answer may become."""
@@ -284,11 +300,6 @@ class FlashRegistry:
     def missed_s(self, one: Registered, now_s: float) -> float:
         """By how much its answer has become older than it may, if it is replaced now."""
         return now_s - one.stale_since_s - self.target_s(one)
-
-    @property
-    def since_s(self) -> float:
-        """Since when the longest unanswered one is."""
-        return min((one.stale_since_s for one in self._stale.values()), default=0.0)
 
     def answered(self, one: Registered, answer: Answer, steps: int = 0) -> bool:
         """Keeps an answer that took so many chosen tokens; returns whether it is news."""

@@ -51,6 +51,7 @@ class BlockBudget:
         tables: its blocks.
         sessions: how many may be on the device at once.
         quota_cells: of a tenant, None for no bound.
+        touch: is told of each session whose share has changed.
     """
 
     def __init__(
@@ -59,7 +60,9 @@ class BlockBudget:
         *,
         sessions: int,
         quota_cells: Callable[[str], int | None],
+        touch: Callable[[SessionRecord], None] = lambda _: None,
     ) -> None:
+        self.touch = touch
         self._tables = tables
         self._layout = tables.layout
         self._sessions = sessions
@@ -167,6 +170,7 @@ class BlockBudget:
 
     def update(self, record: SessionRecord) -> None:
         """Counts a session anew after anything of it has changed."""
+        self.touch(record)
         counted = self._counted.setdefault(record.key, _counted(record))
         promised, firm = self._promise_of(record), self._firm_of(record)
         self._promised += promised - counted.promised

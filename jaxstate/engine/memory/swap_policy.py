@@ -79,6 +79,7 @@ class SwapPolicy:
             idle: no step could be done: patience would be in vain.
         """
         if self._draining is not None:
+            self._budget.touch(self._draining)
             self._draining.residence.draining, self._draining = False, None
         short = self._budget.short
         # Who reads nothing more, since it is to leave, would keep others waiting.
@@ -189,6 +190,7 @@ class SwapPolicy:
         )
         if not any(record.holding()):
             return Move(record, "away")
+        self._budget.touch(record)
         record.residence.draining, self._draining = True, record
         return None
 

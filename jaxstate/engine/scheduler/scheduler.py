@@ -1,7 +1,8 @@
-"""Which step comes next: a pure function of a view of the engine and its policy.
+"""Which step comes next: decided by a view of the engine and its policy, and by nothing else.
 
 Comes in: `View`, plain numbers about sessions and questions at one moment, and `Policy`. Goes out:
-a `Plan`: one step, or how long there is nothing to do. Does not know: devices, tokens, text,
+a `Plan`: one step, or how long there is nothing to do. What a session could do is worked out again
+only if it, or what it depends on, is not what it was. Does not know: devices, tokens, text,
 threads.
 
 Three classes of work, in order of urgency: ask, ingest, flash. The most urgent one that can
@@ -26,8 +27,8 @@ class and kind, then what costs nothing beside it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 from jaxstate.engine.scheduler.views import (
     Begin,
@@ -45,40 +46,110 @@ from jaxstate.engine.types.values import WORKS, Stage, Work
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A step that could be next; the smallest order comes first.
+    """A step that could be next.
 
     `begins` tells questions that begin from those that go on, `lent` registered questions that are
     as urgent as asks from asks.
     """
 
     step: Step
-    tenant_work: float
+    tenant: str
     served: int
     since_s: float
     begins: bool = False
     lent: bool = False
 
-    @property
-    def order(self) -> tuple[float, int, float, int]:
-        return (self.tenant_work, self.served, self.since_s, self.step.session)
+
+@dataclass(slots=True, eq=False)
+class _Known:
+    """What was worked out of one session.
+
+    Attributes:
+        session: it.
+        first_ready: when its first ask that is ready came, and the tail blocks that it needs.
+        wants_flash: whether registered questions would begin, were there blocks.
+        needs_blocks: with so many free ones, how many there are makes no difference to it.
+        depends: on what else `candidates` do; None if they have to be worked out each time.
+        candidates: the steps that it could have.
+    """
+
+    session: SessionView
+    first_ready: tuple[float, int] | None
+    wants_flash: bool
+    needs_blocks: int
+    depends: tuple[bool, bool] | None = None
+    candidates: dict[Work, tuple[_Candidate, ...]] = field(default_factory=dict)
 
 
 def plan(view: View, policy: Policy) -> Plan:
-    """The next step."""
-    candidates: dict[Work, list[_Candidate]] = {work: [] for work in WORKS}
-    held_up = _held_up(view)
-    begins = _asks_may_begin(view, policy, held_up)
-    for session in view.sessions:
-        candidates["ask"] += _ask_candidates(session, view, policy, may_begin=begins)
-        candidates["ingest"] += _ingest_candidates(session, view)
-        candidates["flash"] += _flash_candidates(session, view)
-    runnable = frozenset[Work](work for work in WORKS if candidates[work])
-    work = _choose_class(runnable, view, policy)
-    if work is None:
-        return Plan(step=None, held_up=held_up, until_s=view.next_due_s)
-    step = _choose_ask(candidates["ask"], view) if work == "ask" else _first(candidates[work])
-    joined = _joined(step, candidates, view, policy) if view.step_sessions > 1 else ()
-    return Plan(step=step, joined=joined, runnable=runnable, held_up=held_up)
+    """The next step, worked out anew."""
+    return Scheduler(policy).plan(view)
+
+
+class Scheduler:
+    """Plans one step after the other.
+
+    Args:
+        policy: what comes before what.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._known: dict[int, _Known] = {}
+
+    def plan(self, view: View) -> Plan:
+        """The next step."""
+        policy = self._policy
+        self._known = {session.key: self._know(session, view) for session in view.sessions}
+        held_up = _held_up(self._known.values(), view)
+        begins = _asks_may_begin(self._known.values(), view, policy, held_up)
+        candidates: dict[Work, list[_Candidate]] = {work: [] for work in WORKS}
+        for known in self._known.values():
+            for work, steps in self._candidates(known, view, may_begin=begins).items():
+                candidates[work] += steps
+        runnable = frozenset[Work](work for work in WORKS if candidates[work])
+        work = _choose_class(runnable, view, policy)
+        if work is None:
+            return Plan(step=None, held_up=held_up, until_s=view.next_due_s)
+        for steps in candidates.values():
+            steps.sort(key=lambda one: _order(one, view))
+        step = _choose_ask(candidates["ask"], view) if work == "ask" else candidates[work][0].step
+        joined = _joined(step, candidates, view, policy) if view.step_sessions > 1 else ()
+        return Plan(step=step, joined=joined, runnable=runnable, held_up=held_up)
+
+    def _know(self, session: SessionView, view: View) -> _Known:
+        known = self._known.get(session.key)
+        if known is not None and known.session is session:
+            return known
+        ready = [request for request in session.requests if _is_ready(request)]
+        return _Known(
+            session=session,
+            first_ready=min(((one.arrived_s, one.blocks) for one in ready), default=None),
+            wants_flash=_flash_wants_to_begin(session, view),
+            needs_blocks=max(sum(one.blocks for one in ready), session.flash_blocks),
+        )
+
+    def _candidates(
+        self, known: _Known, view: View, *, may_begin: bool
+    ) -> dict[Work, tuple[_Candidate, ...]]:
+        session, depends = known.session, (may_begin, view.lends)
+        plenty = view.free_blocks - view.leaves_blocks.get(session.tenant, 0) >= known.needs_blocks
+        if not (plenty and known.depends == depends):
+            known.depends = depends if plenty else None
+            asks = _ask_candidates(session, view, self._policy, may_begin=may_begin)
+            found: dict[Work, tuple[_Candidate, ...]] = {
+                "ask": tuple(asks),
+                "ingest": tuple(_ingest_candidates(session, view)),
+                "flash": tuple(_flash_candidates(session, view)),
+            }
+            known.candidates = {work: steps for work, steps in found.items() if steps}
+        return known.candidates
+
+
+def _order(one: _Candidate, view: View) -> tuple[float, int, float, int]:
+    """The smallest comes first."""
+    work = view.tenant_work.get(one.tenant, 0.0)
+    return (work, one.served, one.since_s, one.step.session)
 
 
 def _joined(
@@ -87,9 +158,13 @@ def _joined(
     """What shares the step, the most urgent first; one part of each other session."""
     found: dict[int, Step] = {}
     for work in WORKS:
-        for one in sorted(candidates[work], key=lambda one: one.order):
+        alike = 0
+        for one in candidates[work]:
             if one.step.session != step.session and _goes_with(one.step, step):
                 found.setdefault(one.step.session, one.step)
+                alike += 1
+            if alike == view.step_sessions:  # of one class there is no room for more
+                break
     if not isinstance(step, GoOn):
         return tuple(found.values())
     others = [one for one in found.values() if isinstance(one, GoOn)]
@@ -126,27 +201,28 @@ def _rows_beside(step: GoOn, others: list[GoOn], view: View, policy: Policy) -> 
     return tuple(joined)
 
 
-def _held_up(view: View) -> frozenset[Work]:
+def _held_up(sessions: Iterable[_Known], view: View) -> frozenset[Work]:
     """Classes that have something to do which questions under way keep from being done."""
     held_up: set[Work] = set()
-    for session in view.sessions:
-        if session.held_up:
+    for one in sessions:
+        if one.session.held_up:
             held_up.add("ingest")
-        if _flash_wants_to_begin(session, view) and view.free_blocks < session.flash_blocks:
+        if one.wants_flash and view.free_blocks < one.session.flash_blocks:
             held_up.add("flash")
     return frozenset(held_up)
 
 
-def _asks_may_begin(view: View, policy: Policy, held_up: frozenset[Work]) -> bool:
+def _asks_may_begin(
+    sessions: Iterable[_Known], view: View, policy: Policy, held_up: frozenset[Work]
+) -> bool:
     """Whether the first ask that is ready finds its blocks, and nobody has waited for some in
     vain for too long."""
     if "flash" in held_up and view.waited.get("flash", 0) >= policy.patience("flash"):
         return False
     ready = (
-        (one.tenant_work, request.arrived_s, request.blocks)
-        for one in view.sessions
-        for request in one.requests
-        if _is_ready(request)
+        (view.tenant_work.get(one.session.tenant, 0.0), *one.first_ready)
+        for one in sessions
+        if one.first_ready is not None
     )
     *_, blocks = min(ready, default=(0.0, 0.0, 0))
     return blocks <= view.free_blocks + view.evictable_blocks
@@ -166,14 +242,10 @@ def _choose_class(runnable: frozenset[Work], view: View, policy: Policy) -> Work
 
 def _choose_ask(candidates: list[_Candidate], view: View) -> Step:
     """Registered questions that are as urgent as asks take turns with them, and so do asks that
-    begin with asks that go on."""
+    begin with asks that go on. The candidates are in order."""
     asks = [one for one in candidates if not one.lent]
     chosen = asks if asks and view.flash_lent else candidates
-    return _first([one for one in chosen if one.begins != view.asks_began] or chosen)
-
-
-def _first(candidates: list[_Candidate]) -> Step:
-    return min(candidates, key=lambda one: one.order).step
+    return next((one for one in chosen if one.begins != view.asks_began), chosen[0]).step
 
 
 def _ask_candidates(
@@ -190,15 +262,13 @@ def _ask_candidates(
     ready = [request for request in waiting if not request.blocked]
     # What begins in one step looks at one version; the oldest says which.
     ready = [request for request in ready if request.seen_cells == ready[0].seen_cells]
-    if may_begin and (begun := _fitting(ready, session.leaves_blocks, view)):
+    if may_begin and (begun := _fitting(ready, view.leaves_blocks.get(session.tenant, 0), view)):
         evict = sum(request.blocks for request in begun) > view.free_blocks
         keys = tuple(request.key for request in begun)
         step = Begin(work="ask", session=session.key, requests=keys, evict=evict)
-        yield _Candidate(
-            step, session.tenant_work, session.asks_served, begun[0].arrived_s, begins=True
-        )
+        yield _Candidate(step, session.tenant, session.asks_served, begun[0].arrived_s, begins=True)
     yield from _going_on(session, asks, view, policy)
-    if session.flash_overdue:
+    if session.flash_overdue or (view.lends and session.flash_old):
         yield from _flash_candidates(session, view, work="ask")
 
 
@@ -242,7 +312,7 @@ def _going_on(
             stage=stage,
             requests=tuple(request.key for request in (*chosen, *riding)),
         )
-        yield _Candidate(step, session.tenant_work, chosen[0].served, chosen[0].arrived_s)
+        yield _Candidate(step, session.tenant, chosen[0].served, chosen[0].arrived_s)
 
 
 def _rows_going_on(stage: Stage, waiting: int, view: View) -> int:
@@ -272,7 +342,7 @@ def _ingest_candidates(
     if session.ingest_entries and (tokens > 0 or session.ingest_tokens == 0):
         step = Ingest(work=work, session=session.key, tokens=tokens)
         began_s = session.ingest_since_s if since_s is None else since_s
-        yield _Candidate(step, session.tenant_work, session.ingest_served, began_s, begins=True)
+        yield _Candidate(step, session.tenant, session.ingest_served, began_s, begins=True)
 
 
 def _flash_candidates(
@@ -281,7 +351,7 @@ def _flash_candidates(
     """Those of one session go together: all that are due begin before any goes on."""
     if _flash_wants_to_begin(session, view) and view.free_blocks >= session.flash_blocks:
         step = Begin(work=work, session=session.key)
-        since_s, lent, share = session.flash_since_s, work == "ask", session.tenant_work
+        since_s, lent, share = session.flash_since_s, work == "ask", session.tenant
         yield _Candidate(step, share, session.flash_served, since_s, begins=True, lent=lent)
     else:
         running = [request for request in session.requests if request.work == "flash"]
@@ -306,5 +376,5 @@ def _going_on_alone(
         chosen = chosen[: _rows_going_on(stage, len(chosen), view)]
         keys = tuple(request.key for request in chosen)
         step = GoOn(work=work, session=session.key, stage=stage, requests=keys)
-        since_s, lent, share = session.flash_since_s, work == "ask", session.tenant_work
+        since_s, lent, share = session.flash_since_s, work == "ask", session.tenant
         yield _Candidate(step, share, session.flash_served, since_s, lent=lent)

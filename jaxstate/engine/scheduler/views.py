@@ -48,8 +48,7 @@ class SessionView:
     Attributes:
         key: its name.
         seen_cells: committed cells, what a question that begins now looks at.
-        tenant_work: the work that its tenant had so far, by its weight.
-        leaves_blocks: tail blocks that its asks leave to other tenants.
+        tenant: whose it is.
         ingest_tokens: tokens that wait to be read, 0 also for entries without tokens.
         ingest_entries: whether any entry waits.
         ingest_since_s: since when the oldest waits.
@@ -66,12 +65,12 @@ class SessionView:
         flash_since_s: since when the session's version is unanswered.
         flash_served: number of the step that last served its registered questions.
         flash_overdue: one is past its deadline, or under way and was given up too often before.
+        flash_old: one has used half of the time that its answer may be out of date.
     """
 
     key: int
     seen_cells: int
-    tenant_work: float = 0.0
-    leaves_blocks: int = 0
+    tenant: str = ""
     ingest_tokens: int = 0
     ingest_entries: bool = False
     ingest_since_s: float = 0.0
@@ -85,6 +84,7 @@ class SessionView:
     flash_since_s: float = 0.0
     flash_served: int = 0
     flash_overdue: bool = False
+    flash_old: bool = False
 
     @property
     def held_up(self) -> bool:
@@ -104,6 +104,10 @@ class View:
             what questions under way hold.
         asks_began: whether the last step as urgent as an ask was one that begins.
         flash_lent: whether it was one of registered questions.
+        lends: whether registered questions whose answers are getting old are as urgent as asks.
+        tenant_work: the work that each tenant had so far, by its weight.
+        leaves_blocks: tail blocks that the asks of a tenant leave to others; none for who is not
+            named.
         rows: rows of one step at most.
         row_sizes: in which numbers of rows steps come.
         start_rows: (tokens, rows), ascending: as many questions of so many tokens can begin in one
@@ -120,6 +124,9 @@ class View:
     waited: dict[Work, int] = field(default_factory=dict)
     asks_began: bool = False
     flash_lent: bool = False
+    lends: bool = False
+    tenant_work: dict[str, float] = field(default_factory=dict)
+    leaves_blocks: dict[str, int] = field(default_factory=dict)
     rows: int = 64
     row_sizes: RowSizes = field(
         default_factory=lambda: RowSizes(sizes=tuple(range(1, 65)), overhead_tokens=1)

@@ -229,12 +229,16 @@ class SessionRecord:
         """Whether something could be done now, were there room on the device."""
         if not self.opened or self.closed:
             return False
+        return self.has_other_work or (self.flash.stale > 0 and bool(self.flash.at(now_s).due))
+
+    @property
+    def has_other_work(self) -> bool:
+        """Whether there is something to do but for beginning flash questions."""
         reads = not self.queue.empty or self.residence.missing > 0 or bool(self.landing)
         asked = any(
             ask.request.begun or ask.min_version <= self.version for ask in self.asks.values()
         )
-        flashes = bool(self.flash_requests) or next(self.flash.due(now_s), None) is not None
-        return reads or asked or flashes
+        return reads or asked or bool(self.flash_requests)
 
     def requests_of(self, keys: Iterable[int]) -> list[Request]:
         """Its questions of those names."""
