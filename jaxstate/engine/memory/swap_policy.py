@@ -18,9 +18,10 @@ not know: devices, tokens, threads, how much there is to share out (`block_budge
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from jaxstate.engine.memory.block_budget import BlockBudget
@@ -90,8 +91,9 @@ class SwapPolicy:
             self._head = None
         fetching = any(record.residence.fetching for record in line)
         line = [record for record in line if not record.residence.fetching]
-        while line:
-            head = self._first(line)
+        queues = _by_tenant(line)
+        while queues:
+            head = self._first(queues)
             if head.residence.place == "disk":
                 if not fetching:
                     self._head = head
@@ -99,28 +101,25 @@ class SwapPolicy:
             elif not self._budget.grant(head):
                 # One that comes from disk stays the first: others would push it back there.
                 self._head = self._head or head
-                passing = self._passing(line, fetching=fetching)
+                passing = self._passing(chain(*queues.values()), fetching=fetching)
                 return passing or self._make_room(head, records, now, idle=idle)
             else:
                 self._had_turn(head)
                 if not head.residence.on_device:
                     return Move(head, "device")
                 head.residence.wants_since = None
-            line.remove(head)
+            _leave(queues, head)
         return None
 
-    def _first(self, line: Sequence[SessionRecord]) -> SessionRecord:
-        """Who was first stays so until it has what it wants: blocks were gathered for it."""
-        if self._head in line:
-            assert self._head is not None
-            return self._head
+    def _first(self, queues: Mapping[str, deque[SessionRecord]]) -> SessionRecord:
+        """Who was first stays so until it has what it wants: blocks were gathered for it. Else the
+        one that has waited longest of the tenant that had least turns."""
+        head = self._head
+        if head is not None and head in queues.get(head.residence.tenant, ()):
+            return head
         return min(
-            line,
-            key=lambda record: (
-                self._turns.get(record.residence.tenant, 0.0),
-                record.residence.wants_since or 0,
-                record.key,
-            ),
+            (queue[0] for queue in queues.values()),
+            key=lambda record: (self._turns.get(record.residence.tenant, 0.0), *_waits(record)),
         )
 
     def _had_turn(self, head: SessionRecord) -> None:
@@ -145,7 +144,7 @@ class SwapPolicy:
             residence.wants_since = now.step
         return wants
 
-    def _passing(self, line: Sequence[SessionRecord], *, fetching: bool) -> Move | None:
+    def _passing(self, line: Iterable[SessionRecord], *, fetching: bool) -> Move | None:
         """One that takes nothing from the first in line: what it wants is promised to it."""
         for record in line:
             place = record.residence.place
@@ -218,6 +217,26 @@ class SwapPolicy:
         if record.tasks_waiting and not self._budget.lacks(record):
             return False
         return self._budget.gains_by(record)
+
+
+def _waits(record: SessionRecord) -> tuple[int, int]:
+    """Since when, as an order."""
+    return (record.residence.wants_since or 0, record.key)
+
+
+def _by_tenant(line: Iterable[SessionRecord]) -> dict[str, deque[SessionRecord]]:
+    """A line for each tenant, the one that has waited longest first."""
+    queues: dict[str, deque[SessionRecord]] = {}
+    for record in sorted(line, key=_waits):
+        queues.setdefault(record.residence.tenant, deque()).append(record)
+    return queues
+
+
+def _leave(queues: dict[str, deque[SessionRecord]], record: SessionRecord) -> None:
+    queue = queues[record.residence.tenant]
+    queue.remove(record)
+    if not queue:
+        del queues[record.residence.tenant]
 
 
 def _fetched(record: SessionRecord) -> Move:
