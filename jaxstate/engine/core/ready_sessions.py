@@ -22,7 +22,7 @@ from jaxstate.engine.scheduler.views import RequestView, SessionView, View
 from jaxstate.engine.sessions.record import PendingAsk, SessionRecord
 
 # A tenant with asks under way leaves one tail block in so many to others, where there are others.
-OTHERS_SHARE = 8
+_OTHERS_SHARE = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +141,7 @@ class ReadySessions:
         """Tail blocks that tenants with asks under way leave to the others, if there are any."""
         if len(self._tenants) < 2:
             return {}
-        return dict.fromkeys(self._asking, self._limits.tail_blocks // OTHERS_SHARE)
+        return dict.fromkeys(self._asking, self._limits.tail_blocks // _OTHERS_SHARE)
 
     # --- one session ---
 
