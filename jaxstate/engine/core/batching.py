@@ -55,12 +55,15 @@ class BatchBuilder:
         """Notes that a planned step begins; None if it needs no device after all."""
         step = plan.step
         assert step is not None, "there is nothing to build"
+        lent = step.work == "ask" and self._is_flash(step)
         if step.work == "ask":
-            self._state.asks_began = not isinstance(step, GoOn)
-            self._state.flash_lent = self._is_flash(step)
+            self._state.asks_began, self._state.flash_lent = not isinstance(step, GoOn), lent
+        scheduled = ScheduledStep(kind="start", planned_work=step.work, lent=lent)
         if isinstance(step, GoOn):
-            return self._going_on([step, *plan.joined], now_s)
-        return self._beginning(step, plan.joined, now_s)
+            self._go_on(scheduled, [step, *plan.joined], now_s)
+        else:
+            self._begin_all(scheduled, step, plan.joined, now_s)
+        return scheduled if scheduled.requests or scheduled.reads else None
 
     def _is_flash(self, step: Step) -> bool:
         """Whether a step that is as urgent as an ask serves registered questions."""
@@ -71,13 +74,15 @@ class BatchBuilder:
 
     # --- what begins, and what is read ---
 
-    def _beginning(self, step: Step, joined: Sequence[Step], now_s: float) -> ScheduledStep | None:
+    def _begin_all(
+        self, scheduled: ScheduledStep, step: Step, joined: Sequence[Step], now_s: float
+    ) -> None:
         if isinstance(step, Begin) and step.evict:
             self._evict(step)
         parts: list[_Part] = []
         planned = self._candidates(step, parts, now_s)
         if not planned:
-            return None
+            return
         alone = self._failed_before(step)
         joining = [
             candidate
@@ -86,13 +91,11 @@ class BatchBuilder:
             for candidate in self._candidates(other, parts, now_s)
         ]
         chosen = go_together(planned, joining, self._limits, len(self._state.blocks))
-        scheduled = ScheduledStep(kind="start", planned_work=step.work)
         widest = _padded(chosen, self._limits)
         for candidate in chosen:
             self._take(scheduled, parts[candidate.number], min(candidate.tokens, widest), now_s)
         if not scheduled.requests:
             scheduled.kind = "extend"
-        return scheduled if scheduled.requests or scheduled.reads else None
 
     def _take(self, scheduled: ScheduledStep, part: _Part, tokens: int, now_s: float) -> None:
         """A row of the step is the session's; those that only wanted one come first next time."""
@@ -263,24 +266,24 @@ class BatchBuilder:
 
     # --- what goes on ---
 
-    def _going_on(self, steps: Sequence[Step], now_s: float) -> ScheduledStep:
+    def _go_on(self, scheduled: ScheduledStep, steps: Sequence[Step], now_s: float) -> None:
         going: list[tuple[SessionRecord, Request]] = []
         for step in steps:
             assert isinstance(step, GoOn), "only what goes on joins what goes on"
             record = self._state.records[step.session]
             going += [(record, request) for request in record.requests_of(step.requests)]
-        stage, work = going[0][1].stage, steps[0].work
+        stage = going[0][1].stage
         if stage == "scoring":
-            scheduled = ScheduledStep(kind="score", planned_work=work)
+            scheduled.kind = "score"
             scheduled.requests = self._scored(going)
         elif stage == "reading":
             record, request = going[0]
             row = request.read(self._limits)
             assert row is not None, "a request that reads has something to read"
-            scheduled = ScheduledStep(kind="more", planned_work=work)
+            scheduled.kind = "more"
             scheduled.requests = [_reading(record, request, row)]
         else:
-            scheduled = ScheduledStep(kind="decode", planned_work=work)
+            scheduled.kind = "decode"
             scheduled.requests = [
                 ScheduledRequest(
                     record=record, request=request, rows=(request.decode(),), counts=True
@@ -288,7 +291,6 @@ class BatchBuilder:
                 for record, request in going
             ]
         self._serve(scheduled.requests, now_s)
-        return scheduled
 
     def _serve(self, requests: Sequence[ScheduledRequest], now_s: float) -> None:
         """These have a row in the step."""

@@ -114,7 +114,8 @@ class ReadySessions:
         assert self._looks.keys() <= self._state.records.keys(), "a session that is gone is seen"
 
     def _look_again(self, key: int, now_s: float) -> None:
-        if (old := self._looks.pop(key, None)) is not None:
+        old = self._looks.pop(key, None)
+        if old is not None:
             self._count(old, -1)
             self._views.pop(key, None)
             self._dues_s.pop(key, None)
@@ -126,8 +127,15 @@ class ReadySessions:
             self._views[key] = new.view
         if new.due_s < math.inf:
             self._dues_s[key] = new.due_s
-        if new.until_s < math.inf:
-            heapq.heappush(self._timers, (new.until_s, key))
+        if new.until_s < math.inf and (old is None or old.until_s != new.until_s):
+            self._wake_at(new.until_s, key)
+
+    def _wake_at(self, until_s: float, key: int) -> None:
+        heapq.heappush(self._timers, (until_s, key))
+        if len(self._timers) > 2 * len(self._looks) + 64:  # most were replaced
+            looks = self._looks.items()
+            self._timers = [(one.until_s, key) for key, one in looks if one.until_s < math.inf]
+            heapq.heapify(self._timers)
 
     def _count(self, look: _Look, by: int) -> None:
         self._evictable_blocks += by * look.evictable_blocks
@@ -182,7 +190,9 @@ class ReadySessions:
             seen_cells=record.seen_cells,
             tenant=residence.tenant,
             ingest_tokens=readable,
-            ingest_entries=reads and not (leaves or residence.waits_for_prefix),
+            # One whose cells came from elsewhere meanwhile does not wait for a prefix any more.
+            ingest_entries=reads
+            and not (leaves or (residence.waits_for_prefix and not residence.table.cells)),
             ingest_since_s=record.queue.oldest_s or 0.0,
             ingest_served=record.ingest_served,
             growth_tokens=growth,

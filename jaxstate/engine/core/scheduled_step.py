@@ -62,10 +62,12 @@ class ScheduledStep:
         requests: questions in it.
         reads: what sessions read in it.
         copies: of blocks, before it.
+        lent: whether it was planned for registered questions that are as urgent as asks.
     """
 
     kind: StepKind
     planned_work: Work
+    lent: bool
     requests: list[ScheduledRequest] = field(default_factory=list)
     reads: list[ScheduledRead] = field(default_factory=list)
     copies: list[BlockCopy] = field(default_factory=list)
@@ -93,12 +95,6 @@ class ScheduledStep:
         if self.requests and self.reads:
             riding.add("ingest")
         return frozenset[Work]({self.planned_work, *riding})
-
-    @property
-    def lent(self) -> bool:
-        """Whether it serves registered questions that are as urgent as asks."""
-        first = self.requests[0].request.work if self.requests else None
-        return first == "flash" and self.planned_work == "ask"
 
     @property
     def read_tokens(self) -> int:

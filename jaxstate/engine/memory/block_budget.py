@@ -171,6 +171,10 @@ class BlockBudget:
     def update(self, record: SessionRecord) -> None:
         """Counts a session anew after anything of it has changed."""
         self.touch(record)
+        self.count_anew(record)
+
+    def count_anew(self, record: SessionRecord) -> None:
+        """Counts a session anew, after others that it shared blocks with have changed."""
         counted = self._counted.setdefault(record.key, _counted(record))
         promised, firm = self._promise_of(record), self._firm_of(record)
         self._promised += promised - counted.promised

@@ -101,7 +101,9 @@ class SwapPolicy:
             elif not self._budget.grant(head):
                 # One that comes from disk stays the first: others would push it back there.
                 self._head = self._head or head
-                passing = self._passing(chain(*queues.values()), fetching=fetching)
+                passing = self._passing(
+                    sorted(chain(*queues.values()), key=_waits), fetching=fetching
+                )
                 return passing or self._make_room(head, records, now, idle=idle)
             else:
                 self._had_turn(head)
@@ -160,9 +162,8 @@ class SwapPolicy:
         """Who leaves for the first in line."""
         everyone, has = list(records), Counter[str]()
         for record in everyone:
-            self._budget.update(
-                record
-            )  # who shared blocks with others that are gone is promised less
+            # Who shared blocks with others that are gone is promised less.
+            self._budget.count_anew(record)
             if record.residence.missing:
                 record.residence.placed_at = now.step  # its time begins when it is all there
             has[record.residence.tenant] += record.residence.granted_blocks

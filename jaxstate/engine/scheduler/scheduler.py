@@ -43,6 +43,9 @@ from jaxstate.engine.scheduler.views import (
 from jaxstate.engine.types.options import Policy
 from jaxstate.engine.types.values import WORKS, Stage, Work
 
+# Of each class, so many times as many sessions as a step serves are offered a place in it.
+_JOINING = 2
+
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
@@ -158,12 +161,12 @@ def _joined(
     """What shares the step, the most urgent first; one part of each other session."""
     found: dict[int, Step] = {}
     for work in WORKS:
-        alike = 0
+        # Not all that could go along will fit; beyond so many others the rest can wait.
+        most = len(found) + _JOINING * view.step_sessions
         for one in candidates[work]:
             if one.step.session != step.session and _goes_with(one.step, step):
                 found.setdefault(one.step.session, one.step)
-                alike += 1
-            if alike == view.step_sessions:  # of one class there is no room for more
+            if len(found) == most:
                 break
     if not isinstance(step, GoOn):
         return tuple(found.values())
