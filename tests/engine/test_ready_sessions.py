@@ -1,4 +1,4 @@
-"""What the scheduler remembers of sessions; every other test here compares it with what they are."""
+"""What the scheduler remembers of sessions. All other tests here compare it with what they are."""
 
 from __future__ import annotations
 
