@@ -128,7 +128,11 @@ def measure(
         tell: called with the number of each round.
     """
     found: dict[Way, list[_Round]] = {way: [] for way in ways}
-    with _engine(None) as bare, _engine(folder / "journal") as kept, _plain(folder) as plain:
+    with contextlib.ExitStack() as stack:
+        plain = stack.enter_context(_plain(folder))
+        engines = {NO_JOURNAL: stack.enter_context(_engine(None))}
+        for keeper, level in LEVELS.items():
+            engines[keeper] = stack.enter_context(_engine(folder / keeper, level))
         for number in range(rounds + 1):
             tell(number)
             # Every other round runs backwards: nobody always follows the same neighbour.
@@ -136,14 +140,14 @@ def measure(
                 if way.keeper in (NORMAL, FULL):
                     one = _sqlite_round(plain, way, seconds)
                 else:
-                    one = _round(bare if way.keeper == NO_JOURNAL else kept, way, seconds)
+                    one = _round(engines[way.keeper], way, seconds)
                 if number:
                     found[way].append(one)
     return [_median(way, some) for way, some in found.items()]
 
 
 @contextlib.contextmanager
-def _engine(journal: Path | None) -> Iterator[jaxstate.Engine]:
+def _engine(journal: Path | None, level: Durability = "memory") -> Iterator[jaxstate.Engine]:
     """An engine whose device costs nothing, with room for every run."""
     limits = dataclasses.replace(
         FAKE_LIMITS,
@@ -156,7 +160,9 @@ def _engine(journal: Path | None) -> Iterator[jaxstate.Engine]:
     model = dataclasses.replace(any_model(), tokenizer=_FewTokens())
     config = EngineConfig(queue_entries=1 << 15, snapshot_s=None)
     executor = _Sink(FakeClock(), limits=limits)
-    with jaxstate.Engine(model, config=config, executor=executor, journal=journal) as engine:
+    with jaxstate.Engine(
+        model, config=config, executor=executor, journal=journal, durability=level
+    ) as engine:
         yield engine
         for session in engine.sessions():
             session.close()  # so that nothing is left to take a snapshot of
@@ -168,7 +174,9 @@ def _round(engine: jaxstate.Engine, way: Way, seconds: float) -> _Round:
     pushes = [_push_to(session, way) for session in sessions]
     began_s, waits_s, ended_s = _all_at_once(pushes, MOST[way.batch] // way.threads, seconds)
     if way.keeper != NO_JOURNAL:
-        sessions[0].push("", durability="os")  # written behind all before it
+        written = sessions[0].noting_all()  # behind all before it
+        assert written is not None, "there is a journal"
+        written.settled.result()
     written_s = time.perf_counter()
     for session in sessions:
         session.wait()
@@ -178,13 +186,12 @@ def _round(engine: jaxstate.Engine, way: Way, seconds: float) -> _Round:
 
 def _push_to(session: jaxstate.Session, way: Way) -> Push:
     entries = ENTRY if way.batch == 1 else [ENTRY] * way.batch
-    level = None if way.keeper == NO_JOURNAL else LEVELS[way.keeper]
 
     def push(number: int) -> None:
         if way.numbered:
-            session.push(entries, client="feed", client_seq=number, durability=level)
+            session.push(entries, client="feed", client_seq=number)
         else:
-            session.push(entries, durability=level)
+            session.push(entries)
 
     return push
 

@@ -11,6 +11,10 @@ many pushes share one sync. Does not know: what the changes mean (`changes`), se
 Levels: "os" means written to the operating system (a killed process loses nothing), "fsync" synced
 to the disk (a machine that stops loses nothing). The database is in WAL mode: a torn last page is a
 change that was never acknowledged, and is passed over.
+
+A disk that is full refuses changes until there is room. Where the disk itself fails nobody knows
+what of a change it has, and a kernel may call clean what was never written: then the journal takes
+no more changes until it is opened anew, and finds out what is there.
 """
 
 from __future__ import annotations
@@ -57,10 +61,10 @@ class PendingWrite:
 
     Attributes:
         change: makes it, within a transaction.
-        level: what it is to outlive. "memory": nobody waits for it, and if it cannot be written it
-            stays in line.
-        undo: takes back what was noted ahead of it, if it cannot be written.
+        level: what it is to outlive. "memory": it has taken effect already, and if it cannot be
+            written it stays in line.
         apply: what takes effect once it is written.
+        awaited: whether whoever makes it waits until it is written.
         settled: ends once it is written, or could not be. It cannot be cancelled: others may wait
             for it too.
         hopeless: it never can be written, since it contradicts what is there, or has values that no
@@ -69,8 +73,8 @@ class PendingWrite:
 
     change: Change
     level: Durability
-    undo: Callable[[], None] = lambda: None
     apply: Callable[[], None] = lambda: None
+    awaited: bool = True
     settled: Future[None] = field(default_factory=Future)
     hopeless: bool = False
 
@@ -80,11 +84,11 @@ class PendingWrite:
 
     @property
     def stays(self) -> bool:
-        """Whether it was acknowledged already, so that it must be written in the end."""
+        """Whether it has taken effect already, so that it must be written in the end."""
         return self.level == "memory" and not self.hopeless
 
 
-Settle: TypeAlias = Callable[[Sequence[PendingWrite], Exception | None], None]
+Settle: TypeAlias = Callable[[Sequence[PendingWrite], JournalError | None], None]
 
 
 class Journal:
@@ -113,8 +117,7 @@ class Journal:
         self._vacuums: list[Future[None]] = []
         self._wake = threading.Condition()
         self._closing = False
-        self._broken = False
-        self._connect = connect
+        self._failed: JournalError | None = None
         self._lock = locked(self.path)
         self.segments = SegmentStore(self.path / SEGMENTS)
         try:
@@ -133,15 +136,25 @@ class Journal:
         """Changes in line."""
         return len(self._waiting)
 
+    def check(self) -> None:
+        """Refuses changes that could never be written.
+
+        Raises:
+            JournalError: the journal is closed, or its disk has failed.
+        """
+        if self._closing:
+            raise JournalError("the journal is closed; nothing was added")
+        if self._failed is not None:
+            raise JournalError(f"{self._failed}; nothing was added") from self._failed.__cause__
+
     def submit(self, ticket: PendingWrite) -> None:
         """Puts a change in line, behind all before it.
 
         Raises:
-            JournalError: the journal is closed.
+            JournalError: as `check`.
         """
         with self._wake:
-            if self._closing:
-                raise JournalError("the journal is closed; nothing was added")
+            self.check()
             self._waiting.append(ticket)
             self._wake.notify()
 
@@ -236,8 +249,15 @@ class Journal:
             failed = bool(batch) and not self._settled(batch)
             if vacuums:
                 _vacuumed(self._connection, vacuums)
-        if self._waiting:
-            _log.error("%d changes were never written to %s", len(self._waiting), self.path)
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """What is still in line will never be written."""
+        left = self.drain()
+        if left:
+            _log.error("%d changes were never written to %s", len(left), self.path)
+        for ticket in left:
+            ticket.settled.set_exception(JournalError(f"it was never written to {self.path}"))
 
     def _settled(self, batch: list[PendingWrite]) -> bool:
         """Writes a batch, and tells; whether it is written."""
@@ -247,7 +267,11 @@ class Journal:
             if _is_hopeless(error):
                 return self._settled_alone(batch)
             _log.exception("the journal %s could not be written", self.path)
-            self._tell(batch, error)
+            if _is_unknown(error):
+                self._failed = _disk_failed(self.path, error)
+            self._tell(batch, self._failed or could_not_write(error))
+            if self._failed is not None:
+                self._give_up()
             return False
         self._tell(batch, None)
         return True
@@ -261,12 +285,12 @@ class Journal:
             except Exception as error:
                 _log.exception("a change could not be written to the journal %s", self.path)
                 ticket.hopeless = _is_hopeless(error)
-                self._tell(batch[number:], error)
+                self._tell(batch[number:], could_not_write(error))
                 return False
             self._tell([ticket], None)
         return True
 
-    def _tell(self, batch: Sequence[PendingWrite], error: Exception | None) -> None:
+    def _tell(self, batch: Sequence[PendingWrite], error: JournalError | None) -> None:
         """Whoever is told may fail; this thread must not end, or all would wait for ever."""
         try:
             self.settle(batch, error)
@@ -279,7 +303,8 @@ class Journal:
     def _commit(self, batch: Sequence[PendingWrite]) -> None:
         """All of it in one transaction, or none."""
         connection = self._connection
-        self._heal()
+        if connection.in_transaction:  # the last one failed, and could not even be rolled back
+            connection.execute("ROLLBACK")
         synced = any(ticket.level == LEVELS[-1] for ticket in batch)
         connection.execute(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")
         try:
@@ -287,38 +312,11 @@ class Journal:
             for ticket in batch:
                 ticket.change(connection)
             connection.execute("COMMIT")
-        except BaseException as error:
-            self._broken = self._broken or _may_have_torn(error)
-            self._roll_back()
-            with contextlib.suppress(sqlite3.Error):  # it is tried again with the next change
-                self._heal()
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
             raise
-
-    def _roll_back(self) -> None:
-        """Ends the transaction, if need be with its connection."""
-        try:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-        except sqlite3.Error:
-            _log.exception("a transaction could not be rolled back; the journal is opened anew")
-            self._connection.close()
-            self._connection = opened(self.path / DATABASE, self._connect)
-
-    def _heal(self) -> None:
-        """After a write that the disk refused, its pages may be in the log as if it had been made,
-        and a kernel may call pages clean that never reached the disk. Copying the log into the
-        database and beginning a new one leaves neither.
-
-        Raises:
-            sqlite3.Error: the disk still fails, or somebody reads the log.
-        """
-        if not self._broken:
-            return
-        self._connection.execute("PRAGMA synchronous=FULL")
-        busy = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        if busy:
-            raise sqlite3.OperationalError("the log cannot be copied while somebody reads it")
-        self._broken = False
 
 
 def _vacuumed(connection: sqlite3.Connection, waiting: Sequence[Future[None]]) -> None:
@@ -338,12 +336,11 @@ def _vacuumed(connection: sqlite3.Connection, waiting: Sequence[Future[None]]) -
         one.set_result(None)
 
 
-def _may_have_torn(error: BaseException) -> bool:
-    """Whether the disk failed while it wrote; not if it was full, or nothing was written."""
+def _is_unknown(error: Exception) -> bool:
+    """Whether the disk itself failed, so that nobody knows what it has of the change; not if it was
+    full, or nothing was written."""
     code = getattr(error, "sqlite_errorcode", None)
-    if _is_hopeless(error):
-        return False
-    return code is None or code & 0xFF == sqlite3.SQLITE_IOERR
+    return code is not None and code & 0xFF == sqlite3.SQLITE_IOERR
 
 
 def _is_hopeless(error: BaseException) -> bool:
@@ -352,13 +349,13 @@ def _is_hopeless(error: BaseException) -> bool:
     return not isinstance(error, disk) and type(error) is not sqlite3.DatabaseError
 
 
-def _no_settle(tickets: Sequence[PendingWrite], error: Exception | None) -> None:
+def _no_settle(tickets: Sequence[PendingWrite], error: JournalError | None) -> None:
     """For those who only call `write`."""
     for ticket in tickets:
         if error is None:
             ticket.settled.set_result(None)
         else:
-            ticket.settled.set_exception(could_not_write(error))
+            ticket.settled.set_exception(error)
 
 
 def could_not_write(error: Exception) -> JournalError:
@@ -370,5 +367,16 @@ def could_not_write(error: Exception) -> JournalError:
         "did"
     )
     refusal = JournalError(f"the journal could not be written: {error}; nothing was added; {what}")
+    refusal.__cause__ = error
+    return refusal
+
+
+def _disk_failed(path: Path, error: Exception) -> JournalError:
+    """The error for a change of which nobody knows whether it was written, and for all after it."""
+    refusal = JournalError(
+        f"the disk of the journal {path} failed: {error}. Whether the changes under way were "
+        "written shows when it is opened anew: close the engine and start it again, then repeat "
+        "what was refused (numbered pushes are never added twice)"
+    )
     refusal.__cause__ = error
     return refusal

@@ -89,10 +89,10 @@ class SteppedEngine(SessionHost):
             encoder = PromptEncoder(tokenizer=tokenizer, template=shape, limits=executor.limits)
             manager = SessionManager(core, executor)
             super().__init__(core, manager, encoder, Durable(core, manager, encoder, executor))
-        self._loop = EngineLoop(core, executor, tokenizer)
         if checked:
             core.ready = CheckedSessions(core.state)
             core.scheduler = CheckedScheduler(core.config.scheduling)
+        self._loop = EngineLoop(core, executor, tokenizer)
 
     def turn(self) -> bool:
         """One turn of the loop; False if there was nothing to do."""

@@ -115,7 +115,7 @@ class Rig:
     def entries_of(self, entries: Sequence[tuple[Tokens, Hashable | None]]) -> NewEntries:
         """The same, to be pushed again if there is no room."""
         texts = ("",) * len(entries)
-        return NewEntries(texts=texts, tokens=tuple(entries), origin=None, level="memory")
+        return NewEntries(texts=texts, tokens=tuple(entries), origin=None)
 
     def at_rest(self) -> None:
         """Nothing is under way, and everything that a question borrows is back."""

@@ -285,9 +285,9 @@ def test_a_journal_in_asyncio(tmp_path: Path) -> None:
     async def first() -> None:
         async with journaled(tmp_path) as engine:
             session = engine.open("feed")
-            receipt = await session.push(["a", "b"], client="c", client_seq=1, durability="fsync")
+            receipt = await session.push(["a", "b"], client="c", client_seq=1)
             assert await session.push(["a", "b"], client="c", client_seq=1) == receipt
-            assert receipt.durable == "fsync" and await session.client_seq("c") == 1
+            assert receipt.durable == "os" and await session.client_seq("c") == 1
             await session.wait()
             await session.export(tmp_path / "file")
             with pytest.raises(SequenceGap):

@@ -29,11 +29,18 @@ def tokens(count: int, value: int = 0) -> Tokens:
 def push(queue: IngestQueue, *counts: int, room: int = PLENTY, now_s: float = 0.0) -> Offer | None:
     """Entries of so many tokens, each token the entry's own sequence number."""
     new = [(tokens(count, queue.last + 1 + i), None) for i, count in enumerate(counts)]
-    return queue.offer(new, now_s, room)
+    return accepted(queue, queue.offer(new, now_s, room))
 
 
 def push_keys(queue: IngestQueue, *keys: Hashable, room: int = PLENTY) -> Offer | None:
-    return queue.offer([(tokens(1), key) for key in keys], 0.0, room)
+    return accepted(queue, queue.offer([(tokens(1), key) for key in keys], 0.0, room))
+
+
+def accepted(queue: IngestQueue, offer: Offer | None) -> Offer | None:
+    """Without a journal a push counts at once."""
+    if offer is not None:
+        queue.accept(offer)
+    return offer
 
 
 def taken(queue: IngestQueue, max_tokens: int) -> Taken:
@@ -94,7 +101,7 @@ def test_nothing_is_begun_without_a_token() -> None:
 def test_what_was_taken_is_a_copy() -> None:
     queue = IngestQueue(1, "reject")
     mine = tokens(2, 7)
-    queue.offer([(mine, None)], 0.0, PLENTY)
+    accepted(queue, queue.offer([(mine, None)], 0.0, PLENTY))
     chunk = taken(queue, 2)
     mine[:] = 0
     assert chunk.tokens.tolist() == [7, 7]
@@ -227,7 +234,7 @@ def test_entries_without_a_key_are_all_kept() -> None:
 
 def test_coalescing_leaves_a_partly_read_entry_alone() -> None:
     queue = IngestQueue(2, COALESCE)
-    queue.offer([(tokens(2, 1), "a")], 0.0, PLENTY)
+    accepted(queue, queue.offer([(tokens(2, 1), "a")], 0.0, PLENTY))
     taken(queue, 1)
     assert push_keys(queue, "a") == Offer(first=2, last=2)
     with pytest.raises(QueueFull):
@@ -249,7 +256,7 @@ def test_a_key_must_be_hashable_where_keys_matter() -> None:
     with pytest.raises(InvalidInput, match="not hashable"):
         IngestQueue(2, COALESCE).offer([(tokens(1), [])], 0.0, PLENTY)  # pyright: ignore
     other = IngestQueue(2, "drop_oldest")
-    other.offer([(tokens(1), [])], 0.0, PLENTY)  # pyright: ignore
+    accepted(other, other.offer([(tokens(1), [])], 0.0, PLENTY))  # pyright: ignore
     assert taken(other, 1).completes == 1
 
 
@@ -297,7 +304,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.token = 0
         self.completed: list[int] = []
         self.dropped: list[int] = []
-        # Pushes that are held, with what they displaced, oldest first.
+        # Pushes that are on their way, with what they displace, oldest first.
         self.held: list[tuple[Offer, list[Waiting]]] = []
         if opening is not None:
             fresh = self.fresh_tokens(opening)
@@ -354,10 +361,10 @@ class QueueMachine(RuleBasedStateMachine):
         before = facts(self.queue)
         if refusal is not None:
             with pytest.raises(refusal):
-                self.queue.offer(offered, self.now_s, room, hold=hold)
+                self.queue.offer(offered, self.now_s, room)
             assert facts(self.queue) == before
             return
-        offer = self.queue.offer(offered, self.now_s, room, hold=hold)
+        offer = self.queue.offer(offered, self.now_s, room)
         if self.policy == "block" and self.too_many(after):
             assert offer is None
             assert facts(self.queue) == before
@@ -370,31 +377,38 @@ class QueueMachine(RuleBasedStateMachine):
         for left, right in zip(offer.dropped, offer.dropped[1:], strict=False):
             assert left.last + 1 < right.first
         self.dropped += gone
-        if hold:
-            self.held.append((offer, [one for one in self.waiting + new if one not in after]))
+        self.held.append((offer, [one for one in self.waiting + new if one not in after]))
+        if not hold:
+            self.accept_next()
         self.waiting, self.last = after, offer.last
+
+    def accept_next(self) -> None:
+        offer, displaced = self.held.pop(0)
+        assert self.queue.accept(offer) == len(displaced)
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
-        """Some of the pushes that are held, the oldest first, are kept."""
-        count = data.draw(st.integers(1, len(self.held)))
-        self.queue.release(self.held[count - 1][0].last)
-        del self.held[:count]
+    def accept(self, data: st.DataObject) -> None:
+        """Some of the pushes that are on their way, the oldest first, are kept."""
+        for _ in range(data.draw(st.integers(1, len(self.held)))):
+            self.accept_next()
 
     @precondition(lambda self: self.held)
     @rule()
-    def retract(self) -> None:
-        """All that are held never came, the newest first."""
-        while self.held:
-            offer, displaced = self.held.pop()
-            self.queue.retract(offer)
-            back = [one for one in displaced if one.sequence < offer.first]
-            stay = [one for one in self.waiting if one.sequence < offer.first]
-            self.waiting = sorted(stay + back, key=lambda one: one.sequence)
-            self.last = offer.first - 1
-            gone = [one.sequence for one in displaced]
-            self.dropped = [number for number in self.dropped if number not in gone]
+    def abandon(self) -> None:
+        """All that are on their way never came."""
+        self.queue.abandon()
+        first = self.held[0][0].first
+        back = [one for _, displaced in self.held for one in displaced]
+        both = [*self.waiting, *back]
+        self.waiting = sorted(
+            (one for one in both if one.sequence < first), key=lambda one: one.sequence
+        )
+        self.dropped = [number for number in self.dropped if number not in self.undecided()]
+        self.last, self.held = first - 1, []
+
+    def undecided(self) -> list[int]:
+        return [one.sequence for _, displaced in self.held for one in displaced]
 
     def may_read(self, one: Waiting) -> bool:
         """Nothing is read that may have to be taken back, nor behind what may come back."""
@@ -452,13 +466,15 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.queue.pending_tokens == sum(len(one.rest) for one in entries)
         assert self.queue.unread_tokens == sum(len(one.rest) for one in self.waiting)
         assert self.queue.empty == (not (self.waiting and self.may_read(self.waiting[0])))
-        assert self.queue.holds == any(
-            one.sequence >= offer.first for one in self.waiting for offer, _ in self.held[:1]
+        assert self.queue.arriving == bool(self.held)
+        first = self.held[0][0].first if self.held else self.last + 1
+        assert self.queue.takeable_tokens == sum(
+            len(one.rest) for one in self.waiting if one.sequence < first
         )
         assert self.completed == sorted(self.completed), "a version would go back"
         assert self.queue.oldest_s == (entries[0].pushed_s if entries else None)
         assert self.queue.last == self.last
-        assert self.queue.dropped == len(self.dropped)
+        assert self.queue.dropped == len(self.dropped) - len(self.undecided())
         for count in range(self.max_entries + 2):
             assert self.queue.has_room(count) == (len(entries) + count <= self.max_entries)
 
@@ -478,9 +494,9 @@ TestQueueMachine = QueueMachine.TestCase
 def test_pushes_do_not_get_slower_with_what_waits() -> None:
     """Displacing from the middle of a long queue touches what is displaced, and no more."""
     queue = IngestQueue(50_000, COALESCE)
-    queue.offer([(tokens(0), key) for key in range(50_000)], 0.0, PLENTY)
+    accepted(queue, queue.offer([(tokens(0), key) for key in range(50_000)], 0.0, PLENTY))
     for round_ in range(3):
         for key in range(0, 50_000, 5):
-            queue.offer([(tokens(0), key)], float(round_), PLENTY)
+            accepted(queue, queue.offer([(tokens(0), key)], float(round_), PLENTY))
             assert queue.oldest_s is not None
     assert (queue.pending, queue.dropped) == (50_000, 30_000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import resource
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -70,68 +71,85 @@ def until(done: Callable[[], bool]) -> None:
     raise AssertionError("it never came")
 
 
+def at_rest(session: Session) -> None:
+    """Nothing is on its way to the journal."""
+    written = session.noting_all()
+    assert written is not None
+    written.settled.result(20)
+
+
 def kept(session: Session) -> list[str]:
     path = session._core.journal_writer.journal
     assert path is not None
     return texts(path.path, session.record.log_key)
 
 
+@contextlib.contextmanager
+def at(path: Path, level: Durability) -> Iterator[Rig]:
+    """An engine whose journal keeps what it acknowledges at that level."""
+    rig = Rig(journal=path / "j", durability=level)
+    try:
+        yield rig
+    finally:
+        rig.engine.close()
+
+
 @pytest.mark.parametrize("level", ["os", "fsync"])
 def test_a_receipt_comes_once_it_is_kept_and_nothing_is_read_before(
-    rig: Rig, level: Durability
+    tmp_path: Path, level: Durability
 ) -> None:
-    session = rig.open(id="feed")
-    go = held(rig)
-    with ThreadPoolExecutor(2) as threads:
-        first = threads.submit(session.push, ["a", "b"], durability=level)
+    with at(tmp_path, level) as rig, ThreadPoolExecutor(2) as threads:
+        session = rig.open(id="feed")
+        go = held(rig)
+        first = threads.submit(session.push, ["a", "b"])
         until(lambda: session.info().pending == 2)
-        second = threads.submit(session.push, "c", durability="memory")
+        second = threads.submit(session.push, "c")
         until(lambda: session.info().pending == 3)
         rig.engine.run()
         assert not first.done() and session.version == 0 and rig.news() == []
-        assert not second.done()  # it would be read before what came before it is kept
+        assert not second.done()
         go()
         assert first.result(20) == Receipt(first=1, last=2, pending=2, durable=level)
-        assert second.result(20).durable == "memory"
-    assert kept(session) == ["a", "b", "c"]
-    rig.engine.run()
-    assert session.version == 3 and bytes(rig.cells(session)) == b"a\nb\nc\n"
+        assert second.result(20).durable == level
+        assert kept(session) == ["a", "b", "c"]
+        rig.engine.run()
+        assert session.version == 3 and bytes(rig.cells(session)) == b"a\nb\nc\n"
 
 
-def test_memory_does_not_wait_for_the_disk(rig: Rig) -> None:
-    session = rig.open()
-    go = held(rig)
-    assert session.push("a", durability="memory").durable == "memory"
-    rig.engine.run()
-    assert session.version == 1
-    go()
-    until(lambda: kept(session) == ["a"])
+def test_memory_does_not_wait_for_the_disk(tmp_path: Path) -> None:
+    with at(tmp_path, "memory") as rig:
+        session = rig.open()
+        go = held(rig)
+        assert session.push("a", client="feed", client_seq=1).durable == "memory"
+        rig.engine.run()
+        assert session.version == 1
+        go()
+        until(lambda: kept(session) == ["a"])
 
 
-def test_too_many_that_wait_let_the_next_wait(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_that_wait_let_the_next_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("jaxstate.engine.core.journal_writer.MOST_WAITING", 2)
-    session = rig.open()
-    go = held(rig)
-    for text in "ab":
-        session.push(text, durability="memory")
-    with ThreadPoolExecutor(1) as thread:
-        third = thread.submit(session.push, "c", durability="memory")
+    with at(tmp_path, "memory") as rig, ThreadPoolExecutor(1) as thread:
+        session = rig.open()
+        at_rest(session)
+        go = held(rig)
+        for text in "ab":
+            session.push(text)
+        third = thread.submit(session.push, "c")
         until(lambda: session.info().pending == 3)
+        time.sleep(0.02)
         assert not third.done()
         go()
         assert third.result(20).last == 3
 
 
-def test_levels_need_a_journal() -> None:
-    rig = Rig()
-    session = rig.open()
+def test_without_a_journal_there_is_only_memory() -> None:
+    session = Rig().open()
     assert session.push("a").durable == "memory"
-    for level in ("os", "fsync"):
-        with pytest.raises(InvalidInput, match="needs a journal"):
-            session.push("b", durability=level)
     with pytest.raises(InvalidInput, match="'disk' is none of 'memory', 'os', 'fsync'"):
-        session.push("b", durability="disk")  # pyright: ignore[reportArgumentType]
-    assert session.info().pending == 1
+        Rig(durability="disk")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("journaled", [False, True])
@@ -217,20 +235,6 @@ def test_repeats_of_long_ago_are_in_the_journal(rig: Rig, monkeypatch: pytest.Mo
     with pytest.raises(InvalidInput, match="other entries"):
         session.push("x", client="feed", client_seq=2)
     assert session.version == 19
-
-
-def test_a_repeat_that_is_to_outlive_more_waits_for_it(rig: Rig) -> None:
-    session = rig.open()
-    go = held(rig)
-    first = session.push("a", client="feed", client_seq=1, durability="memory")
-    with ThreadPoolExecutor(1) as thread:
-        again = thread.submit(session.push, "a", client="feed", client_seq=1, durability="fsync")
-        time.sleep(0.05)
-        assert not again.done()
-        go()
-        assert again.result(20) == Receipt(first=1, last=1, pending=1, durable="fsync")
-    assert first.durable == "memory" and kept(session) == ["a"]
-    assert session.push("a", client="feed", client_seq=1, durability="memory") == first
 
 
 def test_a_repeat_while_the_first_is_on_its_way_waits_with_it(rig: Rig, disk: FailingDisk) -> None:
@@ -332,21 +336,61 @@ def test_room_that_comes_back_is_given_to_who_waits(rig: Rig, disk: FailingDisk)
 
 
 def test_what_was_acknowledged_at_once_is_written_once_the_disk_works(
-    rig: Rig, disk: FailingDisk
+    tmp_path: Path, disk: FailingDisk
 ) -> None:
-    session = rig.open()
-    disk.full = True
-    for text in "abc":
-        session.push(text, durability="memory")
+    with at(tmp_path, "memory") as rig:
+        session = rig.open()
+        at_rest(session)
+        disk.full = True
+        for number, text in enumerate("abc", 1):
+            session.push(text, client="feed", client_seq=number)
+            rig.engine.run()
+        with pytest.raises(JournalError, match="could not be written"):
+            session.close(erase=True)  # that is always waited for
+        assert session.push("d").first == 4
+        assert session.push("c", client="feed", client_seq=3).first == 3
+        disk.full = False
+        until(lambda: kept(session) == ["a", "b", "c", "d"])
+        assert session.push("e").first == 5
         rig.engine.run()
-    with pytest.raises(JournalError):
-        session.push("lost")
-    assert session.push("d", durability="memory").first == 4
-    disk.full = False
-    until(lambda: kept(session) == ["a", "b", "c", "d"])
-    assert session.push("e").first == 5
+        assert session.version == 5
+        until(lambda: kept(session) == list("abcde"))
+
+
+def test_a_disk_that_fails_stops_the_journal_until_it_is_opened_anew(
+    tmp_path: Path, disk: FailingDisk
+) -> None:
+    """Nobody knows what such a disk has of a change: nothing more is added, questions go on, and
+    the next engine finds out."""
+    rig = Rig(journal=tmp_path / "j", durability="fsync")
+    session, other = rig.open(id="feed"), rig.open(id="other")
+    session.push("a", client="c", client_seq=1)
     rig.engine.run()
-    assert session.version == 5 and kept(session) == list("abcde")
+    disk.broken = True
+    with pytest.raises(JournalError, match="Whether the changes under way were written shows"):
+        session.push("b", client="c", client_seq=2)
+    disk.broken = False
+    for change in (
+        lambda: session.push("b", client="c", client_seq=2),
+        lambda: session.flash("abc"),
+        lambda: rig.engine.open("third"),
+        other.close,
+        lambda: other.close(erase=True),
+    ):
+        with pytest.raises(JournalError, match=r"disk of the journal .* failed.*nothing was added"):
+            change()
+    ask = session.submit("xyz")
+    rig.engine.run()
+    assert ask.result(0).version == session.version == 1
+    assert [one.id for one in rig.engine.sessions()] == ["feed", "other"]
+    assert session.flashes() == [] and session.info().pending == 0
+    rig.check_blocks()
+    rig.engine.close()
+    with at(tmp_path, "fsync") as again:
+        session = again.engine.session("feed")
+        assert session.push("b", client="c", client_seq=2).first == 2
+        again.engine.run()
+        assert session.version == 2 and kept(session) == ["a", "b"]
 
 
 def test_a_session_that_cannot_be_kept_is_not_open(rig: Rig, disk: FailingDisk) -> None:
@@ -467,9 +511,9 @@ def test_a_fork_that_cannot_be_kept_is_closed(rig: Rig, disk: FailingDisk) -> No
     record, future = rig.manager.fork(session.record, "fork")
     rig.engine.run()
     future.result(0)
-    assert record.noted is not None
+    assert record.written is not None
     with pytest.raises(JournalError):
-        record.noted.settled.result(20)
+        record.written.settled.result(20)
     assert [one.id for one in rig.engine.sessions()] == [session.id]
     rig.check_blocks()
 
@@ -489,7 +533,7 @@ def test_functions_cannot_be_kept_but_as_the_engines_own(tmp_path: Path) -> None
 
 
 def test_on_the_engines_own_thread_nobody_waits_for_a_disk(tmp_path: Path) -> None:
-    """Others would wait too; at "memory" there is nothing to wait for."""
+    """Others would wait too."""
     executor = jaxstate.testing.FakeExecutor(jaxstate.testing.FakeClock())
     model = jaxstate.testing.tiny_model()
     with jaxstate.Engine(model, executor=executor, journal=tmp_path / "j") as engine:
@@ -503,7 +547,6 @@ def test_on_the_engines_own_thread_nobody_waits_for_a_disk(tmp_path: Path) -> No
                 lambda: engine.open("x"),
                 session.close,
                 lambda: session.close(erase=True),
-                lambda: session.push("b", durability="memory"),
             ):
                 try:
                     found.append(call())
@@ -513,10 +556,8 @@ def test_on_the_engines_own_thread_nobody_waits_for_a_disk(tmp_path: Path) -> No
         ask = session.submit("xyz")
         ask.add_done_callback(act)
         ask.result(20)
-        until(lambda: len(found) == 6)
-        assert found[:5] == [True] * 5 and isinstance(found[5], Receipt)
-        session.wait()
-        assert session.version == 1
+        until(lambda: len(found) == 5)
+        assert found == [True] * 5
 
 
 def test_reject_and_capacity_leave_no_trace(tmp_path: Path) -> None:
@@ -551,7 +592,7 @@ def test_a_push_that_waits_for_room_is_found_by_its_repeat(rig: Rig) -> None:
 
 @contextlib.contextmanager
 def files_up_to(size_bytes: int) -> Iterator[None]:
-    """No file of this process grows beyond that: a disk that is full, for real."""
+    """No file of this process grows beyond that: what is written there fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
     try:
@@ -561,31 +602,60 @@ def files_up_to(size_bytes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("level", ["os", "fsync"])
-def test_a_disk_that_is_full_for_real(tmp_path: Path, level: Durability) -> None:
-    """Pushes are taken until one is refused; each that was taken is there, each that was refused is
-    not, before and after there is room again, and after a restart."""
-    rig = Rig(journal=tmp_path / "j", durability=level)
-    session = rig.open(id="feed")
-    taken, refused = [], 0
-    files = [tmp_path / "j" / f"{DATABASE}{end}" for end in ("", "-wal")]
-    for extra in (5_000, 9_000, 14_000):
-        with files_up_to(max(one.stat().st_size for one in files) + extra):
-            for _ in range(60):
-                text = f"{len(taken)} " + "x" * 50
-                try:
-                    session.push(text, client="c", client_seq=len(taken))
-                except JournalError:
-                    refused += 1
-                    break
-                taken.append(text)
-        assert kept(session) == taken
+def test_a_database_that_is_full_for_real(tmp_path: Path, level: Durability) -> None:
+    """SQLite itself finds no room in the middle of a change. What was taken is there, what was
+    refused is not, before and after there is room again, and after a restart."""
+    rig, taken = Rig(journal=tmp_path / "j", durability=level), dict[str, list[str]]()
+    line = rig.core.journal_writer.journal
+    assert line is not None
+    for name in ("one", "two", "three"):
+        session, kept_texts = rig.open(id=name), taken.setdefault(name, [])
+        line.write(lambda to: _may_grow(to, 0), "os")
+        with pytest.raises(JournalError, match="full"):
+            for number in range(200):
+                session.push(f"{number}", client="c" * 128, client_seq=number)
+                kept_texts.append(f"{number}")
+                rig.engine.run()
+        assert kept(session) == kept_texts
         rig.engine.run()
-        assert session.version == len(taken)
-    assert refused >= 2 and len(taken) >= 4
-    text = "last"
-    assert session.push(text, client="c", client_seq=len(taken)).last == len(taken) + 1
+        assert session.version == len(kept_texts)
+        line.write(lambda to: _may_grow(to, 1 << 20), "os")
+        last = session.push("last", client="c" * 128, client_seq=len(kept_texts)).last
+        kept_texts.append("last")
+        assert last == len(kept_texts)
+    assert sum(map(len, taken.values())) > 4
     rig.engine.close()
-    assert texts(tmp_path / "j") == [*taken, text]
+    for key, texts_of in enumerate(taken.values(), 1):
+        assert texts(tmp_path / "j", key) == texts_of
+
+
+def _may_grow(to: sqlite3.Connection, pages: int) -> None:
+    (now,) = to.execute("PRAGMA page_count").fetchone()
+    to.execute(f"PRAGMA max_page_count={now + pages}")
+
+
+@pytest.mark.parametrize("level", ["os", "fsync"])
+def test_a_disk_that_fails_for_real(tmp_path: Path, level: Durability) -> None:
+    """A write that the system refuses: what was taken is there, and the next engine goes on."""
+    rig = Rig(journal=tmp_path / "j", durability=level)
+    session, taken = rig.open(id="feed"), list[str]()
+    files = [tmp_path / "j" / f"{DATABASE}{end}" for end in ("", "-wal")]
+    room = max(one.stat().st_size for one in files) + 40_000
+    with files_up_to(room), pytest.raises(JournalError, match="disk of the journal"):
+        for _ in range(60):
+            text = f"{len(taken)} " + "x" * 50
+            session.push(text, client="c", client_seq=len(taken))
+            taken.append(text)
+    assert len(taken) >= 2 and kept(session) == taken
+    with pytest.raises(JournalError, match="nothing was added"):
+        session.push("more", client="c", client_seq=len(taken))
+    rig.engine.run()
+    assert session.version == len(taken)
+    rig.engine.close()
+    with at(tmp_path, level) as again:
+        session = again.engine.session("feed")
+        assert session.push("more", client="c", client_seq=len(taken)).last == len(taken) + 1
+        assert kept(session) == [*taken, "more"]
 
 
 def test_closing_the_engine_keeps_what_was_acknowledged(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from jaxstate.engine.memory.block_budget import BlockBudget
 from jaxstate.engine.memory.swap_policy import PASSED_OVER, Move, Now, SwapPolicy
 from jaxstate.engine.requests.request import Question, Request
 from jaxstate.engine.sessions.record import PendingAsk, SessionRecord
-from jaxstate.engine.sessions.residence import Residence
+from jaxstate.engine.sessions.residence import Residence, ResidencyState
 from jaxstate.engine.types.options import EngineConfig, QueuePolicy
 from jaxstate.errors import BudgetExceeded, CapacityExceeded
 from jaxstate.records import Sampling
@@ -130,8 +130,10 @@ class Pool:
         most = min(self.tables.layout.cells, self.room.most_cells(record))
         try:
             left = most - residence.cells
-            if queue.offer([(np.zeros(tokens, np.int32), None)], self.time_s, left) is None:
+            offer = queue.offer([(np.zeros(tokens, np.int32), None)], self.time_s, left)
+            if offer is None:
                 return
+            queue.accept(offer)
         except CapacityExceeded:
             wanted = residence.cells + queue.unread_tokens + tokens
             raise self.room.refusal(record, wanted) from None
@@ -142,7 +144,8 @@ class Pool:
     def suspend(self, record: SessionRecord) -> None:
         """As `SessionManager.suspend`."""
         if record.residence.on_device and not record.residence.pinned:
-            record.residence.leaving, record.residence.coming = True, False
+            record.residence.become(ResidencyState.LEAVING)
+            record.residence.coming = False
             self.room.update(record)
         self.check()
 
@@ -256,9 +259,9 @@ class Pool:
             assert not any(record.holding()), "a question would lose its cells"
             keeps = self.keeps and not residence.missing
             self.room.leave(record)
-            residence.place = "host" if keeps else "log"
+            residence.become(ResidencyState.HOST if keeps else ResidencyState.LOG)
         elif move.to == "host":
-            residence.place, residence.fetching = "host", False
+            residence.become(ResidencyState.HOST)
         else:
             assert not residence.on_device and self.room.has_room_for(record)
             if residence.place == "host":
@@ -282,7 +285,7 @@ class Pool:
         """A step for the first session that has something to read and room for it."""
         for record in sorted(self.records.values(), key=lambda one: (one.ingest_served, one.key)):
             residence = record.residence
-            leaves = residence.draining or residence.leaving
+            leaves = residence.leaves
             if (
                 not residence.on_device
                 or leaves
@@ -697,13 +700,13 @@ def test_one_within_its_reserve_passes_from_disk_too() -> None:
     own = pool.open("own", reserve=3)
     pool.run()
     pool._make(Move(own, "away"))
-    own.residence.place = "disk"
+    own.residence.become(ResidencyState.DISK)
     pool.open("there", cells=20)
     pool.open("big", cells=20)
     pool.settle()
     pool.push(own, 8)
     assert pool.settle() == ("own", "host")
-    own.residence.place, own.residence.fetching = "host", False
+    own.residence.become(ResidencyState.HOST)
     assert pool.settle() == ("own", "device")
 
 
@@ -713,15 +716,15 @@ def test_one_that_comes_from_disk_stays_the_first() -> None:
     first = pool.open("first", cells=20)
     pool.run()
     pool._make(Move(first, "away"))
-    first.residence.place = "disk"
+    first.residence.become(ResidencyState.DISK)
     pool.open("there", cells=32)
     first.residence.coming = True
     pool.room.update(first)
     other = pool.open("other", cells=20)
     assert pool.settle() == ("first", "host")
     assert pool.settle() is None, "the other has to wait for room"
-    first.residence.place, first.residence.fetching = "host", False
-    other.residence.place = "disk"
+    first.residence.become(ResidencyState.HOST)
+    other.residence.become(ResidencyState.DISK)
     assert pool.settle() is None, "and is not fetched before the first was there"
     pool.run()
     assert [name for name, to in pool.moves if to == "device"][:2] == ["first", "other"]
@@ -797,7 +800,7 @@ def test_what_is_on_disk_is_fetched_once_and_keeps_nobody_waiting() -> None:
     pool.run()
     pool.suspend(asleep)
     pool.run()
-    asleep.residence.place = "disk"
+    asleep.residence.become(ResidencyState.DISK)
     other = pool.open()
     pool.run()
     pool.suspend(other)
@@ -806,7 +809,7 @@ def test_what_is_on_disk_is_fetched_once_and_keeps_nobody_waiting() -> None:
         pool.push(record, 4)
     assert pool.settle() == (asleep.id, "host")
     assert pool.settle() == (other.id, "device"), "the disk is slow, and the other need not wait"
-    asleep.residence.place, asleep.residence.fetching = "host", False
+    asleep.residence.become(ResidencyState.HOST)
     pool.run()
     pool.check_done()
 
@@ -953,21 +956,21 @@ def test_one_with_questions_under_way_is_drained_first_and_only_while_someone_wa
     pool.settle()
     pool.step += 3
     assert pool.settle() is None
-    assert busy.residence.draining
-    assert pool.settle() is None and busy.residence.draining
+    assert busy.residence.state is ResidencyState.DRAINING
+    assert pool.settle() is None and busy.residence.leaves
     pool.close(head)
     assert pool.settle() is None
-    assert not busy.residence.draining, "it may go on: nobody waits"
+    assert busy.residence.state is not ResidencyState.DRAINING, "it may go on: nobody waits"
     pool.open(cells=8)
     pool.settle()
     pool.step += 3
     pool.settle()
-    assert busy.residence.draining
+    assert busy.residence.state is ResidencyState.DRAINING
     pool._answer()
     assert pool.settle() == (busy.id, "away")
     pool.run()
     pool.check_done()
-    assert not busy.residence.draining
+    assert busy.residence.state is not ResidencyState.DRAINING
 
 
 def test_who_leaves_keeps_its_reserve_unless_its_user_sent_it_away() -> None:

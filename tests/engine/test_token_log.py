@@ -19,7 +19,9 @@ def read(opening: list[int], entries: list[list[int]], sizes: list[int]) -> Toke
     queue, log = IngestQueue(64, "block"), TokenLog()
     queue.open_with(np.array(opening, np.int32))
     if entries:
-        queue.offer([(np.array(one, np.int32), None) for one in entries], 0.0, 1000)
+        offer = queue.offer([(np.array(one, np.int32), None) for one in entries], 0.0, 1000)
+        assert offer is not None
+        queue.accept(offer)
     turn = 0
     while (taken := queue.take(sizes[turn % len(sizes)])) is not None:
         log.append(taken.tokens, taken.ends)

@@ -140,19 +140,37 @@ def test_a_failure_at_any_statement_changes_nothing(tmp_path: Path) -> None:
             made.write(changes.pushed(1, 1 + number, [f"kept {number}"]), "fsync")
 
 
-def test_after_a_failure_the_log_is_written_anew(tmp_path: Path) -> None:
-    """A kernel may have marked clean what never reached the disk."""
+def test_a_disk_that_fails_stops_the_journal(tmp_path: Path) -> None:
+    """A kernel may call clean what never reached the disk: nothing is added on top of it."""
     disk = FailingDisk()
     with opened(tmp_path, disk) as made:
         begin(made)
-        log = tmp_path / f"{DATABASE}-wal"
-        grown = log.stat().st_size
-        disk.fails = {disk.count + 3}
-        with pytest.raises(JournalError):
-            made.write(changes.pushed(1, 1, ["a"]), "fsync")
-        made.write(changes.pushed(1, 1, ["b"]), "fsync")
-        assert log.stat().st_size < grown  # it was emptied, and holds the one change
-    assert texts(tmp_path) == ["b"]
+        made.write(changes.pushed(1, 1, ["a"]), "fsync")
+        disk.broken = True
+        with pytest.raises(JournalError, match=r"failed: disk I/O error.*opened anew"):
+            made.write(changes.pushed(1, 2, ["b"]), "fsync")
+        disk.broken = False
+        for level in ("memory", "os", "fsync"):
+            with pytest.raises(JournalError, match="nothing was added"):
+                made.submit(PendingWrite(changes.pushed(1, 2, ["c"]), level))
+        with pytest.raises(JournalError, match="nothing was added"):
+            made.check()
+        assert texts(tmp_path) == ["a"]
+    with opened(tmp_path) as again:
+        again.write(changes.pushed(1, 2, ["d"]), "fsync")
+    assert texts(tmp_path) == ["a", "d"]
+
+
+def test_a_change_that_cannot_be_rolled_back_at_once_is_later(tmp_path: Path) -> None:
+    disk = FailingDisk()
+    with opened(tmp_path, disk) as made:
+        begin(made)
+        disk.fails, disk.stuck = {disk.count + 2}, True  # within the transaction
+        with pytest.raises(JournalError, match="disk is full"):
+            made.write(changes.pushed(1, 1, ["lost"]), "os")
+        disk.stuck = False
+        made.write(changes.pushed(1, 1, ["a"]), "os")
+    assert texts(tmp_path) == ["a"]
 
 
 def test_what_was_acknowledged_before_stays_in_line(

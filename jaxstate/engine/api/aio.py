@@ -131,11 +131,10 @@ class AsyncSession:
         client: str | None = None,
         client_seq: int | None = None,
         strict: bool = False,
-        durability: Durability | None = None,
         timeout: float | None = None,
     ) -> Receipt:
         """As `Session.push`; what a cancelled task has pushed may be there all the same."""
-        new = self.session.prepare(entries, client, client_seq, strict, durability)
+        new = self.session.prepare(entries, client, client_seq, strict)
         left_s = countdown(timeout)
         try:
             while isinstance(outcome := self.session.push_prepared(new), Future):
@@ -143,8 +142,8 @@ class AsyncSession:
         except BaseException:
             self.session.give_up(new)
             raise
-        if outcome.ticket is not None and not outcome.ticket.stays:
-            await asyncio.wrap_future(outcome.ticket.settled)
+        if outcome.written is not None and outcome.written.awaited:
+            await asyncio.wrap_future(outcome.written.settled)
         return outcome.receipt
 
     async def client_seq(self, client: str) -> int | None:
@@ -262,8 +261,8 @@ class AsyncSession:
         record, future = self.session.forking(id, version)
         with self.session.or_closed(record):
             await result_of(future, None, "the session was not forked")
-            if record.noted is not None and not record.noted.stays:
-                await asyncio.wrap_future(record.noted.settled)
+            if record.written is not None and record.written.awaited:
+                await asyncio.wrap_future(record.written.settled)
         return AsyncSession(self.session.of(record))
 
     async def save(

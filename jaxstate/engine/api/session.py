@@ -7,7 +7,6 @@ record and the engine; a `Session` is a handle on it. Does not know: devices, wh
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -40,6 +39,7 @@ from jaxstate.engine.requests.futures import AskFuture, countdown
 from jaxstate.engine.requests.request import Question
 from jaxstate.engine.sessions.dedup import Origin, Pushed, origin_of, receipt_json
 from jaxstate.engine.sessions.record import SessionRecord
+from jaxstate.engine.sessions.residence import ResidencyState
 from jaxstate.engine.sessions.token_log import Offer
 from jaxstate.engine.types.events import FlashMode, Subscription, checked_timeout
 from jaxstate.engine.types.options import key_of
@@ -53,7 +53,7 @@ from jaxstate.persist.changes import (
     reserve_given_up,
 )
 from jaxstate.persist.journal import PendingWrite
-from jaxstate.records import LEVELS, Durability, checked_int, checked_path, checked_type
+from jaxstate.records import checked_int, checked_path, checked_type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,21 +66,18 @@ class NewEntries:
         first_tokens: of the first text, if it becomes the session's first entry and is encoded in
             another way then; else None.
         origin: who pushes, if that counts.
-        level: what it is to outlive.
     """
 
     texts: tuple[str, ...]
     tokens: tuple[tuple[Tokens, Hashable | None], ...]
     first_tokens: Tokens | None = None
     origin: Origin | None
-    level: Durability
 
 
 def new_entries(
     encoder: PromptEncoder,
     record: SessionRecord,
     entries: str | Sequence[str],
-    level: Durability,
     client: str | None,
     client_seq: int | None,
     strict: bool,
@@ -102,7 +99,6 @@ def new_entries(
         tokens=tokens,
         first_tokens=first,
         origin=origin_of(client, client_seq, strict, texts),
-        level=level,
     )
 
 
@@ -131,6 +127,7 @@ def push(core: EngineCore, record: SessionRecord, new: NewEntries) -> Pushed | F
     """
     while True:
         with core.noting():
+            core.journal_writer.check()
             record.check_open()
             record.check_reads(record.version + 1)
             origin = new.origin
@@ -142,16 +139,14 @@ def push(core: EngineCore, record: SessionRecord, new: NewEntries) -> Pushed | F
 
 def _pushed(core: EngineCore, record: SessionRecord, new: NewEntries) -> Pushed | Future[None]:
     if new.origin is not None and (before := record.receipts.find(new.origin)) is not None:
-        return _repeated(core, before, new.level)
-    # What follows something that is not written yet is not read before it either.
-    hold = record.queue.holds or record.is_new or not core.journal_writer.counts_at_once(new.level)
+        return before
     if next(iter(record.room_waiters), new) is not new:
         return _place_in_line(record, new)
-    offer = _offer(core, record, new, hold=hold)
+    offer = _offer(core, record, new)
     if offer is None:
         return _place_in_line(record, new)
     _left_line(core, record, new)
-    return _taken(core, record, new, offer, hold=hold)
+    return _taken(core, record, new, offer)
 
 
 def leave_line(core: EngineCore, record: SessionRecord, new: NewEntries) -> None:
@@ -167,32 +162,21 @@ def _left_line(core: EngineCore, record: SessionRecord, new: NewEntries) -> None
         core.tell_loop()
 
 
-def _repeated(core: EngineCore, before: Pushed, level: Durability) -> Pushed:
-    """The first receipt; it waits if more is promised now than then."""
-    if LEVELS.index(level) <= LEVELS.index(before.receipt.durable):
-        return before
-    # The journal is written in order: once this nothing is synced, all before it is.
-    ticket = core.journal_writer.note(lambda _: None, level)
-    return Pushed(receipt=dataclasses.replace(before.receipt, durable=level), ticket=ticket)
-
-
 def _place_in_line(record: SessionRecord, new: NewEntries) -> Future[None]:
     """What who pushes waits for, until there may be room; a push keeps its place."""
     future = record.room_waiters[new] = Future[None]()
     return future
 
 
-def _taken(
-    core: EngineCore, record: SessionRecord, new: NewEntries, offer: Offer, *, hold: bool
-) -> Pushed:
+def _taken(core: EngineCore, record: SessionRecord, new: NewEntries, offer: Offer) -> Pushed:
     receipt = Receipt(
         first=offer.first,
         last=offer.last,
         pending=record.pending,
-        durable=new.level,
+        durable=core.journal_writer.level,
         dropped=offer.dropped,
     )
-    ticket = core.journal_writer.note(
+    written = core.journal_writer.append(
         pushed(
             record.log_key,
             offer.first,
@@ -200,12 +184,9 @@ def _taken(
             [(span.first, span.last) for span in offer.dropped],
             _push_of(new.origin, receipt),
         ),
-        new.level,
-        undo=functools.partial(_take_back, core, record, offer, new.origin),
-        apply=functools.partial(_count, core, record, offer),
-        at_once=not hold,
+        functools.partial(_accept, core, record, offer),
     )
-    done = Pushed(receipt=receipt, ticket=ticket)
+    done = Pushed(receipt=receipt, written=written)
     if new.origin is not None:
         record.receipts.note(new.origin, done)
     return done
@@ -222,29 +203,16 @@ def _push_of(origin: Origin | None, receipt: Receipt) -> Push | None:
     )
 
 
-def _count(core: EngineCore, record: SessionRecord, offer: Offer) -> None:
+def _accept(core: EngineCore, record: SessionRecord, offer: Offer) -> None:
     """The push counts from now on."""
-    record.queue.release(offer.last)
+    dropped = record.queue.accept(offer)
     core.state.touch(record)
     core.tell_loop()
     core.recorder.count("entries_pushed", offer.last - offer.first + 1)
-    core.recorder.count("entries_dropped", len(offer.displaced))
+    core.recorder.count("entries_dropped", dropped)
 
 
-def _take_back(
-    core: EngineCore, record: SessionRecord, offer: Offer, origin: Origin | None
-) -> None:
-    """The journal could not be written: it is as if nobody had pushed."""
-    if origin is not None:
-        record.receipts.take_back(origin)
-    record.queue.retract(offer)
-    if not record.closed:
-        core.state.budget.order(record, record.residence.cells + record.queue.unread_tokens)
-        core.results.room_made(record)
-        core.tell_loop()
-
-
-def _offer(core: EngineCore, record: SessionRecord, new: NewEntries, *, hold: bool) -> Offer | None:
+def _offer(core: EngineCore, record: SessionRecord, new: NewEntries) -> Offer | None:
     """To the queue, as far as the session's capacity and the engine's budget go."""
     room, read = core.state.budget, record.residence.cells
     most = min(core.limits.session_cells, room.most_cells(record))
@@ -252,7 +220,7 @@ def _offer(core: EngineCore, record: SessionRecord, new: NewEntries, *, hold: bo
     if new.first_tokens is not None and record.queue.last == 0:
         tokens = ((new.first_tokens, tokens[0][1]), *tokens[1:])
     try:
-        offer = record.queue.offer(tokens, core.clock(), most - read, hold=hold)
+        offer = record.queue.offer(tokens, core.clock(), most - read)
     except CapacityExceeded:
         if most == core.limits.session_cells:
             raise
@@ -454,15 +422,16 @@ def suspend(core: EngineCore, record: SessionRecord) -> Future[None]:
                 f"session {record.id!r} is pinned, so it stays on the device; close it, or open "
                 'it with residency="evictable"'
             )
-        record.residence.coming = False
-        if record.residence.reserve_blocks:
-            core.journal_writer.note(reserve_given_up(record.log_key), "memory")
+        residence = record.residence
+        residence.coming = False
+        if residence.reserve_blocks:
+            core.journal_writer.append(reserve_given_up(record.log_key), level="memory")
         future: Future[None] = Future()
-        if record.residence.on_device:
-            record.residence.leaving = True
+        if residence.on_device:
+            residence.become(ResidencyState.LEAVING)
             record.leave_waiters = _wanted(record.leave_waiters, future)
         else:
-            record.residence.reserve_blocks = 0
+            residence.reserve_blocks = 0
             future.set_result(None)
             core.results.moved(record)
         state.budget.update(record)
@@ -474,7 +443,9 @@ def resume(core: EngineCore, record: SessionRecord) -> Future[None]:
     with core.changing() as state:
         record.check_open()
         residence, future = record.residence, Future[None]()
-        residence.leaving, residence.used_s = False, core.clock()
+        residence.used_s = core.clock()
+        if residence.state is ResidencyState.LEAVING:
+            residence.become(ResidencyState.DEVICE)
         if residence.whole:
             future.set_result(None)
         else:
@@ -499,17 +470,23 @@ def register(
         FlashLimit, InvalidInput: as `FlashRegistry.add`.
     """
     with core.changing(record):
+        core.journal_writer.check()
         record.check_open()
         if (same := record.flash.taken_up(one)) is not None:
             return same, None
-        record.flash.add(one, core.clock())
-        return one, core.journal_writer.note(
+        record.flash.expect(one)
+        return one, core.journal_writer.append(
             asked_from_now_on(record.log_key, "flash", one.id, flash_json(one)),
-            undo=lambda: _discard(core, record, one.id),
+            functools.partial(_registered, core, record, one),
         )
 
 
-def _discard(core: EngineCore, record: SessionRecord, flash_id: str) -> None:
+def _registered(core: EngineCore, record: SessionRecord, one: Registered) -> None:
+    record.flash.accept(one, core.clock())
+    core.state.touch(record)
+
+
+def _unregistered(core: EngineCore, record: SessionRecord, flash_id: str) -> None:
     record.flash.discard(flash_id)
     core.state.touch(record)
 
@@ -521,11 +498,12 @@ def unregister(core: EngineCore, record: SessionRecord, flash_id: str) -> Pendin
         InvalidInput: there is none of that name.
     """
     with core.changing(record):
+        core.journal_writer.check()
         record.check_open()
         record.flash.check_there(flash_id)
-        return core.journal_writer.note(
+        return core.journal_writer.append(
             no_longer_asked(record.log_key, "flash", flash_id),
-            apply=lambda: _discard(core, record, flash_id),
+            functools.partial(_unregistered, core, record, flash_id),
         )
 
 
@@ -701,7 +679,7 @@ class Session:
         """What to wait for until the journal has all that this session's calls noted so far: it is
         written in order."""
         with self._core.changing():
-            return self._core.journal_writer.note(lambda _: None, at_once=False)
+            return self._core.journal_writer.last_in_line()
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(ClosedError):  # the engine was closed first
@@ -741,22 +719,18 @@ class Session:
         client: str | None = None,
         client_seq: int | None = None,
         strict: bool = False,
-        durability: Durability | None = None,
         timeout: float | None = None,
     ) -> Receipt:
         """Takes one entry or several, all or none, to be read in order.
 
-        Returns once they are as durable as they are to be; with the policy "block" it waits while
-        the queue is full.
+        Returns once they are as durable as the engine's `durability` says; with the policy "block"
+        it waits while the queue is full.
 
         Args:
             entries: texts; each is tokenised on its own.
             client, client_seq: who pushes, and its own number of this push: a repeat gets the
                 receipt of the first, and adds nothing.
             strict: refuse a number that does not follow the client's last.
-            durability: "memory" (in the journal soon), "os" (written: a killed process loses
-                nothing), "fsync" (synced: a machine that stops loses nothing); None for the
-                engine's. Without a journal there is only "memory".
             timeout: seconds to wait for room at most.
 
         Raises:
@@ -772,16 +746,15 @@ class Session:
             ClosedError: the session or the engine is closed.
         """
         left_s = countdown(timeout)
-        new = self.prepare(entries, client, client_seq, strict, durability)
-        if not self._core.journal_writer.counts_at_once(new.level):
-            self._core.check_may_wait()
+        new = self.prepare(entries, client, client_seq, strict)
+        self._core.check_may_note()
         try:
             while isinstance(outcome := self.push_prepared(new), Future):
                 self._core.outcome(outcome, left_s(), "the queue was full")
         except BaseException:
             self.give_up(new)
             raise
-        self._core.settled(outcome.ticket)
+        self._core.settled(outcome.written)
         return outcome.receipt
 
     def client_seq(self, client: str) -> int | None:
@@ -794,16 +767,16 @@ class Session:
         while True:
             with self._core.changing():
                 self._record.check_open()
-                ticket = self._record.receipts.on_its_way(client)
+                written = self._record.receipts.on_its_way(client)
                 read = self._record.receipts.unread(client)
-                if ticket is None and read is None:
+                if written is None and read is None:
                     return self._record.receipts.last_of(client)
             if read is not None:
                 read()
-            if ticket is not None:
-                with contextlib.suppress(JournalError):  # then it was taken back
+            if written is not None:
+                with contextlib.suppress(JournalError):  # then it was never there
                     self._core.check_may_wait()
-                    ticket.settled.result()
+                    written.settled.result()
 
     def ask(
         self,
@@ -991,7 +964,7 @@ class Session:
         record, future = self.forking(id, version)
         with self.or_closed(record):
             self._core.outcome(future, None, "the session was not forked")
-            self._core.settled(record.noted)
+            self._core.settled(record.written)
         return self.of(record)
 
     def forking(self, id: str | None, version: int | None) -> tuple[SessionRecord, Future[None]]:
@@ -1015,11 +988,9 @@ class Session:
         client: str | None = None,
         client_seq: int | None = None,
         strict: bool = False,
-        durability: Durability | None = None,
     ) -> NewEntries:
         """The first half of `push`: tokens, and keys where the policy wants them."""
-        level = self._core.journal_writer.level(durability)
-        return new_entries(self._encoder, self._record, entries, level, client, client_seq, strict)
+        return new_entries(self._encoder, self._record, entries, client, client_seq, strict)
 
     def push_prepared(self, new: NewEntries) -> Pushed | Future[None]:
         """The second half of `push`; a future to wait for, if there is no room now."""

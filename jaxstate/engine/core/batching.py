@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from jaxstate.engine.core.ready_sessions import ReadySessions
 from jaxstate.engine.core.results import ResultProcessor
 from jaxstate.engine.core.scheduled_step import ScheduledRead, ScheduledRequest, ScheduledStep
 from jaxstate.engine.core.state import EngineState
@@ -39,14 +40,20 @@ class BatchBuilder:
 
     Args:
         state: the records.
+        ready: what was seen of them.
         results: what becomes of questions that cannot begin.
         tokenizer: for the text of answers.
     """
 
     def __init__(
-        self, state: EngineState, results: ResultProcessor, tokenizer: Tokenizer | None
+        self,
+        state: EngineState,
+        ready: ReadySessions,
+        results: ResultProcessor,
+        tokenizer: Tokenizer | None,
     ) -> None:
         self._state = state
+        self._ready = ready
         self._limits = state.limits
         self._results = results
         self._tokenizer = tokenizer
@@ -80,7 +87,7 @@ class BatchBuilder:
         if isinstance(step, Begin) and step.evict:
             self._evict(step)
         parts: list[_Part] = []
-        planned = self._candidates(step, parts, now_s)
+        planned = self._candidates(step, parts)
         if not planned:
             return
         alone = self._failed_before(step)
@@ -88,7 +95,7 @@ class BatchBuilder:
             candidate
             for other in (() if alone else joined)
             if not self._failed_before(other)
-            for candidate in self._candidates(other, parts, now_s)
+            for candidate in self._candidates(other, parts)
         ]
         chosen = go_together(planned, joining, self._limits, len(self._state.blocks))
         widest = _padded(chosen, self._limits)
@@ -124,7 +131,7 @@ class BatchBuilder:
         asks = (record.asks[key].request.asked for key in step.requests)
         self._results.evict(sum(asked.blocks(self._limits) for asked in asks))
 
-    def _candidates(self, step: Step, parts: list[_Part], now_s: float) -> list[BatchCandidate]:
+    def _candidates(self, step: Step, parts: list[_Part]) -> list[BatchCandidate]:
         """The rows that one part would have, each noted in `parts`."""
         assert not isinstance(step, GoOn), "what goes on does not begin"
         record = self._state.records[step.session]
@@ -132,7 +139,7 @@ class BatchBuilder:
             parts.append((record, None))
             return [BatchCandidate("chunk", record.key, len(parts) - 1, step.tokens)]
         if not step.requests:
-            due = self._due(record, now_s)
+            due = self._due(record)
             return [self._candidate("flash", record, one, one.asked, parts) for one in due]
         reaching = (self._reaching(record, key) for key in step.requests)
         return [
@@ -169,12 +176,12 @@ class BatchBuilder:
             return None
         return ask.request
 
-    def _due(self, record: SessionRecord, now_s: float) -> list[Registered]:
+    def _due(self, record: SessionRecord) -> list[Registered]:
         """Registered questions that are due, as far as rows and tail blocks go."""
         room = self._limits.rows - len(record.flash_requests)
         blocks_left = len(self._state.blocks)
         chosen: list[Registered] = []
-        for one in record.flash.at(now_s).due:
+        for one in self._ready.due(record.key):
             try:
                 one.asked.check_reach(record.seen_cells, self._limits)
             except CapacityExceeded as error:

@@ -9,6 +9,7 @@ for.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections import Counter, deque
@@ -29,12 +30,13 @@ from jaxstate.engine.requests.futures import AskFuture, wait_for, wait_for_all
 from jaxstate.engine.requests.request import Question, Request
 from jaxstate.engine.scheduler.scheduler import Scheduler
 from jaxstate.engine.sessions.record import PendingAsk, SessionRecord
+from jaxstate.engine.sessions.residence import ResidencyState
 from jaxstate.engine.sessions.token_log import VersionEnd
 from jaxstate.engine.types.events import FlashMode, Subscription
 from jaxstate.engine.types.options import EngineConfig
 from jaxstate.engine.types.owner import OwnedLock, Owner
 from jaxstate.engine.types.values import Connected, SessionInfo
-from jaxstate.errors import ClosedError, InvalidInput, QueueFull
+from jaxstate.errors import ClosedError, InvalidInput, JournalError, QueueFull
 from jaxstate.persist.changes import ended
 from jaxstate.persist.journal import PendingWrite
 
@@ -147,7 +149,7 @@ class EngineCore:
         )
         self.wipes: list[Future[None]] = []
         self._executor = executor
-        self.journal_writer.attach(self.lock, self.tell_loop)
+        self.journal_writer.attach(self.lock, self.tell_loop, self._abandon)
         self._compiled_before = executor.compilations()
 
     @contextmanager
@@ -240,8 +242,22 @@ class EngineCore:
         Raises:
             JournalError: it could not be written.
         """
-        if noted is not None and not noted.stays:
+        if noted is not None and noted.awaited:
             noted.settled.result()
+
+    def _abandon(self) -> None:
+        """The journal could not be written: what is on its way to it never takes effect."""
+        for record in tuple(self.state.records.values()):
+            if record.is_new:
+                error = JournalError("it could not be journaled")
+                self.results.close(record, str(error), error)
+                continue
+            arriving = record.queue.arriving
+            record.abandon()
+            if not arriving:
+                continue
+            self.state.budget.order(record, record.residence.cells + record.queue.unread_tokens)
+            self.results.room_made(record)
 
     @contextmanager
     def or_closed(self, record: SessionRecord) -> Iterator[None]:
@@ -257,7 +273,8 @@ class EngineCore:
         """A session that nobody got ends, in the journal too; the caller holds the lock."""
         if not record.closed:
             if record.log_key:
-                self.journal_writer.note(ended(record.log_key))
+                with contextlib.suppress(JournalError):  # at the next start it is there again
+                    self.journal_writer.append(ended(record.log_key))
             self.results.close(record, "whoever made it did not wait for it")
             self.tell_loop()
 
@@ -426,7 +443,7 @@ class EngineCore:
         if residence.on_device:
             return
         self.state.touch(record)
-        residence.place, residence.fetching = self.cell_store.where(record.key), False
+        residence.become(ResidencyState(self.cell_store.where(record.key)))
         if residence.place != "host":
             residence.oldest_cells = 0  # what comes back decides
 

@@ -1,14 +1,16 @@
 """What the engine tells its journal, and what becomes of it.
 
 Comes in: changes, under the engine's lock, so that the journal has them in the order in which they
-happened. Goes out: futures of those that are to outlive something, and their effect: what was noted
-ahead of the journal counts once it is written, or is taken back. Without a journal everything
-counts at once. Does not know: what is noted, files.
+happened. Goes out: their effect, once they are written (append, then apply), and word of it to
+whoever waits. At "memory", and without a journal, they take effect at once. If one cannot be
+written, nothing that stands in line behind it takes effect either: it may build on it. Does not
+know: what is noted, files.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -16,16 +18,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from jaxstate.engine.sessions.dedup import IdempotencyTable
-from jaxstate.errors import InvalidInput
+from jaxstate.errors import JournalError
 from jaxstate.persist.changes import Push, model_noted, segments_forgotten
-from jaxstate.persist.journal import Change, Journal, PendingWrite, could_not_write
+from jaxstate.persist.journal import Change, Journal, PendingWrite
 from jaxstate.persist.logged import last_seq, push_of, segment_names
-from jaxstate.records import Durability, checked_durability
+from jaxstate.records import Durability
 
 _log = logging.getLogger("jaxstate")
 
 
-# Changes that nobody waits for may stand in line up to here; then those who make them wait.
+# Changes that took effect at once may stand in line up to here; then those who make them wait.
 MOST_WAITING = 10_000
 
 
@@ -34,12 +36,13 @@ class JournalWriter:
 
     Args:
         journal: None for none.
-        level: what changes are to outlive, unless whoever makes them says otherwise.
+        level: what changes are to outlive.
         text_fingerprint: of the tokenizer and template that make tokens of texts.
         model: where the engine's model comes from.
 
     Attributes:
         journal: None for none.
+        level: what changes are to outlive; "memory" without a journal.
         text_fingerprint: of the model's tokenizer and template.
     """
 
@@ -52,21 +55,30 @@ class JournalWriter:
     ) -> None:
         self.journal = journal
         self.text_fingerprint = text_fingerprint
-        self._level: Durability = level if journal is not None else "memory"
+        self.level: Durability = level if journal is not None else "memory"
         self._model = model
         self._keys = 0
 
-    def attach(self, lock: AbstractContextManager[object], tell_loop: Callable[[], None]) -> None:
-        """Begins to write; the lock is the engine's."""
+    def attach(
+        self,
+        lock: AbstractContextManager[object],
+        tell_loop: Callable[[], None],
+        abandon: Callable[[], None],
+    ) -> None:
+        """Begins to write.
+
+        Args:
+            lock: the engine's.
+            tell_loop: there is something to look at.
+            abandon: called under the lock: nothing that is on its way will take effect.
+        """
         if self.journal is not None:
-            self.journal.settle = lambda tickets, error: self._settle(
-                lock, tell_loop, tickets, error
-            )
+            self.journal.settle = functools.partial(self._settle, lock, tell_loop, abandon)
             self.journal.start()
 
     def note_model(self) -> None:
         """Notes in the journal which model the engine has."""
-        self.note(model_noted(self._model), "memory")
+        self.append(model_noted(self._model), level="memory")
 
     def keys_from(self, key: int) -> None:
         """Sessions up to that key are in the journal."""
@@ -79,71 +91,65 @@ class JournalWriter:
 
     @property
     def waits(self) -> bool:
-        """Whether who notes something waits until it is written."""
-        return self._level != "memory"
+        """Whether who makes a change waits until it is written."""
+        return self.level != "memory" or self._crowded
 
-    def level(self, wanted: Durability | None) -> Durability:
-        """What something is to outlive.
-
-        Raises:
-            InvalidInput: there is no journal that could do that.
-        """
-        if wanted is None:
-            return self._level
-        if checked_durability(wanted) != "memory" and self.journal is None:
-            raise InvalidInput(
-                f'durability={wanted!r} needs a journal: start the engine with journal="…", a '
-                "directory"
-            )
-        return wanted
+    @property
+    def _crowded(self) -> bool:
+        return self.journal is not None and self.journal.waiting >= MOST_WAITING
 
     def receipts(self, session: int) -> IdempotencyTable:
         """Those of a session of that key."""
         return IdempotencyTable(None if self.journal is None else _Kept(self.journal, session))
 
-    def counts_at_once(self, level: Durability) -> bool:
-        """Whether a change of that level counts before it is written."""
-        if self.journal is None:
-            return True
-        return level == "memory" and self.journal.waiting < MOST_WAITING
+    def check(self) -> None:
+        """Refuses changes that could never be written.
 
-    def note(
+        Raises:
+            JournalError: the journal is closed, or its disk has failed.
+        """
+        if self.journal is not None:
+            self.journal.check()
+
+    def append(
         self,
         change: Change,
-        level: Durability | None = None,
-        *,
-        undo: Callable[[], None] = lambda: None,
         apply: Callable[[], None] = lambda: None,
-        at_once: bool | None = None,
+        *,
+        level: Durability | None = None,
     ) -> PendingWrite | None:
-        """Puts a change in line; the caller holds the lock.
+        """Puts a change in line; the caller holds the lock, and has called `check`.
 
         Args:
             change: for the journal.
-            level: what it is to outlive; None for what the engine was told.
-            undo: takes back what was noted, under the lock, if it cannot be written.
-            apply: takes effect, under the lock, once it is written.
-            at_once: whether it counts before it is written; None: as the level says.
+            apply: takes effect, under the lock, once it is written; at "memory" at once.
+            level: what it is to outlive; None for the engine's.
 
         Returns:
-            What tells when it is written, and whether it is to be waited for (not if it
-            `stays`); None without a journal.
+            What tells when it is written, and whether that is awaited; None without a journal.
 
         Raises:
-            JournalError: the journal is closed.
+            JournalError: as `check`.
         """
         if self.journal is None:
             apply()
             return None
-        chosen = self.level(level)
-        if self.counts_at_once(chosen) if at_once is None else at_once:
-            ticket = PendingWrite(change, "memory")
-            self.journal.submit(ticket)
+        if (level or self.level) == "memory":
+            written = PendingWrite(change, "memory", awaited=self._crowded)
+            self.journal.submit(written)
             apply()
-            return ticket
-        ticket = PendingWrite(change, "os" if chosen == "memory" else chosen, undo, apply)
-        self.journal.submit(ticket)
-        return ticket
+            return written
+        written = PendingWrite(change, level or self.level, apply)
+        self.journal.submit(written)
+        return written
+
+    def last_in_line(self) -> PendingWrite | None:
+        """What to wait for until all that was noted so far is written; None without a journal."""
+        if self.journal is None:
+            return None
+        written = PendingWrite(lambda _: None, "os")
+        self.journal.submit(written)
+        return written
 
     def purge(self) -> None:
         """Leaves nothing on the disk of what was erased, of snapshots that are gone, or of pieces
@@ -171,8 +177,9 @@ class JournalWriter:
         self,
         lock: AbstractContextManager[object],
         tell_loop: Callable[[], None],
+        abandon: Callable[[], None],
         tickets: Sequence[PendingWrite],
-        error: Exception | None,
+        error: JournalError | None,
     ) -> None:
         """On the journal's thread: a batch was written, or could not be."""
         assert self.journal is not None
@@ -180,15 +187,15 @@ class JournalWriter:
             if error is None:
                 _each([ticket.apply for ticket in tickets])
             else:
-                # What came meanwhile builds on what is taken back now.
+                # What came meanwhile builds on what is not there now.
                 tickets = [*tickets, *self.journal.drain()]
-                _each([ticket.undo for ticket in reversed(tickets)])
+                _each([abandon])
                 self.journal.put_back([one for one in tickets if one.stays])
         for ticket in tickets:
             if error is None:
                 ticket.settled.set_result(None)
             elif not ticket.stays:
-                ticket.settled.set_exception(could_not_write(error))
+                ticket.settled.set_exception(error)
         # Whoever waits comes first: the loop would take the interpreter for a whole turn.
         with lock:
             tell_loop()

@@ -60,7 +60,7 @@ class EngineLoop:
         self._core = core
         self._executor = executor
         self._mover = Swapper(core, executor)
-        self._batches = BatchBuilder(core.state, core.results, tokenizer)
+        self._batches = BatchBuilder(core.state, core.ready, core.results, tokenizer)
         self._in_flight: deque[_InFlight] = deque()
         self._until_s: float | None = None
         self._device_free_s = core.clock()

@@ -12,11 +12,11 @@ import functools
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from jaxstate.engine.core.state import EngineState
-from jaxstate.engine.flash.registry import FlashMoment
+from jaxstate.engine.flash.registry import FlashMoment, Registered
 from jaxstate.engine.requests.request import Request
 from jaxstate.engine.scheduler.views import RequestView, SessionView, View
 from jaxstate.engine.sessions.record import PendingAsk, SessionRecord
@@ -34,6 +34,7 @@ class _Look:
         view: what the scheduler sees; None if there is nothing to do, or it is not on the device.
         at_work: whether something could be done now.
         asks_begun: whether asks are under way.
+        due: registered questions that may be computed now, the longest unanswered first.
         evictable_blocks: tail blocks that its registered questions may lose.
         due_s: when a registered question may be computed again that may not be now; infinite if
             there is none.
@@ -44,6 +45,7 @@ class _Look:
     view: SessionView | None
     at_work: bool
     asks_begun: bool
+    due: tuple[Registered, ...]
     evictable_blocks: int
     due_s: float
     until_s: float
@@ -99,6 +101,11 @@ class ReadySessions:
             session_rows=limits.session_rows,
             next_due_s=min(self._dues_s.values(), default=None),
         )
+
+    def due(self, session: int) -> Sequence[Registered]:
+        """Registered questions of a session that could be computed at the last `view`, the longest
+        unanswered first."""
+        return self._looks[session].due
 
     def check(self, now_s: float) -> None:
         """Compares what is remembered with what there is, for tests.
@@ -161,6 +168,7 @@ class ReadySessions:
             view=self._session_view(record, moment) if runs else None,
             at_work=runs and (record.has_other_work or bool(moment.due)),
             asks_begun=bool(record.asks_begun),
+            due=tuple(moment.due),
             evictable_blocks=sum(
                 len(request.blocks)
                 for request, _ in record.flash_requests.values()
@@ -175,7 +183,7 @@ class ReadySessions:
         # Its version's cells are not all there: they are computed again, or were overwritten.
         launched = residence.table.cells
         lost = residence.missing > 0 or not self._state.readable(record.seen_cells, launched)
-        leaves = residence.draining or residence.leaving
+        leaves = residence.leaves
         rests = lost or leaves
         due = [] if rests else moment.due
         growth = self._growth(record)

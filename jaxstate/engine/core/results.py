@@ -21,6 +21,7 @@ from jaxstate.engine.executor.protocol import StepOutput
 from jaxstate.engine.flash.registry import Registered
 from jaxstate.engine.requests.request import Request
 from jaxstate.engine.sessions.record import PendingAsk, SessionRecord
+from jaxstate.engine.sessions.residence import ResidencyState
 from jaxstate.engine.sessions.token_log import Taken, split
 from jaxstate.engine.types.events import Subscription
 from jaxstate.engine.types.values import Answer, DataUpdated, Event, FlashReady
@@ -376,7 +377,7 @@ class ResultProcessor:
     def moved(self, record: SessionRecord) -> None:
         """A session has moved, or is not to move any more: tells those that wait for that."""
         residence = record.residence
-        if not residence.leaving:
+        if residence.state is not ResidencyState.LEAVING:
             self._resolve_all(record.leave_waiters)
         if residence.whole or not (residence.on_device or residence.coming):
             self._resolve_all(record.come_waiters)

@@ -26,7 +26,7 @@ from jaxstate.engine.sessions.record import SavedCells, SessionRecord
 from jaxstate.engine.sessions.residence import Residence
 from jaxstate.engine.sessions.token_log import TokenLog, VersionEnd
 from jaxstate.engine.types.options import QueuePolicy, kept_name
-from jaxstate.errors import BudgetExceeded, CapacityExceeded, InvalidInput, JournalError
+from jaxstate.errors import BudgetExceeded, CapacityExceeded, InvalidInput
 from jaxstate.persist.changes import SessionOpened, ended, erased, opened
 from jaxstate.persist.journal import PendingWrite
 from jaxstate.records import checked_int
@@ -137,9 +137,10 @@ def close_session(core: EngineCore, record: SessionRecord, reason: str) -> Pendi
             return None
         if core.ended is not None:
             raise refusal(core.ended)
+        core.journal_writer.check()
         record.ending = True
         end = functools.partial(_end, core, record, reason)
-        return core.journal_writer.note(ended(record.log_key), undo=record.stays, apply=end)
+        return core.journal_writer.append(ended(record.log_key), end)
 
 
 def _end(core: EngineCore, record: SessionRecord, reason: str) -> None:
@@ -157,13 +158,12 @@ def erase_session(
     """
     wiped: Future[None] = Future()
     with core.changing():
+        core.journal_writer.check()
         record.ending = True
         erase = functools.partial(_erase, core, record, wiped)
         # Always synced before it is said to be done, whatever the engine promises for the rest.
         level = "fsync" if record.log_key else None
-        return core.journal_writer.note(
-            erased(record.log_key), level, undo=record.stays, apply=erase
-        ), wiped
+        return core.journal_writer.append(erased(record.log_key), erase, level=level), wiped
 
 
 def _erase(core: EngineCore, record: SessionRecord, wiped: Future[None]) -> None:
@@ -228,6 +228,7 @@ class SessionManager:
         self._check_policy(policy)
         chain = state.prefixes.chain(opening, tenant)  # hashes all of it, so without the lock
         with self._core.changing():
+            self._core.journal_writer.check()
             record = self._new_record(session_id, policy, tenant, pinned=pinned)
             record.residence.chain = chain
             self._admit(record, state.budget.blocks_of(cells), len(opening))
@@ -262,6 +263,7 @@ class SessionManager:
         self._check_policy(policy)
         tokens = _tokens_of(saved)
         with self._core.changing():
+            self._core.journal_writer.check()
             record = self._new_record(session_id, policy, tenant, pinned=False)
             residence = record.residence
             residence.log.append(tokens, [(version, len(tokens))])
@@ -556,16 +558,10 @@ class SessionManager:
         core = self._core
         if core.journal_writer.journal is None:
             return None
-        record.log_key, error = (
-            core.journal_writer.new_key(),
-            JournalError("it could not be journaled"),
-        )
+        record.log_key = core.journal_writer.new_key()
         record.receipts = core.journal_writer.receipts(record.log_key)
-        record.noted = core.journal_writer.note(
-            opened(opening_of(record, origins, core)),
-            undo=lambda: core.results.close(record, str(error), error),
-        )
-        return record.noted
+        record.written = core.journal_writer.append(opened(opening_of(record, origins, core)))
+        return record.written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -160,9 +160,7 @@ class Durable:
         with self._core.changing() as state:
             there = state.by_id.get(session_id)
             is_ending = there is not None and there.ending
-            noted = (
-                self._core.journal_writer.note(lambda _: None, at_once=False) if is_ending else None
-            )
+            noted = self._core.journal_writer.last_in_line() if is_ending else None
         self._core.settled(noted)  # behind its end
         with self._core.changing() as state:
             if session_id in state.by_id:

@@ -165,6 +165,7 @@ class FlashRegistry:
         self._staleness_s = staleness_s
         self._by_id: dict[str, Registered] = {}
         self._by_text: dict[str, Registered] = {}
+        self._arriving: dict[str, Registered] = {}
         self._stale: dict[str, Registered] = {}
         self._given = 0
         self.version = -1
@@ -185,22 +186,42 @@ class FlashRegistry:
         """Registers a question, under a name of our own if it has none; it is due at once.
 
         Raises:
+            FlashLimit, InvalidInput: as `expect`.
+        """
+        self.expect(one, flash_id)
+        self.accept(one, now_s)
+
+    def expect(self, one: Registered, flash_id: str | None = None) -> None:
+        """A question gets its name, and its place among those that there may be; it is registered
+        with `accept`.
+
+        Raises:
             FlashLimit: there are as many as there may be.
             InvalidInput: the same text is registered already.
         """
-        if len(self._by_id) >= self._limit:
+        if len(self._by_id) + len(self._arriving) >= self._limit:
             raise FlashLimit(
                 f"this session has {self._limit} registered questions, as many as it may; remove "
                 "one with unflash(id), or raise flash_limit in EngineConfig"
             )
-        if (same := self._by_text.get(one.asked.question)) is not None:
+        text = one.asked.question
+        if (same := self._by_text.get(text) or self._arriving.get(text)) is not None:
             raise InvalidInput(
-                f"{one.asked.question!r} is registered already, as {same.id!r}; remove that one "
+                f"{text!r} is registered already, as {same.id!r}; remove that one "
                 "first to register it with other settings"
             )
         if flash_id is None:
             self._given += 1
         one.id = flash_id or f"q{self._given}"
+        self._arriving[text] = one
+
+    def abandon(self) -> None:
+        """None of those that are expected come."""
+        self._arriving.clear()
+
+    def accept(self, one: Registered, now_s: float) -> None:
+        """A question that was expected is registered."""
+        self._arriving.pop(one.asked.question, None)
         self._by_id[one.id] = self._by_text[one.asked.question] = one
         one.stale_since_s = one.registered_s = now_s
         if self.version >= 0:
@@ -234,8 +255,9 @@ class FlashRegistry:
         Raises:
             InvalidInput: there is none of that name.
         """
-        if flash_id not in self._by_id:
-            raise InvalidInput(f"no flash query {flash_id!r}; there are {sorted(self._by_id)}")
+        there = {*self._by_id, *(one.id for one in self._arriving.values())}
+        if flash_id not in there:
+            raise InvalidInput(f"no flash query {flash_id!r}; there are {sorted(there)}")
 
     def discard(self, flash_id: str) -> None:
         """Forgets a question, if it is there."""

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 from jaxstate.cells.tables import TableBook
 from jaxstate.engine.sessions.record import SessionRecord
+from jaxstate.engine.sessions.residence import ResidencyState
 from jaxstate.errors import BudgetExceeded
 
 
@@ -182,7 +183,8 @@ class BlockBudget:
         counted.promised, counted.firm = promised, firm
         counted.ordered = self._wanted(record)
         residence = record.residence
-        if residence.on_device and not residence.leaving and not self.lacks(record):
+        stays = residence.on_device and residence.state is not ResidencyState.LEAVING
+        if stays and not self.lacks(record):
             self._short.pop(record.key, None)
             residence.wants_since = None
         else:
@@ -192,7 +194,7 @@ class BlockBudget:
         """A session is gone, and its cells with it."""
         if record.residence.on_device:
             self._on_device -= 1
-        record.residence.place = "log"
+        record.residence.become(ResidencyState.LOG)
         self._tables.drop(record.residence.table)
         self._short.pop(record.key, None)
         counted = self._counted.pop(record.key, None)
@@ -210,7 +212,8 @@ class BlockBudget:
     def arrive(self, record: SessionRecord, now_step: int) -> None:
         """A session comes to the device, and is granted all that it wants."""
         residence = record.residence
-        residence.place, residence.placed_at = "device", now_step
+        residence.become(ResidencyState.DEVICE)
+        residence.placed_at = now_step
         residence.wants_since, residence.coming = None, False
         residence.granted_blocks, residence.served = self._wanted(record), 0
         residence.there_cells = 0  # until they are placed, or computed
@@ -222,13 +225,13 @@ class BlockBudget:
         residence = record.residence
         self._tables.drop(residence.table)
         self._on_device -= 1
-        residence.place, residence.oldest_cells = "log", 0
-        residence.granted_blocks = 0
-        if residence.leaving:
+        was_suspended = residence.state is ResidencyState.LEAVING
+        residence.become(ResidencyState.LOG)
+        residence.oldest_cells = residence.granted_blocks = 0
+        if was_suspended:
             residence.reserve_blocks = 0
         # Who waits for it to be on the device still does.
-        residence.coming = bool(record.come_waiters) and not residence.leaving
-        residence.draining = residence.leaving = False
+        residence.coming = bool(record.come_waiters) and not was_suspended
         self.update(record)
 
     def blocks_of(self, cells: int) -> int:

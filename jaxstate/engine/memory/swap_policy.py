@@ -26,6 +26,7 @@ from typing import Literal
 
 from jaxstate.engine.memory.block_budget import BlockBudget
 from jaxstate.engine.sessions.record import SessionRecord
+from jaxstate.engine.sessions.residence import ResidencyState
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,9 @@ class SwapPolicy:
         """
         if self._draining is not None:
             self._budget.touch(self._draining)
-            self._draining.residence.draining, self._draining = False, None
+            if self._draining.residence.state is ResidencyState.DRAINING:
+                self._draining.residence.become(ResidencyState.DEVICE)
+            self._draining = None
         short = self._budget.short
         # Who reads nothing more, since it is to leave, would keep others waiting.
         if leaving := next((one for one in short if _wants_out(one)), None):
@@ -89,8 +92,8 @@ class SwapPolicy:
         line = [record for record in short if self._stands_in_line(record, now)]
         if self._head not in line:
             self._head = None
-        fetching = any(record.residence.fetching for record in line)
-        line = [record for record in line if not record.residence.fetching]
+        fetched = [one for one in line if one.residence.state is ResidencyState.FETCHING]
+        line, fetching = [one for one in line if one not in fetched], bool(fetched)
         queues = _by_tenant(line)
         while queues:
             head = self._first(queues)
@@ -137,7 +140,7 @@ class SwapPolicy:
         residence = record.residence
         wants = (
             (residence.coming or record.tasks_waiting > 0 or record.has_work(now.time_s))
-            and not residence.leaving
+            and residence.state is not ResidencyState.LEAVING
             and (not residence.on_device or self._budget.lacks(record))
         )
         if not wants:
@@ -191,7 +194,9 @@ class SwapPolicy:
         if not any(record.holding()):
             return Move(record, "away")
         self._budget.touch(record)
-        record.residence.draining, self._draining = True, record
+        if record.residence.state is ResidencyState.DEVICE:
+            record.residence.become(ResidencyState.DRAINING)
+        self._draining = record
         return None
 
     def _had_its_time(
@@ -241,10 +246,10 @@ def _leave(queues: dict[str, deque[SessionRecord]], record: SessionRecord) -> No
 
 
 def _fetched(record: SessionRecord) -> Move:
-    record.residence.fetching = True
+    record.residence.become(ResidencyState.FETCHING)
     return Move(record, "host")
 
 
 def _wants_out(record: SessionRecord) -> bool:
     residence = record.residence
-    return residence.on_device and residence.leaving and not any(record.holding())
+    return residence.state is ResidencyState.LEAVING and not any(record.holding())

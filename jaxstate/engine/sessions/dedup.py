@@ -52,17 +52,16 @@ class Pushed:
 
     Attributes:
         receipt: for the caller.
-        ticket: tells when the journal has it, and whether the caller waits for that; None without
-            a journal, or if it has it already.
+        written: tells when the journal has it; None without a journal, or if it was read there.
     """
 
     receipt: Receipt
-    ticket: PendingWrite | None = None
+    written: PendingWrite | None = None
 
     @property
     def kept(self) -> bool:
         """Whether nothing is on its way to the journal any more."""
-        return self.ticket is None or self.ticket.settled.done()
+        return self.written is None or self.written.settled.done()
 
 
 class Older(Protocol):
@@ -108,7 +107,6 @@ def origin_of(
 class _Given:
     digest: bytes
     pushed: Pushed
-    last_before: int | None
 
 
 class IdempotencyTable:
@@ -178,30 +176,26 @@ class IdempotencyTable:
         """The last push of a client that is not in the journal yet; None if all are."""
         for (name, _), given in reversed(self._given.items()):
             if name == client and not given.pushed.kept:
-                return given.pushed.ticket
+                return given.pushed.written
         return None
 
     def note(self, origin: Origin, pushed: Pushed) -> None:
-        """A push was taken."""
-        last = self.last_of(origin.client)
-        self._given[origin.client, origin.seq] = _Given(
-            digest=origin.digest, pushed=pushed, last_before=last
-        )
+        """A push was taken; a repeat waits with it until it is kept."""
+        last = self._last.get(origin.client)
+        self._given[origin.client, origin.seq] = _Given(digest=origin.digest, pushed=pushed)
         self._last[origin.client] = origin.seq if last is None else max(last, origin.seq)
-        if self._older is not None:
-            self._forget_settled()
-
-    def take_back(self, origin: Origin) -> None:
-        """The push that was noted last was not taken after all."""
-        given = self._given.pop((origin.client, origin.seq))
-        self._last[origin.client] = given.last_before
-
-    def _forget_settled(self) -> None:
-        """The oldest, which the journal has."""
-        while len(self._given) > RECENT:
+        while self._older is not None and len(self._given) > RECENT:
             if not next(iter(self._given.values())).pushed.kept:
                 return
             self._given.popitem(last=False)
+
+    def abandon(self) -> None:
+        """What is on its way to the journal never came; it is asked what the last numbers are."""
+        for name, given in tuple(self._given.items()):
+            written = given.pushed.written
+            if written is not None and not (written.stays or written.settled.done()):
+                del self._given[name]
+                self._last.pop(name[0], None)
 
     def last_of(self, client: str) -> int | None:
         """The largest number that a client has given; None if it gave none. What `unread` says was

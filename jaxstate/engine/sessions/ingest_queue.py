@@ -5,8 +5,9 @@ were displaced, and the tokens of the next chunk with the entry that it complete
 text, cells (only how many are left), clocks, threads; the caller holds one lock around every call.
 
 A push is taken whole or not at all. An entry that a chunk has begun to read is read to its end;
-nothing displaces it. A push may be *held* until it is in a journal: nothing of it is read before
-`release`, and `retract` takes it back. No call but that one looks at entries that it does not move.
+nothing displaces it. A push that was offered has its numbers and its place, and is *on its way*:
+nothing of it is read, and nothing that it displaces is read or gone, before `accept`; `abandon`
+forgets all that are on their way. No call but that one looks at entries that it does not move.
 """
 
 from __future__ import annotations
@@ -50,19 +51,19 @@ class IngestQueue:
         self._read_tokens = 0
         self._unread_tokens = 0
         self._dropped = 0
-        # Entries that may not be read yet, with their tokens: all behind `_released`.
-        self._held: dict[int, int] = {}
-        self._released = self._last
-        # Entries that a held push displaced, and its last number: they may come back, so nothing
-        # behind them is read.
-        self._unsettled: dict[int, int] = {}
+        # Entries behind that one are on their way; so many tokens they have.
+        self._accepted = self._last
+        self._arriving_tokens = 0
+        # Entries that one on its way displaces, and the last number of its push.
+        self._leaving: dict[int, int] = {}
         # Entries up to that one came back from a journal; so many of them wait.
         self._returned_last = self._returned = 0
 
     @property
     def pending(self) -> int:
         """Entries that are not completely taken."""
-        return len(self._waiting) + (self._reading is not None and self._reading.sequence > 0)
+        reading = self._reading is not None and self._reading.sequence > 0
+        return len(self._waiting) - len(self._leaving) + reading
 
     @property
     def pending_tokens(self) -> int:
@@ -77,13 +78,13 @@ class IngestQueue:
 
     @property
     def takeable_tokens(self) -> int:
-        """The same, without those of entries that are held."""
-        return self._unread_tokens - sum(self._held.values())
+        """The same, without those of entries that are on their way."""
+        return self._unread_tokens - self._arriving_tokens
 
     @property
-    def holds(self) -> bool:
-        """Whether entries are held."""
-        return bool(self._held)
+    def arriving(self) -> bool:
+        """Whether pushes are on their way."""
+        return self._last > self._accepted
 
     @property
     def empty(self) -> bool:
@@ -95,7 +96,8 @@ class IngestQueue:
         """When the oldest pending entry was pushed, in monotonic seconds; None without one."""
         if self._reading is not None and self._reading.sequence > 0:
             return self._reading.pushed_s
-        return next(iter(self._waiting.values())).pushed_s if self._waiting else None
+        stay = (one for one in self._waiting.values() if one.sequence not in self._leaving)
+        return next((one.pushed_s for one in stay), None)
 
     @property
     def partly_read(self) -> bool:
@@ -136,7 +138,7 @@ class IngestQueue:
     def _new_pending(self) -> int:
         """Entries that did not come back, and are not completely taken."""
         reading = self._reading is not None and self._reading.sequence > self._returned_last
-        return len(self._waiting) - self._returned + reading
+        return len(self._waiting) - len(self._leaving) - self._returned + reading
 
     def open_with(self, tokens: Tokens) -> None:
         """Puts what the session starts with, int32 [n], before the first entry.
@@ -154,16 +156,13 @@ class IngestQueue:
         texts_tokens: Sequence[tuple[Tokens, Hashable | None]],
         now_s: float,
         room_tokens: int,
-        *,
-        hold: bool = False,
     ) -> Offer | None:
-        """Takes all entries of a push, or none.
+        """Takes all entries of a push, or none; they are on their way until `accept`.
 
         Args:
             texts_tokens: each entry's tokens, int32 [n], n >= 0 (kept, not copied), and its key.
             now_s: the time, in monotonic seconds.
             room_tokens: cells of the session that are neither committed nor being read.
-            hold: nothing of it is to be read before `release`.
 
         Returns:
             What was taken; None if the policy is "block" and there is no room now.
@@ -185,45 +184,54 @@ class IngestQueue:
             if self._policy == "block":
                 return None
             raise QueueFull(self._full_message(len(new)))
-        assert hold or not self._held, "it would be read before what was pushed before it"
-        self._swap(new, displaced, hold=hold)
-        if hold:
-            self._unsettled.update((one.sequence, self._last) for one in displaced)
+        self._add(new, displaced)
         dropped = spans_of([entry.sequence for entry in displaced])
-        return Offer(
-            first=new[0].sequence, last=self._last, dropped=dropped, displaced=tuple(displaced)
-        )
+        return Offer(first=new[0].sequence, last=self._last, dropped=dropped)
 
-    def release(self, through: int) -> None:
-        """Entries up to that number may be read."""
-        self._released = max(self._released, through)
-        for number in tuple(self._held):
-            if number > self._released:
-                break
-            del self._held[number]
-        if self._unsettled:
-            self._unsettled = {
-                number: last for number, last in self._unsettled.items() if last > self._released
-            }
+    def _add(self, new: Sequence[Entry], displaced: Sequence[Entry]) -> None:
+        """Entries on their way, and those that they displace, which may be among them."""
+        for entry in new:
+            self._waiting[entry.sequence] = entry
+            self._count(entry, 1)
+        self._last = new[-1].sequence
+        for entry in displaced:
+            self._leaving[entry.sequence] = self._last
+            self._count(entry, -1)
+        self._of_key.update((entry.key, entry) for entry in new if entry.key is not None)
 
-    def retract(self, offer: Offer) -> None:
-        """Takes back the last push, which is still held, as if it had never come."""
-        assert offer.last == self._last and offer.first > self._released, "it may have been read"
-        own = range(offer.first, offer.last + 1)
-        back = [one for one in offer.displaced if one.sequence not in own]
-        stay = [one for one in self._waiting.values() if one.sequence not in own]
-        was_waiting = sum(len(one.tokens) for one in self._waiting.values())
-        waiting = sorted([*stay, *back], key=lambda one: one.sequence)
-        self._waiting = OrderedDict((one.sequence, one) for one in waiting)
-        self._unread_tokens += sum(len(one.tokens) for one in waiting) - was_waiting
-        self._of_key = {one.key: one for one in waiting if one.key is not None}
-        self._last, self._dropped = offer.first - 1, self._dropped - len(offer.displaced)
-        self._held = {
-            one.sequence: len(one.tokens) for one in waiting if one.sequence > self._released
-        }
-        self._unsettled = {
-            number: last for number, last in self._unsettled.items() if last < offer.last
-        }
+    def _count(self, entry: Entry, by: int) -> None:
+        tokens = by * len(entry.tokens)
+        self._unread_tokens += tokens
+        if entry.sequence > self._accepted:
+            self._arriving_tokens += tokens
+
+    def accept(self, offer: Offer) -> int:
+        """The oldest push that is on its way may be read, and what it displaces is gone: how many
+        entries those are."""
+        assert offer.first == self._accepted + 1, "pushes take effect in their order"
+        gone = [number for number, last in self._leaving.items() if last == offer.last]
+        for number in range(offer.first, offer.last + 1):
+            if number in self._waiting and number not in self._leaving:
+                self._arriving_tokens -= len(self._waiting[number].tokens)
+        for number in gone:
+            del self._leaving[number]
+            self._remove(self._waiting[number])
+        self._accepted = offer.last
+        self._dropped += len(gone)
+        return len(gone)
+
+    def abandon(self) -> None:
+        """Nothing of what is on its way ever came: its numbers are used again."""
+        for number in tuple(self._leaving):
+            if number <= self._accepted:
+                self._unread_tokens += len(self._waiting[number].tokens)
+        self._leaving.clear()
+        for number in tuple(self._waiting):
+            if number > self._accepted:
+                del self._waiting[number]
+        self._unread_tokens -= self._arriving_tokens
+        self._arriving_tokens, self._last = 0, self._accepted
+        self._of_key = {one.key: one for one in self._waiting.values() if one.key is not None}
 
     def bring_back(self, entries: Sequence[tuple[int, Tokens]], last: int, now_s: float) -> None:
         """Entries of a journal that are still to be read, however many; nothing was offered yet.
@@ -240,7 +248,7 @@ class IngestQueue:
         for number, tokens in entries:
             self._waiting[number] = Entry(sequence=number, tokens=tokens, pushed_s=now_s)
             self._unread_tokens += len(tokens)
-        self._last = self._released = self._returned_last = last
+        self._last = self._accepted = self._returned_last = last
         self._returned = len(entries)
 
     def refuse(self, taken: int) -> None:
@@ -248,9 +256,9 @@ class IngestQueue:
         nothing of it can be read."""
         self._dropped += self.pending + taken
         self._reading, self._read_tokens, self._unread_tokens = None, 0, 0
-        for waiting in (self._waiting, self._of_key, self._held, self._unsettled):
+        for waiting in (self._waiting, self._of_key, self._leaving):
             waiting.clear()
-        self._returned = 0
+        self._arriving_tokens = self._returned = 0
 
     def skip(self, count: int) -> Tokens:
         """The next `count` tokens of the opening, which need not be read: its cells are there.
@@ -300,13 +308,11 @@ class IngestQueue:
         return front
 
     def _next(self) -> Entry | None:
-        """The entry to read next; None if there is none, or it is held."""
+        """The entry to read next; None if there is none, or what becomes of it is not known yet."""
         if self._reading is not None:
             return self._reading
         front = next(iter(self._waiting.values()), None)
-        if front is None or front.sequence in self._held:
-            return None
-        if self._unsettled and front.sequence > min(self._unsettled):
+        if front is None or front.sequence > self._accepted or front.sequence in self._leaving:
             return None
         return front
 
@@ -336,7 +342,8 @@ class IngestQueue:
             return self._outdated_by(new)
         if self._policy == "drop_oldest":
             excess = max(0, self._new_pending + len(new) - self._max_entries)
-            return list(islice(self._waiting.values(), self._returned, self._returned + excess))
+            stay = (one for one in self._waiting.values() if one.sequence not in self._leaving)
+            return list(islice(stay, self._returned, self._returned + excess))
         return []
 
     def _outdated_by(self, new: Sequence[Entry]) -> list[Entry]:
@@ -376,24 +383,8 @@ class IngestQueue:
             'session with a longer queue or the policy "block"'
         )
 
-    def _swap(self, new: Sequence[Entry], displaced: Sequence[Entry], *, hold: bool) -> None:
-        """Adds `new`, then removes `displaced`, which may be among them."""
-        for entry in new:
-            self._waiting[entry.sequence] = entry
-            self._unread_tokens += len(entry.tokens)
-            if hold:
-                self._held[entry.sequence] = len(entry.tokens)
-        self._last = new[-1].sequence
-        if not hold:
-            self._released = self._last
-        for entry in displaced:
-            self._remove(entry)
-            self._unread_tokens -= len(entry.tokens)
-        self._dropped += len(displaced)
-        self._of_key.update((entry.key, entry) for entry in new if entry.key is not None)
-
     def _remove(self, entry: Entry) -> None:
         del self._waiting[entry.sequence]
         self._returned -= entry.sequence <= self._returned_last
-        self._of_key.pop(entry.key, None)
-        self._held.pop(entry.sequence, None)
+        if self._of_key.get(entry.key) is entry:
+            del self._of_key[entry.key]

@@ -115,7 +115,7 @@ class SessionRecord:
             now would be behind it.
         has_ended: its user has ended it, and the journal knows.
         log_key: its key in the journal; 0 without one.
-        noted: tells when the journal has the session.
+        written: tells when the journal has the session.
         receipts: of clients that number their pushes.
         saved: the pieces of its cells that are on disk, in order, and the version that they end at.
     """
@@ -158,7 +158,7 @@ class SessionRecord:
         self.room_told: Future[None] | None = None
         self.subscriptions: list[Subscription] = []
         self.log_key = 0
-        self.noted: PendingWrite | None = None
+        self.written: PendingWrite | None = None
         self.receipts = IdempotencyTable()
         self.saved = SavedCells()
 
@@ -211,12 +211,16 @@ class SessionRecord:
 
     @property
     def is_new(self) -> bool:
-        """Whether the journal may not have it yet: what is pushed counts no sooner than it."""
-        return self.noted is not None and not (self.noted.stays or self.noted.settled.done())
+        """Whether it is still on its way to the journal."""
+        written = self.written
+        return written is not None and not (written.stays or written.settled.done())
 
-    def stays(self) -> None:
-        """Its end could not be journaled."""
+    def abandon(self) -> None:
+        """Nothing that is on its way to the journal takes effect."""
         self.ending = False
+        self.queue.abandon()
+        self.receipts.abandon()
+        self.flash.abandon()
 
     @property
     def busy(self) -> bool:

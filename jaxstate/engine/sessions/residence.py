@@ -8,6 +8,7 @@ them, they can be computed again. Does not know: other sessions, devices, text.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Literal, TypeAlias
 
 from jaxstate.cells.prefixes import Link
@@ -30,6 +31,59 @@ def checked_residency(value: object) -> bool:
     return value == "pinned"
 
 
+class ResidencyState(Enum):
+    """Where a session's cells are, and where they are about to go.
+
+    LOG: nowhere; they are computed again from the log. HOST: in the host's memory. DISK: in a
+    checkpoint. FETCHING: on their way from there to the host. DEVICE: in the pool. DRAINING: in the
+    pool, and to leave it for others, so nothing begins that would hold them. LEAVING: in the pool,
+    and to leave it since the session's user said so.
+    """
+
+    LOG = "log"
+    HOST = "host"
+    DISK = "disk"
+    FETCHING = "fetching"
+    DEVICE = "device"
+    DRAINING = "draining"
+    LEAVING = "leaving"
+
+
+_PLACES: dict[ResidencyState, Place] = {
+    ResidencyState.LOG: "log",
+    ResidencyState.HOST: "host",
+    ResidencyState.DISK: "disk",
+    ResidencyState.FETCHING: "disk",
+    ResidencyState.DEVICE: "device",
+    ResidencyState.DRAINING: "device",
+    ResidencyState.LEAVING: "device",
+}
+
+# What may come next. Who is on the device leaves it through the log: a copy that was made is kept
+# after that. Cells that are away may be lost (log), or be given up where a checkpoint has them.
+_NEXT: dict[ResidencyState, frozenset[ResidencyState]] = {
+    ResidencyState.LOG: frozenset(
+        {ResidencyState.DEVICE, ResidencyState.HOST, ResidencyState.DISK}
+    ),
+    ResidencyState.HOST: frozenset(
+        {ResidencyState.DEVICE, ResidencyState.DISK, ResidencyState.LOG}
+    ),
+    ResidencyState.DISK: frozenset(
+        {ResidencyState.FETCHING, ResidencyState.HOST, ResidencyState.LOG}
+    ),
+    ResidencyState.FETCHING: frozenset(
+        {ResidencyState.HOST, ResidencyState.DISK, ResidencyState.LOG}
+    ),
+    ResidencyState.DEVICE: frozenset(
+        {ResidencyState.DRAINING, ResidencyState.LEAVING, ResidencyState.LOG}
+    ),
+    ResidencyState.DRAINING: frozenset(
+        {ResidencyState.DEVICE, ResidencyState.LEAVING, ResidencyState.LOG}
+    ),
+    ResidencyState.LEAVING: frozenset({ResidencyState.DEVICE, ResidencyState.LOG}),
+}
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Residence:
     """One session's cells.
@@ -41,7 +95,7 @@ class Residence:
         reserve_blocks: that are always there for it; none any more once its user suspended it.
         pinned: whether it never leaves the device.
         chain: names of the whole blocks of its opening.
-        place: where they are.
+        state: where they are, and where they are about to go; `become` changes it.
         granted_blocks: that it may have while it is on the device.
         ordered_blocks: what the budgets count for it: the blocks of all that it has read and of
             what waits to be read.
@@ -51,10 +105,7 @@ class Residence:
             there yet.
         served: steps since then that did something for it, computing cells again not counted.
         used_s: when it was last pushed to, asked, or read for.
-        draining: it is to leave, so nothing begins that would hold it.
-        leaving: its user wants it to leave.
-        coming: its user wants it on the device, though it has nothing to do there.
-        fetching: it is on its way from the disk to the host.
+        coming: while it is away, its user wants it on the device, though it has nothing to do there.
         failures: steps and moves that failed for it, in a row.
         careful: what failed last came to no number, so the entries before it are read by
             themselves.
@@ -74,7 +125,7 @@ class Residence:
     reserve_blocks: int = 0
     pinned: bool = False
     chain: tuple[Link, ...] = ()
-    place: Place = "log"
+    state: ResidencyState = ResidencyState.LOG
     granted_blocks: int = 0
     ordered_blocks: int = 0
     wants_since: int | None = None
@@ -82,10 +133,7 @@ class Residence:
     placed_at: int = 0
     served: int = 0
     used_s: float = 0.0
-    draining: bool = False
-    leaving: bool = False
     coming: bool = False
-    fetching: bool = False
     failures: int = 0
     careful: bool = False
     attempt: int = 0
@@ -100,6 +148,21 @@ class Residence:
     def on_device(self) -> bool:
         """Whether steps can look at its cells."""
         return self.place == "device"
+
+    @property
+    def place(self) -> Place:
+        """Where they are."""
+        return _PLACES[self.state]
+
+    @property
+    def leaves(self) -> bool:
+        """Whether it is to leave the device."""
+        return self.state in (ResidencyState.DRAINING, ResidencyState.LEAVING)
+
+    def become(self, state: ResidencyState) -> None:
+        """The next state, which may be the same."""
+        assert state is self.state or state in _NEXT[self.state], f"{self.state} became {state}"
+        self.state = state
 
     @property
     def cells(self) -> int:

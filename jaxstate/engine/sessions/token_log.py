@@ -9,7 +9,7 @@ import dataclasses
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -42,13 +42,11 @@ class Offer:
         first, last: sequence numbers of its entries.
         dropped: entries that it displaced, in order, ranges as long as they can be; with `Coalesce`
             some may be of this very push. They will never be read.
-        displaced: the same, for `IngestQueue.retract`.
     """
 
     first: int
     last: int
     dropped: tuple[Span, ...] = ()
-    displaced: tuple[Entry, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
