@@ -119,6 +119,7 @@ def test_a_receipt_comes_once_it_is_kept_and_nothing_is_read_before(
 def test_memory_does_not_wait_for_the_disk(tmp_path: Path) -> None:
     with at(tmp_path, "memory") as rig:
         session = rig.open()
+        at_rest(session)
         go = held(rig)
         assert session.push("a", client="feed", client_seq=1).durable == "memory"
         rig.engine.run()

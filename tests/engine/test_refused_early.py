@@ -265,3 +265,23 @@ class TestRecords:
             assert len(repr(engine.metrics())) < 300
         assert "closed" in repr(engine)
         assert repr(jaxstate.AsyncEngine(model)) == "AsyncEngine(not entered)"
+
+
+def test_an_option_that_there_is_not_is_named_in_the_callers_words() -> None:
+    rig = Rig()
+    session = rig.open("abcd")
+    for call, name in (
+        (session.ask, "Session.ask"),
+        (session.submit, "Session.submit"),
+        (session.check, "Session.check"),
+        (session.flash, "Session.flash"),
+        (rig.engine.ask_many, "Engine.ask_many"),
+        (rig.engine.submit_many, "Engine.submit_many"),
+        (rig.engine.open, "Engine.open"),
+        (jaxstate.AsyncEngine, "AsyncEngine"),
+    ):
+        with pytest.raises(TypeError, match=rf"^{name}\(\) got .*'maxtokens'; it takes ") as error:
+            call("q", maxtokens=1)  # pyright: ignore
+        known = "prefix" if "open" in name else "cells" if name == "AsyncEngine" else "max_tokens"
+        assert known in str(error.value)
+    assert [one.id for one in rig.engine.sessions()] == [session.id] and session.flashes() == []

@@ -16,23 +16,21 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future
 from types import TracebackType
-from typing import TypeVar
+from typing import TypeVar, Unpack
 
-from jaxstate.engine.api.engine import Engine, checked_questions
+from jaxstate.engine.api.engine import Engine, EngineOptions, OpenOptions, checked_questions
 from jaxstate.engine.api.session import FlashQuery, Session
 from jaxstate.engine.core.metrics import EngineMetrics
 from jaxstate.engine.durability.recovery import Recovery
-from jaxstate.engine.flash.conditions import Condition
-from jaxstate.engine.flash.registry import OnFire
-from jaxstate.engine.requests.encoding import settings_of
+from jaxstate.engine.flash.registry import FlashOptions
+from jaxstate.engine.requests.encoding import AskOptions, SettingsOptions
 from jaxstate.engine.requests.futures import countdown, mark_timed_out, results_of
-from jaxstate.engine.sessions.residence import Residency
 from jaxstate.engine.types.events import FlashMode, Subscription, checked_timeout
-from jaxstate.engine.types.options import EngineConfig, QueuePolicy
+from jaxstate.engine.types.options import QueuePolicy, check_known
 from jaxstate.engine.types.values import Answer, Event, Receipt, SessionInfo
 from jaxstate.errors import ClosedError, TimedOut
 from jaxstate.model.bundle import Model
-from jaxstate.records import Durability, checked_path
+from jaxstate.records import checked_path
 
 T = TypeVar("T")
 
@@ -162,68 +160,21 @@ class AsyncSession:
         return self.session.version
 
     async def ask(
-        self,
-        question: str,
-        *,
-        max_tokens: int | None = None,
-        choices: Sequence[str] | None = None,
-        min_version: int | None = None,
-        as_of: int | None = None,
-        stop: Sequence[str] | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        timeout: float | None = None,
+        self, question: str, *, timeout: float | None = None, **options: Unpack[AskOptions]
     ) -> Answer:
         """As `Session.ask`; cancelling the task ends the question."""
-        future = self.session.submit(
-            question,
-            max_tokens=max_tokens,
-            choices=choices,
-            min_version=min_version,
-            as_of=as_of,
-            stop=stop,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-        )
+        check_known("AsyncSession.ask", options, AskOptions)
+        future = self.session.submit(question, **options)
         return await result_of(future, timeout, "the question was not answered")
 
-    def check(
-        self,
-        question: str,
-        *,
-        max_tokens: int | None = None,
-        choices: Sequence[str] | None = None,
-        stop: Sequence[str] | None = None,
-    ) -> int:
+    def check(self, question: str, **options: Unpack[SettingsOptions]) -> int:
         """As `Session.check`."""
-        return self.session.check(question, max_tokens=max_tokens, choices=choices, stop=stop)
+        return self.session.check(question, **options)
 
-    def flash(
-        self,
-        question: str,
-        *,
-        max_tokens: int | None = None,
-        choices: Sequence[str] | None = None,
-        stop: Sequence[str] | None = None,
-        when: Condition | None = None,
-        on_fire: OnFire | None = None,
-        min_interval_s: float = 0.0,
-        deadline_s: float | None = None,
-        staleness_s: float | None = None,
-    ) -> FlashQuery:
+    def flash(self, question: str, **options: Unpack[FlashOptions]) -> FlashQuery:
         """As `Session.flash`, without waiting for the journal; `on_fire` is called on the engine's
         thread for callbacks."""
-        query, _ = self.session.noting_flash(
-            question,
-            settings_of(max_tokens, choices, stop),
-            when=when,
-            on_fire=on_fire,
-            min_interval_s=min_interval_s,
-            deadline_s=deadline_s,
-            staleness_s=staleness_s,
-        )
+        query, _ = self.session.noting_flash(question, **options)
         return query
 
     def flashes(self) -> list[FlashQuery]:
@@ -325,33 +276,11 @@ class AsyncEngine:
     The engine is made on entering, in a thread.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        *,
-        cells: int | None = None,
-        memory: float | None = None,
-        session_cells: int | None = None,
-        sessions: int = 64,
-        config: EngineConfig | None = None,
-        warm_up: bool = True,
-        progress: Callable[[int, int], None] | None = None,
-        journal: str | os.PathLike[str] | None = None,
-        durability: Durability = "os",
-    ) -> None:
-        place = None if journal is None else checked_path("journal", journal)
-        self._make = lambda: Engine(
-            model,
-            cells=cells,
-            memory=memory,
-            session_cells=session_cells,
-            sessions=sessions,
-            config=config,
-            warm_up=warm_up,
-            progress=progress,
-            journal=place,
-            durability=durability,
-        )
+    def __init__(self, model: Model, **options: Unpack[EngineOptions]) -> None:
+        check_known("AsyncEngine", options, EngineOptions)
+        journal = options.get("journal")
+        options["journal"] = None if journal is None else checked_path("journal", journal)
+        self._make = lambda: Engine(model, **options)
         self._engine: Engine | None = None
 
     @property
@@ -369,23 +298,13 @@ class AsyncEngine:
         self,
         id: str | None = None,
         *,
-        prefix: str = "",
-        tenant: str = "default",
-        reserve: int | None = None,
-        residency: Residency = "evictable",
-        policy: QueuePolicy | None = None,
         flash: Sequence[str] = (),
+        **options: Unpack[OpenOptions],
     ) -> AsyncSession:
         """As `Engine.open`, without waiting for the journal."""
+        check_known("AsyncEngine.open", options, OpenOptions)
         questions = checked_questions(flash)
-        session, _ = self.engine.noting_open(
-            id,
-            prefix=prefix,
-            tenant=tenant,
-            reserve=reserve,
-            residency=residency,
-            policy=policy,
-        )
+        session, _ = self.engine.noting_open(id, **options)
         opened = AsyncSession(session)
         with session.or_closed(session.record):
             for question in questions:
@@ -434,26 +353,14 @@ class AsyncEngine:
         question: str,
         sessions: Sequence[AsyncSession] | None = None,
         *,
-        max_tokens: int | None = None,
-        choices: Sequence[str] | None = None,
-        stop: Sequence[str] | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
         timeout: float | None = None,
+        **options: Unpack[SettingsOptions],
     ) -> list[Answer]:
         """As `Engine.ask_many`; cancelling the task ends all the questions."""
         checked_timeout(timeout)
-        asked = self.engine.submit_many(
-            question,
-            None if sessions is None else [one.session for one in sessions],
-            max_tokens=max_tokens,
-            choices=choices,
-            stop=stop,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-        )
+        check_known("AsyncEngine.ask_many", options, SettingsOptions)
+        asked_of = None if sessions is None else [one.session for one in sessions]
+        asked = self.engine.submit_many(question, asked_of, **options)
         wrapped = [asyncio.wrap_future(one) for one in asked]
         try:
             if wrapped:

@@ -14,8 +14,10 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
+from typing import TypedDict, Unpack
 
-from jaxstate.engine.api.session import Session, submit
+from jaxstate.engine.api.session import Session
+from jaxstate.engine.core.asks import submit
 from jaxstate.engine.core.engine_core import EngineCore
 from jaxstate.engine.core.loop import EngineLoop
 from jaxstate.engine.core.metrics import EngineMetrics
@@ -26,12 +28,17 @@ from jaxstate.engine.durability.transfer import Durable, opened_journal
 from jaxstate.engine.executor.device import DeviceExecutor
 from jaxstate.engine.executor.pool_size import PoolSize, pool_size
 from jaxstate.engine.executor.protocol import Executor
-from jaxstate.engine.requests.encoding import PromptEncoder, Settings, settings_of
+from jaxstate.engine.requests.encoding import (
+    PromptEncoder,
+    Settings,
+    SettingsOptions,
+    settings_of,
+)
 from jaxstate.engine.requests.futures import AskFuture
 from jaxstate.engine.sessions.record import SessionRecord
 from jaxstate.engine.sessions.residence import Residency, checked_residency
 from jaxstate.engine.types.events import checked_timeout
-from jaxstate.engine.types.options import EngineConfig, QueuePolicy, checked_policy
+from jaxstate.engine.types.options import EngineConfig, QueuePolicy, check_known, checked_policy
 from jaxstate.engine.types.values import Answer
 from jaxstate.errors import (
     ClosedError,
@@ -104,6 +111,30 @@ def _nothing(done: int, total: int) -> None:
     """Progress that nobody wants to see."""
 
 
+class OpenOptions(TypedDict, total=False):
+    """How a session is opened: as for `Engine.open`."""
+
+    prefix: str
+    tenant: str
+    reserve: int | None
+    residency: Residency
+    policy: QueuePolicy | None
+
+
+class EngineOptions(TypedDict, total=False):
+    """How an engine is made: as for `Engine`."""
+
+    cells: int | None
+    memory: float | None
+    session_cells: int | None
+    sessions: int
+    config: EngineConfig | None
+    warm_up: bool
+    progress: Callable[[int, int], None] | None
+    journal: str | os.PathLike[str] | None
+    durability: Durability
+
+
 class SessionHost:
     """What engines have in common.
 
@@ -126,12 +157,8 @@ class SessionHost:
         self,
         id: str | None = None,
         *,
-        prefix: str = "",
-        tenant: str = "default",
-        reserve: int | None = None,
-        residency: Residency = "evictable",
-        policy: QueuePolicy | None = None,
         flash: Sequence[str] = (),
+        **options: Unpack[OpenOptions],
     ) -> Session:
         """A new session; returns at once, its prefix is read like an entry (version 0).
 
@@ -155,16 +182,10 @@ class SessionHost:
             JournalError: the journal could not be written.
             ClosedError: the engine is closed.
         """
+        check_known("Engine.open", options, OpenOptions)
         questions = checked_questions(flash)
         self._core.check_may_note()
-        session, noted = self.noting_open(
-            id,
-            prefix=prefix,
-            tenant=tenant,
-            reserve=reserve,
-            residency=residency,
-            policy=policy,
-        )
+        session, noted = self.noting_open(id, **options)
         with session.or_closed(session.record):
             self._core.settled(noted)
             for question in questions:
@@ -175,11 +196,11 @@ class SessionHost:
         self,
         id: str | None,
         *,
-        prefix: str,
-        tenant: str,
-        reserve: int | None,
-        residency: Residency,
-        policy: QueuePolicy | None,
+        prefix: str = "",
+        tenant: str = "default",
+        reserve: int | None = None,
+        residency: Residency = "evictable",
+        policy: QueuePolicy | None = None,
     ) -> tuple[Session, PendingWrite | None]:
         """What `open` makes, and waits for."""
         chosen = self._core.config.queue_policy if policy is None else checked_policy(policy)
@@ -272,13 +293,8 @@ class SessionHost:
         question: str,
         sessions: Sequence[Session] | None = None,
         *,
-        max_tokens: int | None = None,
-        choices: Sequence[str] | None = None,
-        stop: Sequence[str] | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
         timeout: float | None = None,
+        **options: Unpack[SettingsOptions],
     ) -> list[Answer]:
         """One question to many sessions, answered together: their steps are shared.
 
@@ -297,32 +313,19 @@ class SessionHost:
                 cancelled then.
         """
         checked_timeout(timeout)
-        asked = self.submit_many(
-            question,
-            sessions,
-            max_tokens=max_tokens,
-            choices=choices,
-            stop=stop,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-        )
+        check_known("Engine.ask_many", options, SettingsOptions)
+        asked = self.submit_many(question, sessions, **options)
         return self._core.outcomes_of(asked, timeout, "not every session answered")
 
     def submit_many(
         self,
         question: str,
         sessions: Sequence[Session] | None = None,
-        *,
-        max_tokens: int | None = None,
-        choices: Sequence[str] | None = None,
-        stop: Sequence[str] | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
+        **options: Unpack[SettingsOptions],
     ) -> list[AskFuture]:
         """Like `ask_many`, but returns a future for each session at once."""
-        settings = settings_of(max_tokens, choices, stop, temperature, top_p, seed)
+        check_known("Engine.submit_many", options, SettingsOptions)
+        settings = settings_of(**options)
         if sessions is not None:
             return self._submitted(sessions, question, settings)
         while True:

@@ -7,228 +7,34 @@ record and the engine; a `Session` is a handle on it. Does not know: devices, wh
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Unpack
 
+from jaxstate.engine.core.asks import given_or_submitted
 from jaxstate.engine.core.engine_core import EngineCore
+from jaxstate.engine.core.ingest import NewEntries, leave_line, new_entries, push
 from jaxstate.engine.core.session_manager import SessionManager, close_session
-from jaxstate.engine.core.state import border_of, unavailable
-from jaxstate.engine.executor.protocol import Tokens
-from jaxstate.engine.flash.conditions import Condition
-from jaxstate.engine.flash.registry import (
-    FlashOptions,
-    OnFire,
-    Registered,
-    flash_json,
-    new_registered,
-)
+from jaxstate.engine.flash.registry import FlashOptions, Registered, flash_json, new_registered
 from jaxstate.engine.requests.encoding import (
-    ANY,
+    AskOptions,
     PromptEncoder,
-    Settings,
-    VersionWanted,
-    checked_wanted,
+    SettingsOptions,
     settings_of,
+    wanted_of,
 )
 from jaxstate.engine.requests.futures import AskFuture, countdown
-from jaxstate.engine.requests.request import Question
-from jaxstate.engine.sessions.dedup import Origin, Pushed, origin_of, receipt_json
+from jaxstate.engine.sessions.dedup import Pushed
 from jaxstate.engine.sessions.record import SessionRecord
-from jaxstate.engine.sessions.residence import ResidencyState
-from jaxstate.engine.sessions.token_log import Offer
 from jaxstate.engine.types.events import FlashMode, Subscription, checked_timeout
-from jaxstate.engine.types.options import key_of
+from jaxstate.engine.types.options import check_known
 from jaxstate.engine.types.values import Answer, Event, Receipt, SessionInfo
-from jaxstate.errors import CapacityExceeded, ClosedError, InvalidInput, JournalError
-from jaxstate.persist.changes import (
-    Push,
-    asked_from_now_on,
-    no_longer_asked,
-    pushed,
-    reserve_given_up,
-)
+from jaxstate.errors import ClosedError, JournalError
+from jaxstate.persist.changes import asked_from_now_on, no_longer_asked
 from jaxstate.persist.journal import PendingWrite
 from jaxstate.records import checked_int, checked_path, checked_type
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class NewEntries:
-    """What is pushed.
-
-    Attributes:
-        texts: as they were given.
-        tokens: of each, and its key, if the session's policy wants one.
-        first_tokens: of the first text, if it becomes the session's first entry and is encoded in
-            another way then; else None.
-        origin: who pushes, if that counts.
-    """
-
-    texts: tuple[str, ...]
-    tokens: tuple[tuple[Tokens, Hashable | None], ...]
-    first_tokens: Tokens | None = None
-    origin: Origin | None
-
-
-def new_entries(
-    encoder: PromptEncoder,
-    record: SessionRecord,
-    entries: str | Sequence[str],
-    client: str | None,
-    client_seq: int | None,
-    strict: bool,
-) -> NewEntries:
-    """What is pushed to a session, in tokens, with keys where its policy wants them.
-
-    Raises:
-        InvalidInput: something is no text, or who pushes is not said whole.
-        CapacityExceeded: there is far more of it than the session has cells.
-    """
-    texts = _texts(encoder, entries)
-    policy, place = record.queue.policy, record.first_place
-    tokens = tuple((encoder.entry(text), key_of(policy, text)) for text in texts)
-    first = None
-    if place != "text" and texts and record.queue.last == 0:
-        first = encoder.entry(texts[0], place)
-    return NewEntries(
-        texts=tuple(texts),
-        tokens=tokens,
-        first_tokens=first,
-        origin=origin_of(client, client_seq, strict, texts),
-    )
-
-
-def _texts(encoder: PromptEncoder, entries: str | Sequence[str]) -> Sequence[str]:
-    """Entries as given, one or several; nothing was made of them yet."""
-    if isinstance(entries, Sequence) and not isinstance(entries, str | bytes | bytearray):
-        for place, text in enumerate(entries):
-            encoder.check_text(f"entries[{place}]", text)
-        encoder.check_characters("the push", sum(map(len, entries)))
-        return entries
-    if isinstance(entries, Iterable) and not isinstance(entries, str | bytes | bytearray):
-        raise InvalidInput(
-            f"entries is {type(entries).__name__}, and must be a str or a list of them: "
-            "list(entries) makes one"
-        )
-    encoder.check_text("entry", entries)
-    return (entries,)
-
-
-def push(core: EngineCore, record: SessionRecord, new: NewEntries) -> Pushed | Future[None]:
-    """Entries into the queue; a future to wait for if there is no room now.
-
-    Raises:
-        ClosedError, NotFinite, InvalidInput, CapacityExceeded, BudgetExceeded, QueueFull,
-        SequenceGap, JournalError: as `Session.push`.
-    """
-    while True:
-        with core.noting():
-            core.journal_writer.check()
-            record.check_open()
-            record.check_reads(record.version + 1)
-            origin = new.origin
-            read = None if origin is None else record.receipts.unread(origin.client, origin.seq)
-            if read is None:
-                return _pushed(core, record, new)
-        read()
-
-
-def _pushed(core: EngineCore, record: SessionRecord, new: NewEntries) -> Pushed | Future[None]:
-    if new.origin is not None and (before := record.receipts.find(new.origin)) is not None:
-        return before
-    if next(iter(record.room_waiters), new) is not new:
-        return _place_in_line(record, new)
-    offer = _offer(core, record, new)
-    if offer is None:
-        return _place_in_line(record, new)
-    _left_line(core, record, new)
-    return _taken(core, record, new, offer)
-
-
-def leave_line(core: EngineCore, record: SessionRecord, new: NewEntries) -> None:
-    """Who pushes does not wait for room any more."""
-    with core.lock:
-        _left_line(core, record, new)
-
-
-def _left_line(core: EngineCore, record: SessionRecord, new: NewEntries) -> None:
-    """The next in line may try."""
-    if record.room_waiters.pop(new, None) is not None and not record.closed:
-        core.results.room_made(record)
-        core.tell_loop()
-
-
-def _place_in_line(record: SessionRecord, new: NewEntries) -> Future[None]:
-    """What who pushes waits for, until there may be room; a push keeps its place."""
-    future = record.room_waiters[new] = Future[None]()
-    return future
-
-
-def _taken(core: EngineCore, record: SessionRecord, new: NewEntries, offer: Offer) -> Pushed:
-    receipt = Receipt(
-        first=offer.first,
-        last=offer.last,
-        pending=record.pending,
-        durable=core.journal_writer.level,
-        dropped=offer.dropped,
-    )
-    written = core.journal_writer.append(
-        pushed(
-            record.log_key,
-            offer.first,
-            new.texts,
-            [(span.first, span.last) for span in offer.dropped],
-            _push_of(new.origin, receipt),
-        ),
-        functools.partial(_accept, core, record, offer),
-    )
-    done = Pushed(receipt=receipt, written=written)
-    if new.origin is not None:
-        record.receipts.note(new.origin, done)
-    return done
-
-
-def _push_of(origin: Origin | None, receipt: Receipt) -> Push | None:
-    if origin is None:
-        return None
-    return Push(
-        client=origin.client,
-        client_seq=origin.seq,
-        receipt=receipt_json(receipt),
-        digest=origin.digest,
-    )
-
-
-def _accept(core: EngineCore, record: SessionRecord, offer: Offer) -> None:
-    """The push counts from now on."""
-    dropped = record.queue.accept(offer)
-    core.state.touch(record)
-    core.tell_loop()
-    core.recorder.count("entries_pushed", offer.last - offer.first + 1)
-    core.recorder.count("entries_dropped", dropped)
-
-
-def _offer(core: EngineCore, record: SessionRecord, new: NewEntries) -> Offer | None:
-    """To the queue, as far as the session's capacity and the engine's budget go."""
-    room, read = core.state.budget, record.residence.cells
-    most = min(core.limits.session_cells, room.most_cells(record))
-    tokens = new.tokens
-    if new.first_tokens is not None and record.queue.last == 0:
-        tokens = ((new.first_tokens, tokens[0][1]), *tokens[1:])
-    try:
-        offer = record.queue.offer(tokens, core.clock(), most - read)
-    except CapacityExceeded:
-        if most == core.limits.session_cells:
-            raise
-        added = sum(len(tokens) for tokens, _ in new.tokens)
-        raise room.refusal(record, read + record.queue.unread_tokens + added) from None
-    room.order(record, read + record.queue.unread_tokens)
-    record.residence.used_s = core.clock()
-    return offer
 
 
 class FlashQuery:
@@ -264,247 +70,6 @@ class FlashQuery:
 
     def __repr__(self) -> str:
         return f"FlashQuery({self.id!r}, {self.question!r}, fresh={self.fresh})"
-
-
-def flash_hit(
-    core: EngineCore,
-    record: SessionRecord,
-    question: str,
-    settings: Settings,
-    wanted: VersionWanted,
-    started_s: float,
-) -> tuple[Answer | None, Question | None]:
-    """The answer of the flash query of that text, if it is fresh and just what is asked for.
-
-    Args:
-        core: of the engine.
-        record: the session's.
-        question: as it was asked.
-        settings: likewise.
-        wanted: the version that the answer must have seen.
-        started_s: when it was asked.
-
-    Returns:
-        The answer, or None; and the registered question, if its settings are what is asked for, so
-        that it need not be made anew.
-    """
-    # Without the lock, which the loop holds for most of a busy turn: every reference that is read
-    # here is replaced as a whole, and none is changed.
-    core.owner.check()
-    registered = record.flash.of_text(question) if isinstance(question, str) else None
-    if registered is None or record.closed:
-        return None, None
-    if (given := registered.given) is not None:
-        answer, steps = given
-        fresh = record.flash.is_current(answer) and wanted.suits(answer.version)
-        if fresh and settings.would_give(registered.asked, answer, steps):
-            return _given(core, answer, started_s), None
-        if fresh and (ready := registered.ready(settings, answer)) is not None:
-            return _given(core, ready, started_s), None
-    same = settings.fit(registered.asked) and settings.same_length(registered.asked)
-    return None, registered.asked if same else None
-
-
-def given_or_asked(
-    core: EngineCore,
-    record: SessionRecord,
-    question: str,
-    settings: Settings,
-    wanted: VersionWanted,
-    make: Callable[[], Question],
-) -> Answer | Question:
-    """The answer if it is there already, or the question as it is to be computed.
-
-    Args:
-        core, record, question, settings, wanted: as for `flash_hit`.
-        make: tokenises the question, if that is needed.
-    """
-    started_s = core.clock()
-    given, registered = flash_hit(core, record, question, settings, wanted, started_s)
-    if given is not None:
-        return given
-    return registered or make()
-
-
-def submit(
-    core: EngineCore,
-    encoder: PromptEncoder,
-    records: Sequence[SessionRecord],
-    question: str,
-    settings: Settings,
-) -> list[AskFuture]:
-    """One question to many sessions, tokenised once and noted at once."""
-    started_s = core.clock()
-    make = functools.cache(lambda: encoder.ask(question, settings))
-    found = [given_or_asked(core, record, question, settings, ANY, make) for record in records]
-    pairs = zip(records, found, strict=True)
-    asks = [(record, one, 0) for record, one in pairs if isinstance(one, Question)]
-    computed = iter(core.ask(asks, started_s))
-    return [AskFuture.of(one) if isinstance(one, Answer) else next(computed) for one in found]
-
-
-def _given(core: EngineCore, answer: Answer, started_s: float) -> Answer:
-    """An answer that was there already."""
-    latency_s = core.clock() - started_s
-    if core.recorder.given(answer.source, latency_s):
-        with core.lock:
-            core.recorder.count_given()
-    return answer.given(latency_s)
-
-
-def given_or_submitted(
-    core: EngineCore,
-    encoder: PromptEncoder,
-    record: SessionRecord,
-    question: str,
-    settings: Settings,
-    wanted: VersionWanted,
-) -> Answer | AskFuture:
-    """The answer to a question if it is there already, or its future.
-
-    Args:
-        core, encoder: of the engine.
-        record: the session's.
-        question, settings, wanted: what is asked, how, and at which version.
-
-    Raises:
-        InvalidInput, PromptTooLong: the question cannot be asked.
-        JaxstateError: as `submit_one`.
-    """
-    started_s = core.clock()
-    make = functools.partial(encoder.ask, question, settings)
-    found = given_or_asked(core, record, question, settings, wanted, make)
-    if isinstance(found, Answer):
-        return found
-    return submit_one(core, record, found, wanted, started_s)
-
-
-def submit_one(
-    core: EngineCore,
-    record: SessionRecord,
-    asked: Question,
-    wanted: VersionWanted,
-    arrived_s: float,
-) -> AskFuture:
-    """A question to one session, noted.
-
-    Args:
-        core: of the engine.
-        record: the session's.
-        asked: the question.
-        wanted: which version it is about.
-        arrived_s: when it was asked.
-
-    Raises:
-        InvalidInput: the session has no such version.
-        VersionUnavailable: it does not hold that version.
-        QueueFull: the session has as many asks as it may.
-        ClosedError: the session or the engine is closed.
-    """
-    if wanted.as_of is None:
-        return core.ask([(record, asked, wanted.least)], arrived_s)[0]
-    with core.changing() as state:
-        core.check_asks([record])
-        version_end = border_of(record, "as_of", wanted.as_of)
-        if not state.holds(record.residence, version_end.cells):
-            raise unavailable(state, record, version_end)
-        key, future = core.note(record, asked, arrived_s, as_of=version_end)
-    core.follow(record, key, future)
-    return future
-
-
-def suspend(core: EngineCore, record: SessionRecord) -> Future[None]:
-    """Its cells leave the device, and it gives its reserve up."""
-    with core.changing() as state:
-        record.check_open()
-        if record.residence.pinned:
-            raise InvalidInput(
-                f"session {record.id!r} is pinned, so it stays on the device; close it, or open "
-                'it with residency="evictable"'
-            )
-        residence = record.residence
-        residence.coming = False
-        if residence.reserve_blocks:
-            core.journal_writer.append(reserve_given_up(record.log_key), level="memory")
-        future: Future[None] = Future()
-        if residence.on_device:
-            residence.become(ResidencyState.LEAVING)
-            record.leave_waiters = _wanted(record.leave_waiters, future)
-        else:
-            residence.reserve_blocks = 0
-            future.set_result(None)
-            core.results.moved(record)
-        state.budget.update(record)
-        return future
-
-
-def resume(core: EngineCore, record: SessionRecord) -> Future[None]:
-    """Its cells come to the device as soon as there is room, before anybody needs them."""
-    with core.changing() as state:
-        record.check_open()
-        residence, future = record.residence, Future[None]()
-        residence.used_s = core.clock()
-        if residence.state is ResidencyState.LEAVING:
-            residence.become(ResidencyState.DEVICE)
-        if residence.whole:
-            future.set_result(None)
-        else:
-            residence.coming = not residence.on_device
-            record.come_waiters = _wanted(record.come_waiters, future)
-        core.results.moved(record)
-        state.budget.update(record)
-        return future
-
-
-def _wanted(waiters: list[Future[None]], future: Future[None]) -> list[Future[None]]:
-    """One more; those that were given up would otherwise stay until the next move."""
-    return [*(one for one in waiters if not one.cancelled()), future]
-
-
-def register(
-    core: EngineCore, record: SessionRecord, one: Registered
-) -> tuple[Registered, PendingWrite | None]:
-    """A flash query; one that a journal brought back is the same if all is equal.
-
-    Raises:
-        FlashLimit, InvalidInput: as `FlashRegistry.add`.
-    """
-    with core.changing(record):
-        core.journal_writer.check()
-        record.check_open()
-        if (same := record.flash.taken_up(one)) is not None:
-            return same, None
-        record.flash.expect(one)
-        return one, core.journal_writer.append(
-            asked_from_now_on(record.log_key, "flash", one.id, flash_json(one)),
-            functools.partial(_registered, core, record, one),
-        )
-
-
-def _registered(core: EngineCore, record: SessionRecord, one: Registered) -> None:
-    record.flash.accept(one, core.clock())
-    core.state.touch(record)
-
-
-def _unregistered(core: EngineCore, record: SessionRecord, flash_id: str) -> None:
-    record.flash.discard(flash_id)
-    core.state.touch(record)
-
-
-def unregister(core: EngineCore, record: SessionRecord, flash_id: str) -> PendingWrite | None:
-    """No longer a flash query; its answer under way is forgotten.
-
-    Raises:
-        InvalidInput: there is none of that name.
-    """
-    with core.changing(record):
-        core.journal_writer.check()
-        record.check_open()
-        record.flash.check_there(flash_id)
-        return core.journal_writer.append(
-            no_longer_asked(record.log_key, "flash", flash_id),
-            functools.partial(_unregistered, core, record, flash_id),
-        )
 
 
 class Session:
@@ -697,11 +262,11 @@ class Session:
 
     def suspending(self) -> Future[None]:
         """What `suspend` waits for."""
-        return suspend(self._core, self._record)
+        return self._manager.suspend(self._record)
 
     def resuming(self) -> Future[None]:
         """What `resume` waits for."""
-        return resume(self._core, self._record)
+        return self._manager.resume(self._record)
 
     def waiting_fresh(self) -> Future[None]:
         """What `wait_fresh` waits for."""
@@ -779,18 +344,7 @@ class Session:
                     written.settled.result()
 
     def ask(
-        self,
-        question: str,
-        *,
-        max_tokens: int | None = None,
-        choices: Sequence[str] | None = None,
-        min_version: int | None = None,
-        as_of: int | None = None,
-        stop: Sequence[str] | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        timeout: float | None = None,
+        self, question: str, *, timeout: float | None = None, **options: Unpack[AskOptions]
     ) -> Answer:
         """Answers a question at the newest committed version, or an earlier one; waits for it.
 
@@ -820,27 +374,16 @@ class Session:
             ClosedError: the session or the engine was closed.
         """
         checked_timeout(timeout)
-        settings = settings_of(max_tokens, choices, stop, temperature, top_p, seed)
-        wanted = checked_wanted(min_version, as_of)
-        outcome = given_or_submitted(
-            self._core, self._encoder, self._record, question, settings, wanted
-        )
+        outcome = self._given_or_submitted("Session.ask", question, options)
         if isinstance(outcome, Answer):
             return outcome
         return self._core.outcome(outcome, timeout, "the question was not answered")
 
-    def check(
-        self,
-        question: str,
-        *,
-        max_tokens: int | None = None,
-        choices: Sequence[str] | None = None,
-        stop: Sequence[str] | None = None,
-    ) -> int:
+    def check(self, question: str, **options: Unpack[SettingsOptions]) -> int:
         """Refuses what `ask` would refuse of the question itself, without asking it.
 
         Args:
-            question, max_tokens, choices, stop: as for `ask`.
+            question, options: as for `ask`.
 
         Returns:
             Its tokens, the template's included.
@@ -848,43 +391,24 @@ class Session:
         Raises:
             InvalidInput, PromptTooLong: it cannot be asked.
         """
-        asked = self._encoder.ask(question, settings_of(max_tokens, choices, stop))
-        return len(asked.tokens)
+        check_known("Session.check", options, SettingsOptions)
+        return len(self._encoder.ask(question, settings_of(**options)).tokens)
 
-    def submit(
-        self,
-        question: str,
-        *,
-        max_tokens: int | None = None,
-        choices: Sequence[str] | None = None,
-        min_version: int | None = None,
-        as_of: int | None = None,
-        stop: Sequence[str] | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-    ) -> AskFuture:
+    def submit(self, question: str, **options: Unpack[AskOptions]) -> AskFuture:
         """Like `ask`, but returns a future at once; cancelling it ends the question."""
-        settings = settings_of(max_tokens, choices, stop, temperature, top_p, seed)
-        wanted = checked_wanted(min_version, as_of)
-        outcome = given_or_submitted(
-            self._core, self._encoder, self._record, question, settings, wanted
-        )
+        outcome = self._given_or_submitted("Session.submit", question, options)
         return AskFuture.of(outcome) if isinstance(outcome, Answer) else outcome
 
-    def flash(
-        self,
-        question: str,
-        *,
-        max_tokens: int | None = None,
-        choices: Sequence[str] | None = None,
-        stop: Sequence[str] | None = None,
-        when: Condition | None = None,
-        on_fire: OnFire | None = None,
-        min_interval_s: float = 0.0,
-        deadline_s: float | None = None,
-        staleness_s: float | None = None,
-    ) -> FlashQuery:
+    def _given_or_submitted(
+        self, call: str, question: str, options: AskOptions
+    ) -> Answer | AskFuture:
+        check_known(call, options, AskOptions)
+        settings, wanted = wanted_of(options)
+        return given_or_submitted(
+            self._core, self._encoder, self._record, question, settings, wanted
+        )
+
+    def flash(self, question: str, **options: Unpack[FlashOptions]) -> FlashQuery:
         """Registers a question: from now on it is answered, in idle time, at every new version.
 
         Args:
@@ -906,25 +430,32 @@ class Session:
             InvalidInput, PromptTooLong: the question cannot be asked, or is registered already.
         """
         self._core.check_may_note()
-        query, noted = self.noting_flash(
-            question,
-            settings_of(max_tokens, choices, stop),
-            when=when,
-            on_fire=on_fire,
-            min_interval_s=min_interval_s,
-            deadline_s=deadline_s,
-            staleness_s=staleness_s,
-        )
+        query, noted = self.noting_flash(question, **options)
         self._core.settled(noted)
         return query
 
     def noting_flash(
-        self, question: str, settings: Settings, **options: Unpack[FlashOptions]
+        self, question: str, **options: Unpack[FlashOptions]
     ) -> tuple[FlashQuery, PendingWrite | None]:
-        """What `flash` registers, and waits for."""
-        registered = new_registered(self._encoder, question, settings, **options)
-        there, noted = register(self._core, self._record, registered)
-        return FlashQuery(self._core, self._record, there), noted
+        """What `flash` registers, and waits for; one that a journal brought back is the same if all
+        is equal."""
+        check_known("Session.flash", options, FlashOptions)
+        core, record = self._core, self._record
+        one, written = new_registered(self._encoder, question, **options), None
+        with core.changing(record):
+            core.journal_writer.check()
+            record.check_open()
+            if (same := record.flash.taken_up(one)) is not None:
+                one = same
+            else:
+                record.flash.expect(one)
+                kept = asked_from_now_on(record.log_key, "flash", one.id, flash_json(one))
+                written = core.journal_writer.append(kept, lambda: self._registered(one))
+        return FlashQuery(core, record, one), written
+
+    def _registered(self, one: Registered) -> None:
+        self._record.flash.accept(one, self._core.clock())
+        self._core.state.touch(self._record)
 
     def flashes(self) -> list[FlashQuery]:
         """The registered questions, in the order of registration."""
@@ -942,8 +473,20 @@ class Session:
         self._core.settled(self.noting_unflash(flash_id))
 
     def noting_unflash(self, flash_id: str) -> PendingWrite | None:
-        """What `unflash` waits for."""
-        return unregister(self._core, self._record, flash_id)
+        """What `unflash` waits for; an answer under way is forgotten."""
+        core, record = self._core, self._record
+        with core.changing(record):
+            core.journal_writer.check()
+            record.check_open()
+            record.flash.check_there(flash_id)
+            return core.journal_writer.append(
+                no_longer_asked(record.log_key, "flash", flash_id),
+                lambda: self._unregistered(flash_id),
+            )
+
+    def _unregistered(self, flash_id: str) -> None:
+        self._record.flash.discard(flash_id)
+        self._core.state.touch(self._record)
 
     def fork(self, id: str | None = None, *, version: int | None = None) -> Session:
         """A session that has read what this one has, and from then on goes its own way; waits for

@@ -23,11 +23,11 @@ from jaxstate.engine.core.state import border_of, may_be_shared, shared_cells, u
 from jaxstate.engine.executor.protocol import Executor, HostCells, Saved, Tokens
 from jaxstate.engine.requests.encoding import PromptEncoder
 from jaxstate.engine.sessions.record import SavedCells, SessionRecord
-from jaxstate.engine.sessions.residence import Residence
+from jaxstate.engine.sessions.residence import Residence, ResidencyState
 from jaxstate.engine.sessions.token_log import TokenLog, VersionEnd
 from jaxstate.engine.types.options import QueuePolicy, kept_name
 from jaxstate.errors import BudgetExceeded, CapacityExceeded, InvalidInput
-from jaxstate.persist.changes import SessionOpened, ended, erased, opened
+from jaxstate.persist.changes import SessionOpened, ended, erased, opened, reserve_given_up
 from jaxstate.persist.journal import PendingWrite
 from jaxstate.records import checked_int
 from jaxstate.text import Place
@@ -381,6 +381,49 @@ class SessionManager:
         self._core.cell_store.rest()
         self._core.journal_writer.purge()
 
+    def suspend(self, record: SessionRecord) -> Future[None]:
+        """Its cells leave the device, and it gives its reserve up."""
+        core = self._core
+        with core.changing() as state:
+            record.check_open()
+            if record.residence.pinned:
+                raise InvalidInput(
+                    f"session {record.id!r} is pinned, so it stays on the device; close it, or "
+                    'open it with residency="evictable"'
+                )
+            residence = record.residence
+            residence.coming = False
+            if residence.reserve_blocks:
+                core.journal_writer.append(reserve_given_up(record.log_key), level="memory")
+            future: Future[None] = Future()
+            if residence.on_device:
+                residence.become(ResidencyState.LEAVING)
+                record.leave_waiters = _wanted(record.leave_waiters, future)
+            else:
+                residence.reserve_blocks = 0
+                future.set_result(None)
+                core.results.moved(record)
+            state.budget.update(record)
+            return future
+
+    def resume(self, record: SessionRecord) -> Future[None]:
+        """Its cells come to the device as soon as there is room, before anybody needs them."""
+        core = self._core
+        with core.changing() as state:
+            record.check_open()
+            residence, future = record.residence, Future[None]()
+            residence.used_s = core.clock()
+            if residence.state is ResidencyState.LEAVING:
+                residence.become(ResidencyState.DEVICE)
+            if residence.whole:
+                future.set_result(None)
+            else:
+                residence.coming = not residence.on_device
+                record.come_waiters = _wanted(record.come_waiters, future)
+            core.results.moved(record)
+            state.budget.update(record)
+            return future
+
     def publish(self, opening: Tokens) -> None:
         """An opening that sessions of all tenants share from now on."""
         with self._core.lock:
@@ -562,6 +605,11 @@ class SessionManager:
         record.receipts = core.journal_writer.receipts(record.log_key)
         record.written = core.journal_writer.append(opened(opening_of(record, origins, core)))
         return record.written
+
+
+def _wanted(waiters: list[Future[None]], future: Future[None]) -> list[Future[None]]:
+    """One more; those that were given up would otherwise stay until the next move."""
+    return [*(one for one in waiters if not one.cancelled()), future]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

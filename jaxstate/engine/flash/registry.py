@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypedDict
+from typing import TypeAlias, TypedDict, Unpack
 
 from jaxstate.engine.flash.conditions import (
     Changed,
@@ -21,7 +21,13 @@ from jaxstate.engine.flash.conditions import (
     Equals,
     Watch,
 )
-from jaxstate.engine.requests.encoding import GREEDY, PromptEncoder, Settings, checked_settings
+from jaxstate.engine.requests.encoding import (
+    GREEDY,
+    PromptEncoder,
+    Settings,
+    checked_settings,
+    settings_of,
+)
 from jaxstate.engine.requests.request import Question, chosen_answer
 from jaxstate.engine.types.values import Answer, Source, Usage
 from jaxstate.errors import FlashLimit, InvalidInput
@@ -352,7 +358,7 @@ def as_given(answer: Answer, source: Source) -> Answer:
 OnFire: TypeAlias = Callable[[Answer], None]
 
 
-class FlashOptions(TypedDict, total=False):
+class WatchOptions(TypedDict, total=False):
     """When a flash query is answered, and what is made of it: as for `Session.flash`."""
 
     when: Condition | None
@@ -362,7 +368,33 @@ class FlashOptions(TypedDict, total=False):
     staleness_s: float | None
 
 
+class FlashOptions(WatchOptions, total=False):
+    """The same, and what is asked."""
+
+    max_tokens: int | None
+    choices: Sequence[str] | None
+    stop: Sequence[str] | None
+
+
 def new_registered(
+    encoder: PromptEncoder,
+    question: str,
+    *,
+    max_tokens: int | None = None,
+    choices: Sequence[str] | None = None,
+    stop: Sequence[str] | None = None,
+    **watch: Unpack[WatchOptions],
+) -> Registered:
+    """A question to be registered; the arguments as for `Session.flash`.
+
+    Raises:
+        InvalidInput, PromptTooLong: it cannot be asked, or its condition can never hold.
+    """
+    settings = settings_of(max_tokens=max_tokens, choices=choices, stop=stop)
+    return _registered(encoder, question, settings, **watch)
+
+
+def _registered(
     encoder: PromptEncoder,
     question: str,
     settings: Settings,
@@ -373,11 +405,6 @@ def new_registered(
     deadline_s: float | None = None,
     staleness_s: float | None = None,
 ) -> Registered:
-    """A question to be registered, with its settings; the other arguments as for `Session.flash`.
-
-    Raises:
-        InvalidInput, PromptTooLong: it cannot be asked, or its condition can never hold.
-    """
     watch = Watch(when)
     if on_fire is not None and not callable(on_fire):
         raise InvalidInput(f"on_fire={shown(on_fire)} must be a function of an answer, or None")
@@ -434,7 +461,7 @@ def registered_of(encoder: PromptEncoder, kept: str) -> Registered:
         sampling=GREEDY,
     )
     condition = None if when is None else _CONDITIONS[when[0]](**when[1])
-    return new_registered(encoder, given.pop("question"), settings, when=condition, **given)
+    return _registered(encoder, given.pop("question"), settings, when=condition, **given)
 
 
 def _checked_seconds(name: str, value: object) -> float:

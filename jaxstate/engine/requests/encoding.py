@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict, cast
 
 import numpy as np
 
@@ -29,6 +30,24 @@ GREEDY = Sampling()
 # No vocabulary that we know has fewer tokens than that in a text of any use; what is longer is
 # refused before it costs the time of making tokens of it.
 _CHARACTERS_PER_CELL = 64
+
+
+class SettingsOptions(TypedDict, total=False):
+    """How a question is to be answered: as for `Session.ask`."""
+
+    max_tokens: int | None
+    choices: Sequence[str] | None
+    stop: Sequence[str] | None
+    temperature: float
+    top_p: float
+    seed: int | None
+
+
+class AskOptions(SettingsOptions, total=False):
+    """The same, and at which version."""
+
+    min_version: int | None
+    as_of: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,14 +172,15 @@ def checked_settings(
 
 
 def settings_of(
-    max_tokens: int | None,
-    choices: Sequence[str] | None,
-    stop: Sequence[str] | None,
+    *,
+    max_tokens: int | None = None,
+    choices: Sequence[str] | None = None,
+    stop: Sequence[str] | None = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int | None = None,
 ) -> Settings:
-    """Settings as the caller of `ask` or `flash` gave them.
+    """Settings as a caller gave them.
 
     Raises:
         InvalidInput: as `checked_settings` and `Sampling`, or something that has no effect on
@@ -170,6 +190,17 @@ def settings_of(
         _refuse_beside_choices(stop=stop, temperature=temperature, top_p=top_p, seed=seed)
     sampling = sampling_of(temperature, top_p, seed)
     return checked_settings(max_tokens=max_tokens, choices=choices, stop=stop, sampling=sampling)
+
+
+def wanted_of(options: AskOptions) -> tuple[Settings, VersionWanted]:
+    """Settings and version as the caller of `ask` gave them.
+
+    Raises:
+        InvalidInput: as `settings_of` and `checked_wanted`.
+    """
+    how = options.copy()
+    wanted = checked_wanted(how.pop("min_version", None), how.pop("as_of", None))
+    return settings_of(**cast("SettingsOptions", how)), wanted
 
 
 def _refuse_beside_choices(**given: object) -> None:

@@ -105,7 +105,7 @@ class Residence:
             there yet.
         served: steps since then that did something for it, computing cells again not counted.
         used_s: when it was last pushed to, asked, or read for.
-        coming: while it is away, its user wants it on the device, though it has nothing to do there.
+        coming: it is away, and its user wants it on the device, though it has nothing to do.
         failures: steps and moves that failed for it, in a row.
         careful: what failed last came to no number, so the entries before it are read by
             themselves.

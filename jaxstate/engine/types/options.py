@@ -14,6 +14,27 @@ from jaxstate.engine.types.values import Work
 from jaxstate.errors import InvalidInput
 from jaxstate.records import checked_int
 
+
+def check_known(call: str, options: Mapping[str, object], known: type) -> None:
+    """Refuses options that a call does not have, in that call's name.
+
+    Args:
+        call: what was called, as its caller writes it.
+        options: as given.
+        known: the `TypedDict` of those that there are.
+
+    Raises:
+        TypeError: which one is unknown.
+    """
+    there: frozenset[str] = getattr(known, "__optional_keys__")  # noqa: B009
+    for name in options:
+        if name not in there:
+            raise TypeError(
+                f"{call}() got an unexpected keyword argument {name!r}; it takes "
+                f"{', '.join(sorted(there))}"
+            )
+
+
 NamedPolicy = Literal["block", "reject", "drop_oldest"]
 
 

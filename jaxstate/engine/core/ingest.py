@@ -1,0 +1,198 @@
+"""What a session is pushed: from texts to entries in its queue, counted once they are kept.
+
+Comes in: texts of a client, who it is. Goes out: a receipt, or a future of who waits in line for
+room. Does not know: how it is read, when.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from jaxstate.engine.core.engine_core import EngineCore
+from jaxstate.engine.executor.protocol import Tokens
+from jaxstate.engine.requests.encoding import PromptEncoder
+from jaxstate.engine.sessions.dedup import Origin, Pushed, origin_of, receipt_json
+from jaxstate.engine.sessions.record import SessionRecord
+from jaxstate.engine.sessions.token_log import Offer
+from jaxstate.engine.types.options import key_of
+from jaxstate.engine.types.values import Receipt
+from jaxstate.errors import CapacityExceeded, InvalidInput
+from jaxstate.persist.changes import Push, pushed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NewEntries:
+    """What is pushed.
+
+    Attributes:
+        texts: as they were given.
+        tokens: of each, and its key, if the session's policy wants one.
+        first_tokens: of the first text, if it becomes the session's first entry and is encoded in
+            another way then; else None.
+        origin: who pushes, if that counts.
+    """
+
+    texts: tuple[str, ...]
+    tokens: tuple[tuple[Tokens, Hashable | None], ...]
+    first_tokens: Tokens | None = None
+    origin: Origin | None
+
+
+def new_entries(
+    encoder: PromptEncoder,
+    record: SessionRecord,
+    entries: str | Sequence[str],
+    client: str | None,
+    client_seq: int | None,
+    strict: bool,
+) -> NewEntries:
+    """What is pushed to a session, in tokens, with keys where its policy wants them.
+
+    Raises:
+        InvalidInput: something is no text, or who pushes is not said whole.
+        CapacityExceeded: there is far more of it than the session has cells.
+    """
+    texts = _texts(encoder, entries)
+    policy, place = record.queue.policy, record.first_place
+    tokens = tuple((encoder.entry(text), key_of(policy, text)) for text in texts)
+    first = None
+    if place != "text" and texts and record.queue.last == 0:
+        first = encoder.entry(texts[0], place)
+    return NewEntries(
+        texts=tuple(texts),
+        tokens=tokens,
+        first_tokens=first,
+        origin=origin_of(client, client_seq, strict, texts),
+    )
+
+
+def _texts(encoder: PromptEncoder, entries: str | Sequence[str]) -> Sequence[str]:
+    """Entries as given, one or several; nothing was made of them yet."""
+    if isinstance(entries, Sequence) and not isinstance(entries, str | bytes | bytearray):
+        for place, text in enumerate(entries):
+            encoder.check_text(f"entries[{place}]", text)
+        encoder.check_characters("the push", sum(map(len, entries)))
+        return entries
+    if isinstance(entries, Iterable) and not isinstance(entries, str | bytes | bytearray):
+        raise InvalidInput(
+            f"entries is {type(entries).__name__}, and must be a str or a list of them: "
+            "list(entries) makes one"
+        )
+    encoder.check_text("entry", entries)
+    return (entries,)
+
+
+def push(core: EngineCore, record: SessionRecord, new: NewEntries) -> Pushed | Future[None]:
+    """Entries into the queue; a future to wait for if there is no room now.
+
+    Raises:
+        ClosedError, NotFinite, InvalidInput, CapacityExceeded, BudgetExceeded, QueueFull,
+        SequenceGap, JournalError: as `Session.push`.
+    """
+    while True:
+        with core.noting():
+            core.journal_writer.check()
+            record.check_open()
+            record.check_reads(record.version + 1)
+            origin = new.origin
+            read = None if origin is None else record.receipts.unread(origin.client, origin.seq)
+            if read is None:
+                return _pushed(core, record, new)
+        read()
+
+
+def _pushed(core: EngineCore, record: SessionRecord, new: NewEntries) -> Pushed | Future[None]:
+    if new.origin is not None and (before := record.receipts.find(new.origin)) is not None:
+        return before
+    if next(iter(record.room_waiters), new) is not new:
+        return _place_in_line(record, new)
+    offer = _offer(core, record, new)
+    if offer is None:
+        return _place_in_line(record, new)
+    _left_line(core, record, new)
+    return _taken(core, record, new, offer)
+
+
+def leave_line(core: EngineCore, record: SessionRecord, new: NewEntries) -> None:
+    """Who pushes does not wait for room any more."""
+    with core.lock:
+        _left_line(core, record, new)
+
+
+def _left_line(core: EngineCore, record: SessionRecord, new: NewEntries) -> None:
+    """The next in line may try."""
+    if record.room_waiters.pop(new, None) is not None and not record.closed:
+        core.results.room_made(record)
+        core.tell_loop()
+
+
+def _place_in_line(record: SessionRecord, new: NewEntries) -> Future[None]:
+    """What who pushes waits for, until there may be room; a push keeps its place."""
+    future = record.room_waiters[new] = Future[None]()
+    return future
+
+
+def _taken(core: EngineCore, record: SessionRecord, new: NewEntries, offer: Offer) -> Pushed:
+    receipt = Receipt(
+        first=offer.first,
+        last=offer.last,
+        pending=record.pending,
+        durable=core.journal_writer.level,
+        dropped=offer.dropped,
+    )
+    written = core.journal_writer.append(
+        pushed(
+            record.log_key,
+            offer.first,
+            new.texts,
+            [(span.first, span.last) for span in offer.dropped],
+            _push_of(new.origin, receipt),
+        ),
+        functools.partial(_accept, core, record, offer),
+    )
+    done = Pushed(receipt=receipt, written=written)
+    if new.origin is not None:
+        record.receipts.note(new.origin, done)
+    return done
+
+
+def _push_of(origin: Origin | None, receipt: Receipt) -> Push | None:
+    if origin is None:
+        return None
+    return Push(
+        client=origin.client,
+        client_seq=origin.seq,
+        receipt=receipt_json(receipt),
+        digest=origin.digest,
+    )
+
+
+def _accept(core: EngineCore, record: SessionRecord, offer: Offer) -> None:
+    """The push counts from now on."""
+    dropped = record.queue.accept(offer)
+    core.state.touch(record)
+    core.tell_loop()
+    core.recorder.count("entries_pushed", offer.last - offer.first + 1)
+    core.recorder.count("entries_dropped", dropped)
+
+
+def _offer(core: EngineCore, record: SessionRecord, new: NewEntries) -> Offer | None:
+    """To the queue, as far as the session's capacity and the engine's budget go."""
+    room, read = core.state.budget, record.residence.cells
+    most = min(core.limits.session_cells, room.most_cells(record))
+    tokens = new.tokens
+    if new.first_tokens is not None and record.queue.last == 0:
+        tokens = ((new.first_tokens, tokens[0][1]), *tokens[1:])
+    try:
+        offer = record.queue.offer(tokens, core.clock(), most - read)
+    except CapacityExceeded:
+        if most == core.limits.session_cells:
+            raise
+        added = sum(len(tokens) for tokens, _ in new.tokens)
+        raise room.refusal(record, read + record.queue.unread_tokens + added) from None
+    room.order(record, read + record.queue.unread_tokens)
+    record.residence.used_s = core.clock()
+    return offer
