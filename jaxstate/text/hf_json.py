@@ -60,6 +60,8 @@ class HFTokenizer:
         self._vocab_size = max(self._plain.get_vocab().values(), default=-1) + 1
         # Unknown characters are no forgery, though files declare <unk> as a special token.
         self._unforgeable = self._protected_ids - {_unknown_id(spec, self._plain)}
+        # Of tokens that were asked for: it is once a row of every step.
+        self._bytes: dict[int, bytes] = {}
         self._bos_id = self._opening(bos, add_bos)
         self._bos = None if self._bos_id is None else bos
         self._prefixes = space_prefixes(spec)
@@ -161,11 +163,13 @@ class HFTokenizer:
         Raises:
             InvalidInput: the id is outside the vocabulary.
         """
-        (token,) = checked_ids([token], self._vocab_size)
-        if token in self._hidden:
-            return b""
-        # An id in a hole of the vocabulary has no piece, and adds nothing.
-        return self._decoder.piece_bytes(self._plain.id_to_token(token) or "")
+        known = self._bytes.get(token)
+        if known is None:
+            (token,) = checked_ids([token], self._vocab_size)
+            # An id in a hole of the vocabulary has no piece, and adds nothing.
+            piece = "" if token in self._hidden else self._plain.id_to_token(token) or ""
+            known = self._bytes[token] = self._decoder.piece_bytes(piece)
+        return known
 
     def special_id(self, text: str) -> int | None:
         """The id of the protected token that is written `text`, or None."""

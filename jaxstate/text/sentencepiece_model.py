@@ -121,6 +121,8 @@ class SentencePieceTokenizer:
         proto = _parsed(model)
         _refuse_unsupported(proto)
         self._types = bytes(piece.type for piece in proto.pieces)
+        # Of tokens that were asked for: it is once a row of every step.
+        self._bytes: dict[int, bytes] = {}
         self._protected = _protect(proto)
         self._protected_ids = frozenset(self._protected.values())
         self._drops_first_space = (
@@ -227,7 +229,13 @@ class SentencePieceTokenizer:
         Raises:
             InvalidInput: the id is outside the vocabulary.
         """
-        (token,) = checked_ids([token], len(self._types))
+        known = self._bytes.get(token)
+        if known is None:
+            (token,) = checked_ids([token], len(self._types))
+            known = self._bytes[token] = self._own_bytes(token)
+        return known
+
+    def _own_bytes(self, token: int) -> bytes:
         kind = self._types[token]
         if kind == CONTROL:
             return b""
