@@ -78,13 +78,15 @@ class ReadySessions:
             until_s, key = heapq.heappop(self._timers)
             if key in self._looks and self._looks[key].until_s == until_s:
                 state.touched.add(key)
-        for key in state.touched:
-            self._look_again(key, now_s)
+        changed = dict.fromkeys(state.touched)
         state.touched.clear()
+        for key in changed:
+            changed[key] = self._look_again(key, now_s)
         tenants = self._at_work.keys()
         state.shares.at_work(tenants)
         return View(
-            sessions=tuple(self._views.values()),
+            sessions=self._views.values(),
+            changed=changed,
             free_blocks=len(state.blocks),
             evictable_blocks=self._evictable_blocks,
             waited=dict(state.waited),
@@ -120,14 +122,14 @@ class ReadySessions:
             )
         assert self._looks.keys() <= self._state.records.keys(), "a session that is gone is seen"
 
-    def _look_again(self, key: int, now_s: float) -> None:
+    def _look_again(self, key: int, now_s: float) -> SessionView | None:
         old = self._looks.pop(key, None)
         if old is not None:
             self._count(old, -1)
             self._views.pop(key, None)
             self._dues_s.pop(key, None)
         if (record := self._state.records.get(key)) is None:
-            return
+            return None
         new = self._looks[key] = self._look(record, now_s)
         self._count(new, 1)
         if new.view is not None:
@@ -136,6 +138,7 @@ class ReadySessions:
             self._dues_s[key] = new.due_s
         if new.until_s < math.inf and (old is None or old.until_s != new.until_s):
             self._wake_at(new.until_s, key)
+        return new.view
 
     def _wake_at(self, until_s: float, key: int) -> None:
         heapq.heappush(self._timers, (until_s, key))

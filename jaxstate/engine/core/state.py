@@ -62,6 +62,8 @@ class EngineState:
         )
         # Which session computes a block of a prefix now, so that the others wait for it.
         self.computing: dict[bytes, int] = {}
+        # Sessions on the device that have an opening and none of its cells.
+        self._unbegun: set[int] = set()
         self.waited: dict[Work, int] = {}
         self.steps = 0
         self.asks_began = self.flash_lent = False
@@ -106,18 +108,20 @@ class EngineState:
             Tokens that need not be read.
         """
         shared = 0
-        for record in self.records.values():
+        for key in sorted(self.touched | self._unbegun):
+            record = self.records.get(key)
+            if record is None or not record.residence.unbegun:
+                self._unbegun.discard(key)
+                continue
+            self._unbegun.add(key)
             residence = record.residence
-            if residence.on_device and residence.chain and not residence.table.cells:
-                missing = self._missing_link(residence.chain)
-                owner = (
-                    record.key if missing is None else self.computing.get(missing.name, record.key)
-                )
-                if residence.waits_for_prefix != (owner != record.key):
-                    residence.waits_for_prefix = owner != record.key
-                    self.touch(record)
-                if not residence.waits_for_prefix:
-                    shared += self._begin_opening(record)
+            missing = self._missing_link(residence.chain)
+            owner = key if missing is None else self.computing.get(missing.name, key)
+            if residence.waits_for_prefix != (owner != key):
+                residence.waits_for_prefix = owner != key
+                self.touch(record)
+            if not residence.waits_for_prefix:
+                shared += self._begin_opening(record)
         return shared
 
     def _begin_opening(self, record: SessionRecord) -> int:

@@ -2,8 +2,8 @@
 
 Comes in: `View`, plain numbers about sessions and questions at one moment, and `Policy`. Goes out:
 a `Plan`: one step, or how long there is nothing to do. What a session could do is worked out again
-only if it, or what it depends on, is not what it was. Does not know: devices, tokens, text,
-threads.
+only if it, or what it depends on, is not what it was, and stands in line by then. Does not know:
+devices, tokens, text, threads.
 
 Three classes of work, in order of urgency: ask, ingest, flash. The most urgent one that can
 run runs, with three exceptions that keep everything moving:
@@ -27,8 +27,11 @@ class and kind, then what costs nothing beside it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import heapq
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from jaxstate.engine.scheduler.views import (
     Begin,
@@ -63,6 +66,11 @@ class _Candidate:
     lent: bool = False
 
 
+# A candidate's place in the line of its class and tenant: steps since it was served, since when it
+# waits, its session, and which of that session's candidates it is. The smallest comes first.
+_Place: TypeAlias = tuple[int, float, int, int]
+
+
 @dataclass(slots=True, eq=False)
 class _Known:
     """What was worked out of one session.
@@ -72,16 +80,50 @@ class _Known:
         first_ready: when its first ask that is ready came, and the tail blocks that it needs.
         wants_flash: whether registered questions would begin, were there blocks.
         needs_blocks: with so many free ones, how many there are makes no difference to it.
-        depends: on what else `candidates` do; None if they have to be worked out each time.
-        candidates: the steps that it could have.
+        places: of the steps that it could have, in the line of each class.
     """
 
     session: SessionView
     first_ready: tuple[float, int] | None
     wants_flash: bool
     needs_blocks: int
-    depends: tuple[bool, bool] | None = None
-    candidates: dict[Work, tuple[_Candidate, ...]] = field(default_factory=dict)
+    places: list[tuple[Work, _Place]] = field(default_factory=list)
+
+
+class _Line:
+    """The candidates of one class, in their order."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, list[_Place]] = {}
+        self._candidates: dict[_Place, _Candidate] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._candidates)
+
+    def add(self, one: _Candidate, number: int) -> _Place:
+        """One more; `number` is which of its session's it is."""
+        place = (one.served, one.since_s, one.step.session, number)
+        insort(self._places.setdefault(one.tenant, []), place)
+        self._candidates[place] = one
+        return place
+
+    def remove(self, place: _Place) -> None:
+        """One less."""
+        tenant = self._candidates.pop(place).tenant
+        places = self._places[tenant]
+        del places[bisect_left(places, place)]
+        if not places:
+            del self._places[tenant]
+
+    def in_order(self, tenant_work: Mapping[str, float]) -> Iterator[_Candidate]:
+        """Those of the tenant that had least work first."""
+        of_work: dict[float, list[list[_Place]]] = {}
+        for tenant, places in self._places.items():
+            of_work.setdefault(tenant_work.get(tenant, 0.0), []).append(places)
+        for work in sorted(of_work):
+            tied = of_work[work]
+            places = tied[0] if len(tied) == 1 else heapq.merge(*tied)
+            yield from map(self._candidates.__getitem__, places)
 
 
 def plan(view: View, policy: Policy) -> Plan:
@@ -99,79 +141,110 @@ class Scheduler:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._known: dict[int, _Known] = {}
+        self._lines: dict[Work, _Line] = {}
+        # At least what any session needs. While more blocks are free than that, what one could do
+        # depends on nothing else but `_depends`.
+        self._needs_blocks = 0
+        self._depends: tuple[bool, bool] | None = None
+        self._held_up: set[int] = set()
 
     def plan(self, view: View) -> Plan:
         """The next step."""
-        policy = self._policy
-        self._known = {session.key: self._know(session, view) for session in view.sessions}
-        held_up = _held_up(self._known.values(), view)
-        begins = _asks_may_begin(self._known.values(), view, policy, held_up)
-        candidates: dict[Work, list[_Candidate]] = {work: [] for work in WORKS}
-        for known in self._known.values():
-            for work, steps in self._candidates(known, view, may_begin=begins).items():
-                candidates[work] += steps
-        runnable = frozenset[Work](work for work in WORKS if candidates[work])
-        work = _choose_class(runnable, view, policy)
+        held_up = self._update(view)
+        runnable = frozenset[Work](work for work in WORKS if self._lines[work])
+        work = _choose_class(runnable, view, self._policy)
         if work is None:
             return Plan(step=None, held_up=held_up, until_s=view.next_due_s)
-        for steps in candidates.values():
-            steps.sort(key=lambda one: _order(one, view))
-        step = _choose_ask(candidates["ask"], view) if work == "ask" else candidates[work][0].step
-        joined = _joined(step, candidates, view, policy) if view.step_sessions > 1 else ()
+        first = self._lines[work].in_order(view.tenant_work)
+        step = _choose_ask(list(first), view) if work == "ask" else next(first).step
+        joined = self._joined(step, view) if view.step_sessions > 1 else ()
         return Plan(step=step, joined=joined, runnable=runnable, held_up=held_up)
 
+    def _update(self, view: View) -> frozenset[Work]:
+        """Works out what sessions could do, of those alone that changed if that is all that did;
+        returns the classes that are held up."""
+        changed = self._learn_all(view) if view.changed is None else self._learn(view)
+        if not (plenty := self._has_plenty(view)) or self._depends != (True, view.lends):
+            # Who could do what may be different for any of them.
+            changed = self._learn_all(view)
+            plenty = self._has_plenty(view)
+        if plenty:
+            held_up = frozenset[Work]({"ingest"} if self._held_up else ())
+            begins = True
+        else:
+            held_up = _held_up(self._known.values(), view)
+            begins = _asks_may_begin(self._known.values(), view, self._policy, held_up)
+        self._depends = (begins, view.lends) if plenty else None
+        for known in changed:
+            self._place(known, view, may_begin=begins)
+        return held_up
+
+    def _has_plenty(self, view: View) -> bool:
+        """Whether no session lacks tail blocks, for whatever it could do."""
+        left = max(view.leaves_blocks.values(), default=0)
+        return view.free_blocks - left >= self._needs_blocks
+
+    def _learn_all(self, view: View) -> list[_Known]:
+        """What there is to know of all sessions, none of which stands in line yet."""
+        self._known.clear()
+        self._held_up.clear()
+        self._needs_blocks = 0
+        self._lines = {work: _Line() for work in WORKS}
+        return [self._know(session, view) for session in view.sessions]
+
+    def _learn(self, view: View) -> list[_Known]:
+        """What there is to know of sessions that changed, which do not stand in line any more."""
+        assert view.changed is not None
+        for key in view.changed:
+            self._held_up.discard(key)
+            if (old := self._known.pop(key, None)) is not None:
+                for work, place in old.places:
+                    self._lines[work].remove(place)
+        return [self._know(one, view) for one in view.changed.values() if one is not None]
+
     def _know(self, session: SessionView, view: View) -> _Known:
-        known = self._known.get(session.key)
-        if known is not None and known.session is session:
-            return known
         ready = [request for request in session.requests if _is_ready(request)]
-        return _Known(
+        known = self._known[session.key] = _Known(
             session=session,
             first_ready=min(((one.arrived_s, one.blocks) for one in ready), default=None),
             wants_flash=_flash_wants_to_begin(session, view),
             needs_blocks=max(sum(one.blocks for one in ready), session.flash_blocks),
         )
+        self._needs_blocks = max(self._needs_blocks, known.needs_blocks)
+        if session.held_up:
+            self._held_up.add(session.key)
+        return known
 
-    def _candidates(
-        self, known: _Known, view: View, *, may_begin: bool
-    ) -> dict[Work, tuple[_Candidate, ...]]:
-        session, depends = known.session, (may_begin, view.lends)
-        plenty = view.free_blocks - view.leaves_blocks.get(session.tenant, 0) >= known.needs_blocks
-        if not (plenty and known.depends == depends):
-            known.depends = depends if plenty else None
-            asks = _ask_candidates(session, view, self._policy, may_begin=may_begin)
-            found: dict[Work, tuple[_Candidate, ...]] = {
-                "ask": tuple(asks),
-                "ingest": tuple(_ingest_candidates(session, view)),
-                "flash": tuple(_flash_candidates(session, view)),
-            }
-            known.candidates = {work: steps for work, steps in found.items() if steps}
-        return known.candidates
+    def _place(self, known: _Known, view: View, *, may_begin: bool) -> None:
+        """The steps that a session could have, into their lines."""
+        session = known.session
+        found: dict[Work, Iterator[_Candidate]] = {
+            "ask": _ask_candidates(session, view, self._policy, may_begin=may_begin),
+            "ingest": _ingest_candidates(session, view),
+            "flash": _flash_candidates(session, view),
+        }
+        for work, steps in found.items():
+            for number, one in enumerate(steps):
+                known.places.append((work, self._lines[work].add(one, number)))
 
-
-def _order(one: _Candidate, view: View) -> tuple[float, int, float, int]:
-    """The smallest comes first."""
-    work = view.tenant_work.get(one.tenant, 0.0)
-    return (work, one.served, one.since_s, one.step.session)
-
-
-def _joined(
-    step: Step, candidates: dict[Work, list[_Candidate]], view: View, policy: Policy
-) -> tuple[Step, ...]:
-    """What shares the step, the most urgent first; one part of each other session."""
-    found: dict[int, Step] = {}
-    for work in WORKS:
-        # Not all that could go along will fit; beyond so many others the rest can wait.
-        most = len(found) + _JOINING * view.step_sessions
-        for one in candidates[work]:
-            if one.step.session != step.session and _goes_with(one.step, step):
-                found.setdefault(one.step.session, one.step)
-            if len(found) == most:
-                break
-    if not isinstance(step, GoOn):
-        return tuple(found.values())
-    others = [one for one in found.values() if isinstance(one, GoOn)]
-    return _rows_beside(step, others, view, policy)
+    def _joined(self, step: Step, view: View) -> tuple[Step, ...]:
+        """What shares the step, the most urgent first; one part of each other session."""
+        found: dict[int, Step] = {}
+        served = (
+            view.step_sessions if isinstance(step, Ingest) else min(view.step_sessions, view.rows)
+        )
+        for work in WORKS:
+            # Not all that could go along will fit; beyond so many others the rest can wait.
+            most = len(found) + _JOINING * served
+            for one in self._lines[work].in_order(view.tenant_work):
+                if one.step.session != step.session and _goes_with(one.step, step):
+                    found.setdefault(one.step.session, one.step)
+                if len(found) == most:
+                    break
+        if not isinstance(step, GoOn):
+            return tuple(found.values())
+        others = [one for one in found.values() if isinstance(one, GoOn)]
+        return _rows_beside(step, others, view, self._policy)
 
 
 def _goes_with(other: Step, step: Step) -> bool:

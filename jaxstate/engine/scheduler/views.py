@@ -6,6 +6,7 @@ the one leads to the other (`scheduler`), devices, tokens, text.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -98,6 +99,8 @@ class View:
 
     Attributes:
         sessions: those that have something to do.
+        changed: of those that are not as they were at the last view, what they are now (None for
+            who has nothing to do any more); None if that may be all.
         free_blocks: tail blocks that nobody holds.
         evictable_blocks: those that registered questions hold and may lose.
         waited: steps that each class has let others go first while it could run, or only lacked
@@ -118,7 +121,8 @@ class View:
         next_due_s: when a registered question may be computed again that may not be now.
     """
 
-    sessions: tuple[SessionView, ...]
+    sessions: Collection[SessionView]
+    changed: Mapping[int, SessionView | None] | None = None
     free_blocks: int
     evictable_blocks: int = 0
     waited: dict[Work, int] = field(default_factory=dict)

@@ -96,6 +96,7 @@ class Residence:
         pinned: whether it never leaves the device.
         chain: names of the whole blocks of its opening.
         state: where they are, and where they are about to go; `become` changes it.
+        on_device: whether steps can look at them, which the state says.
         granted_blocks: that it may have while it is on the device.
         ordered_blocks: what the budgets count for it: the blocks of all that it has read and of
             what waits to be read.
@@ -126,6 +127,7 @@ class Residence:
     pinned: bool = False
     chain: tuple[Link, ...] = ()
     state: ResidencyState = ResidencyState.LOG
+    on_device: bool = False
     granted_blocks: int = 0
     ordered_blocks: int = 0
     wants_since: int | None = None
@@ -145,9 +147,10 @@ class Residence:
     oldest_cells: int = 0
 
     @property
-    def on_device(self) -> bool:
-        """Whether steps can look at its cells."""
-        return self.place == "device"
+    def unbegun(self) -> bool:
+        """Whether it is on the device with an opening that others may share, and none of its cells
+        is there."""
+        return self.on_device and bool(self.chain) and not self.table.cells
 
     @property
     def place(self) -> Place:
@@ -162,7 +165,7 @@ class Residence:
     def become(self, state: ResidencyState) -> None:
         """The next state, which may be the same."""
         assert state is self.state or state in _NEXT[self.state], f"{self.state} became {state}"
-        self.state = state
+        self.state, self.on_device = state, _PLACES[state] == "device"
 
     @property
     def cells(self) -> int:
