@@ -41,7 +41,7 @@ _STUCK_S = 60.0
 _LONG_S = 60.0
 # Less than most sessions have: those that stay away come back from their snapshots, or are computed
 # again; and then none at all, without snapshots.
-_WAYS = (2 << 10, 0)
+_WAYS = (8 << 10, 0)
 _MOST_LIVES = 3
 _PAUSE_S = 0.5
 # Few shapes, so that the soak soon begins.
