@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jaxstate.engine.executor.protocol import RowSizes
-from jaxstate.engine.scheduler.scheduler import plan, start_size
+from jaxstate.engine.executor.protocol import RowSizes, size_for
+from jaxstate.engine.scheduler.scheduler import plan
 from jaxstate.engine.scheduler.views import (
     Begin,
     GoOn,
@@ -455,7 +455,7 @@ def test_when_to_look_again() -> None:
 
 @pytest.mark.parametrize(("tokens", "rows"), [(1, 8), (16, 8), (17, 4), (32, 4)])
 def test_how_many_begin(tokens: int, rows: int) -> None:
-    assert start_size(tokens, START_ROWS)[1] == rows
+    assert size_for(tokens, START_ROWS)[1] == rows
 
 
 def test_the_documented_patience() -> None:
@@ -611,7 +611,7 @@ def test_a_step_is_possible(seen: View) -> None:
             assert step.work == "ask" and len(set(step.requests)) == len(chosen)
             assert all(request.stage == "waiting" and not request.blocked for request in chosen)
             longest = max(request.tokens for request in chosen)
-            assert len(chosen) <= start_size(longest, seen.start_rows)[1]
+            assert len(chosen) <= size_for(longest, seen.start_rows)[1]
             blocks = sum(request.blocks for request in chosen)
             assert blocks <= seen.free_blocks + (seen.evictable_blocks if step.evict else 0)
             assert step.evict == (blocks > seen.free_blocks)

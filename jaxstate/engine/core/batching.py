@@ -17,7 +17,7 @@ from jaxstate.engine.core.ready_sessions import ReadySessions
 from jaxstate.engine.core.results import ResultProcessor
 from jaxstate.engine.core.scheduled_step import ScheduledRead, ScheduledRequest, ScheduledStep
 from jaxstate.engine.core.state import EngineState
-from jaxstate.engine.executor.protocol import Limits, Tokens
+from jaxstate.engine.executor.protocol import Limits, Tokens, size_for
 from jaxstate.engine.flash.registry import Registered
 from jaxstate.engine.requests.request import Question, Request
 from jaxstate.engine.scheduler.grouping import BatchCandidate, go_together
@@ -342,8 +342,8 @@ def _padded(chosen: Sequence[BatchCandidate], limits: Limits) -> int:
     if questions:
         planned = chosen[0].tokens if chosen[0].kind == "chunk" else 1
         longest = max(planned, *questions)
-        return next(size for size, _ in limits.start_rows if longest <= size)
-    return next(size for size, _ in limits.chunk_rows if chosen[0].tokens <= size)
+        return size_for(longest, limits.start_rows)[0]
+    return size_for(chosen[0].tokens, limits.chunk_rows)[0]
 
 
 def _scored_together(requests: Sequence[Request], limits: Limits) -> int:

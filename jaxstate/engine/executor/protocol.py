@@ -68,7 +68,14 @@ Tokens = NDArray[np.int32]
 StepKind = Literal["extend", "start", "more", "decode", "score"]
 
 
+T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+
+
+def size_for(tokens: int, sizes: Sequence[tuple[int, T]]) -> tuple[int, T]:
+    """The smallest of ascending sizes that so many tokens fit in, with what is declared for it; the
+    caller has seen to it that there is one."""
+    return next(one for one in sizes if tokens <= one[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +131,7 @@ class Limits:
 
     def idle_start(self, tokens: int) -> tuple[int, int]:
         """To how many tokens a question is padded, and how many may begin in one idle step."""
-        size, rows = next(one for one in self.start_rows if tokens <= one[0])
+        size, rows = size_for(tokens, self.start_rows)
         return size, min(rows, self.idle_rows(size))
 
     def idle_rows(self, tokens: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxstate.engine.executor.protocol import Limits, RowSizes
+from jaxstate.engine.executor.protocol import Limits, RowSizes, size_for
 
 Kind = Literal["ask", "flash", "chunk"]
 
@@ -69,7 +69,7 @@ def _chunks(
     planned: Sequence[BatchCandidate], alike: Sequence[BatchCandidate], limits: Limits
 ) -> tuple[list[BatchCandidate], int]:
     """As many chunks as make a token cheapest, in the size of the planned one."""
-    tokens, sizes = next(one for one in limits.chunk_rows if planned[0].tokens <= one[0])
+    tokens, sizes = size_for(planned[0].tokens, limits.chunk_rows)
     waiting = _each_session([*planned, *alike], 1)
     by_cost = RowSizes(sizes=sizes, overhead_tokens=limits.row_sizes.overhead_tokens)
     return waiting[: by_cost.take(len(waiting), tokens, sizes[-1])], tokens
@@ -101,7 +101,7 @@ def _most(tokens: int, limits: Limits, *, idle: bool) -> tuple[int, int]:
     """To how many tokens a question is padded, and how many may begin together."""
     if idle:
         return limits.idle_start(tokens)
-    return next(one for one in limits.start_rows if tokens <= one[0])
+    return size_for(tokens, limits.start_rows)
 
 
 def _with_riders(
@@ -112,10 +112,9 @@ def _with_riders(
     free_blocks: int,
 ) -> list[BatchCandidate]:
     """What else goes along for nothing: as long as all rows cost less than a step without any."""
-    fits = next((one for one in limits.start_rows if tokens <= one[0]), None)
-    if fits is None:
+    if tokens > limits.question_tokens:
         return chosen
-    size, most = fits
+    size, most = size_for(tokens, limits.start_rows)
     alone = len(chosen)
     left = free_blocks - sum(want.blocks for want in chosen)
     for want in others:

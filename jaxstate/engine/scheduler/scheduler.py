@@ -33,6 +33,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from jaxstate.engine.executor.protocol import size_for
 from jaxstate.engine.scheduler.views import (
     Begin,
     GoOn,
@@ -354,19 +355,14 @@ def _fitting(waiting: list[RequestView], leaves_blocks: int, view: View) -> list
     blocks_left, longest = view.free_blocks + view.evictable_blocks - leaves_blocks, 0
     for request in waiting:
         longest = max(longest, request.tokens)
-        if request.blocks > blocks_left or len(taken) >= start_size(longest, view.start_rows)[1]:
+        if request.blocks > blocks_left or len(taken) >= size_for(longest, view.start_rows)[1]:
             break
         taken.append(request)
         blocks_left -= request.blocks
     if not taken:
         return []
-    tokens, rows = start_size(max(request.tokens for request in taken), view.start_rows)
+    tokens, rows = size_for(max(request.tokens for request in taken), view.start_rows)
     return taken[: view.row_sizes.take(len(taken), tokens, rows)]
-
-
-def start_size(tokens: int, start_rows: tuple[tuple[int, int], ...]) -> tuple[int, int]:
-    """To how many tokens a question is padded, and how many of that size can begin together."""
-    return next(one for one in start_rows if tokens <= one[0])
 
 
 def _going_on(
