@@ -32,6 +32,7 @@ from jaxstate.engine.executor.protocol import (
     HostCells,
     Limits,
     Lost,
+    Pending,
     Saved,
     StepKind,
     StepOutput,
@@ -162,7 +163,7 @@ class FakeExecutor:
         blocks = self._check_seen(seen)
         return self._tokens[blocks].reshape(-1)[: seen.cells].tolist()
 
-    def run(self, kind: StepKind, rows: Sequence[Row]) -> _Done:
+    def run(self, kind: StepKind, rows: Sequence[Row]) -> Pending[StepOutput]:
         """Does the step."""
         steps = {
             "extend": self._extend,

@@ -142,6 +142,7 @@ def test_too_many_that_wait_let_the_next_wait(
         until(lambda: session.info().pending == 3)
         time.sleep(0.02)
         assert not third.done()
+        assert session.push("d", timeout=0.01).last == 4  # it was taken, and waits no longer
         go()
         assert third.result(20).last == 3
 
@@ -297,6 +298,25 @@ def test_what_was_displaced_for_it_comes_back(tmp_path: Path, disk: FailingDisk)
     rig.engine.run()
     assert bytes(rig.cells(session)) == b"b\nc\nf\n" and kept(session) == ["b", "c", "f"]
     rig.engine.close()
+
+
+def test_nobody_waits_for_a_push_that_never_counted(rig: Rig, disk: FailingDisk) -> None:
+    session = rig.open()
+    session.push("a")
+    rig.engine.run()
+    go = held(rig)
+    with ThreadPoolExecutor(2) as threads:
+        lost = threads.submit(session.push, "lost")
+        until(lambda: session.info().pending == 1)
+        waiting = threads.submit(session.wait, None, 20)
+        fresh = threads.submit(session.wait_fresh, 20)
+        time.sleep(0.02)
+        disk.full = True
+        go()
+        with pytest.raises(JournalError):
+            lost.result(20)
+        until(lambda: rig.engine.turn() or (waiting.done() and fresh.done()))
+        assert (waiting.result(20), fresh.result(20)) == (1, 1)
 
 
 def test_several_that_wait_fail_together_and_leave_no_gap(rig: Rig, disk: FailingDisk) -> None:

@@ -6,19 +6,39 @@ import dataclasses
 import errno
 import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import jaxstate
+from jaxstate.cells.tables import GroupBlock
 from jaxstate.engine.durability.recovery import JournalRecovery
-from jaxstate.engine.executor.protocol import HostCells, RowSizes
+from jaxstate.engine.executor.protocol import (
+    HostCells,
+    Lost,
+    Pending,
+    RowSizes,
+    StepKind,
+    StepOutput,
+)
 from jaxstate.engine.memory.cell_store import CellStore
-from jaxstate.engine.sessions.dedup import IdempotencyTable
-from jaxstate.errors import JournalDamaged
+from jaxstate.engine.sessions.dedup import IdempotencyTable, Pushed
+from jaxstate.engine.types.options import EngineConfig
+from jaxstate.errors import ClosedError, JournalDamaged, StepFailed
 from jaxstate.persist.segments import SegmentStore
-from jaxstate.testing import SHARED_LIMITS, FakeClock, FakeExecutor, fake_layout, tiny_model
+from jaxstate.steps.packing import Row
+from jaxstate.testing import (
+    FAKE_LIMITS,
+    SHARED_LIMITS,
+    FakeClock,
+    FakeExecutor,
+    SteppedEngine,
+    fake_layout,
+    tiny_model,
+)
 from tests.engine.rig import Rig
 
 SOON_S = 20.0
@@ -154,7 +174,7 @@ def test_clients_that_are_in_the_journal_are_forgotten_here(
     for number in range(100):
         read = receipts.unread(str(number))
         assert read is not None
-        read()
+        read()()
         assert receipts.last_of(str(number)) == number
     assert len(receipts._last) <= 11
 
@@ -207,3 +227,103 @@ def test_what_is_about_to_be_named_is_not_cleared_away(tmp_path: Path) -> None:
     with store.lock:
         store.clear(set())
     assert not store.has(name) and list(tmp_path.iterdir()) == []
+
+
+def test_a_repeat_in_line_for_room_lets_the_others_in() -> None:
+    """Who finds that it was taken already stands in nobody's way any more."""
+    rig = Rig(config=EngineConfig(queue_entries=2))
+    session = rig.open()
+    session.push(["a", "b"])
+    first, repeat = (session.prepare("c", "feed", 1) for _ in range(2))
+    assert all(isinstance(session.push_prepared(one), Future) for one in (first, repeat))
+    rig.engine.run()
+    taken = session.push_prepared(first)
+    assert isinstance(taken, Pushed) and session.push_prepared(repeat) == taken
+    rig.engine.run()
+    assert session.push("d").last == 4 and not session.record.room_waiters
+
+
+@dataclasses.dataclass
+class _Checked:
+    """A step that fails if its device is lost before it is done."""
+
+    executor: _Dead
+    done: Pending[StepOutput]
+
+    def get(self) -> StepOutput:
+        self.executor.check()
+        return self.done.get()
+
+
+class _Dead(FakeExecutor):
+    """A device that is lost for good once a test says so."""
+
+    dead = False
+
+    def run(self, kind: StepKind, rows: Sequence[Row]) -> Pending[StepOutput]:
+        done = super().run(kind, rows)
+        return _Checked(self, done)
+
+    def wipe(self, blocks: Sequence[GroupBlock]) -> None:
+        self.check()
+        super().wipe(blocks)
+
+    def recover(self) -> Lost:
+        self.check()
+        return super().recover()
+
+    def check(self) -> None:
+        if self.dead:
+            raise RuntimeError("the device is lost")
+
+
+@pytest.mark.parametrize("what", ["erase", "ask"])
+def test_a_device_that_does_not_recover_leaves_nobody_waiting(what: str) -> None:
+    executor = _Dead(FakeClock(), limits=dataclasses.replace(FAKE_LIMITS, steps_ahead=1))
+    with jaxstate.Engine(tiny_model(), executor=executor, clock=time.perf_counter) as engine:
+        session = engine.open(prefix="abc")
+        session.push("x")
+        session.wait(timeout=SOON_S)
+        executor.dead = True
+        calls = {
+            "erase": lambda: session.close(erase=True),
+            "ask": lambda: session.ask("q", timeout=SOON_S),
+        }
+        with ThreadPoolExecutor(1) as thread:
+            asked = thread.submit(calls[what])
+            with pytest.raises((ClosedError, StepFailed)):
+                asked.result(SOON_S)
+
+
+def test_a_job_that_waits_for_a_step_in_flight_ends_with_the_device() -> None:
+    clock = FakeClock()
+    executor = _Dead(clock, limits=dataclasses.replace(FAKE_LIMITS, steps_ahead=1))
+    engine = SteppedEngine(executor, clock)
+    session = engine.open(prefix="abc")
+    engine.run()
+    session.push("x")
+    assert engine.turn()  # its step is in flight
+    _, forked = engine._manager.fork(session.record, None, 0)
+    executor.dead = True
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        engine.turn()
+    engine.close()
+    with pytest.raises(ClosedError):
+        forked.result(0)
+
+
+def test_what_was_read_of_receipts_is_kept_under_the_lock() -> None:
+    class _Older:
+        def push_of(self, client: str, seq: int) -> None:
+            return None
+
+        def last_seq(self, client: str) -> int:
+            return 7
+
+    table = IdempotencyTable(_Older())
+    read = table.unread("feed")
+    assert read is not None
+    keep = read()  # without the lock: nothing has changed
+    assert table.last_of("feed") is None and table.unread("feed") is not None
+    keep()
+    assert table.last_of("feed") == 7 and table.unread("feed") is None

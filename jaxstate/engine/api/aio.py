@@ -30,6 +30,7 @@ from jaxstate.engine.types.options import QueuePolicy, check_known
 from jaxstate.engine.types.values import Answer, Event, Receipt, SessionInfo
 from jaxstate.errors import ClosedError, TimedOut
 from jaxstate.model.bundle import Model
+from jaxstate.persist.journal import PendingWrite
 from jaxstate.records import checked_path
 
 T = TypeVar("T")
@@ -84,6 +85,17 @@ async def on_a_thread(work: Callable[[], T]) -> T:
     return await made_of(work, lambda _: None)
 
 
+async def written_to_journal(written: PendingWrite | None, timeout: float | None) -> None:
+    """As `EngineCore.settled`, awaited."""
+    if written is None or not written.awaited:
+        return
+    settled = asyncio.wrap_future(written.settled)
+    if written.stays:
+        await asyncio.wait([settled], timeout=timeout)
+    else:
+        await settled
+
+
 async def events_of(subscription: Subscription, timeout: float | None) -> AsyncIterator[Event]:
     """Events up to and including `Closed`, or until none came within `timeout` seconds."""
     loop, news = asyncio.get_running_loop(), asyncio.Event()
@@ -134,14 +146,15 @@ class AsyncSession:
         """As `Session.push`; what a cancelled task has pushed may be there all the same."""
         new = self.session.prepare(entries, client, client_seq, strict)
         left_s = countdown(timeout)
+        while (read := self.session.reads_first(new)) is not None:
+            await on_a_thread(read)
         try:
             while isinstance(outcome := self.session.push_prepared(new), Future):
                 await result_of(outcome, left_s(), "the queue was full")
         except BaseException:
             self.session.give_up(new)
             raise
-        if outcome.written is not None and outcome.written.awaited:
-            await asyncio.wrap_future(outcome.written.settled)
+        await written_to_journal(outcome.written, left_s())
         return outcome.receipt
 
     async def client_seq(self, client: str) -> int | None:
@@ -212,8 +225,7 @@ class AsyncSession:
         record, future = self.session.forking(id, version)
         with self.session.or_closed(record):
             await result_of(future, None, "the session was not forked")
-            if record.written is not None and record.written.awaited:
-                await asyncio.wrap_future(record.written.settled)
+            await written_to_journal(record.written, None)
         return AsyncSession(self.session.of(record))
 
     async def save(

@@ -15,7 +15,14 @@ from typing import Unpack
 
 from jaxstate.engine.core.asks import given_or_submitted
 from jaxstate.engine.core.engine_core import EngineCore
-from jaxstate.engine.core.ingest import NewEntries, leave_line, new_entries, push
+from jaxstate.engine.core.ingest import (
+    NewEntries,
+    leave_line,
+    new_entries,
+    push,
+    read_receipts,
+    reads_first,
+)
 from jaxstate.engine.core.session_manager import SessionManager, close_session
 from jaxstate.engine.flash.registry import FlashOptions, Registered, flash_json, new_registered
 from jaxstate.engine.requests.encoding import (
@@ -114,7 +121,7 @@ class Session:
         """Waits until the entries up to `version` are in the cells; returns the version then.
 
         Args:
-            version: a sequence number; None for everything pushed so far.
+            version: a sequence number; None for everything whose push has returned.
             timeout: seconds at most; None for ever.
 
         Raises:
@@ -274,7 +281,9 @@ class Session:
 
     def waiting(self, version: int | None) -> Future[None]:
         """What `wait` waits for."""
-        wanted = self._record.queue.last if version is None else checked_int("version", version)
+        # Not for what is on its way to the journal: it may never come.
+        newest = self._record.queue.accepted
+        wanted = newest if version is None else checked_int("version", version)
         return self._core.wait(self._record, wanted)
 
     def push(
@@ -296,7 +305,8 @@ class Session:
             client, client_seq: who pushes, and its own number of this push: a repeat gets the
                 receipt of the first, and adds nothing.
             strict: refuse a number that does not follow the client's last.
-            timeout: seconds to wait for room at most.
+            timeout: seconds to wait for room at most: in the queue, and at "memory" in the line for
+                the journal, behind which it was taken all the same.
 
         Raises:
             InvalidInput: no entries, something that is no text, or more than the queue holds.
@@ -307,7 +317,8 @@ class Session:
             TimedOut: no room within `timeout`.
             InvalidInput: `client_seq` was used for other entries before.
             SequenceGap: under strict order, numbers of the client are missing.
-            JournalError: the journal could not be written; nothing was added.
+            JournalError: the journal could not be written, and nothing was added (but for a disk
+                that fails: then the next engine finds out).
             ClosedError: the session or the engine is closed.
         """
         left_s = countdown(timeout)
@@ -319,7 +330,7 @@ class Session:
         except BaseException:
             self.give_up(new)
             raise
-        self._core.settled(outcome.written)
+        self._core.settled(outcome.written, left_s())
         return outcome.receipt
 
     def client_seq(self, client: str) -> int | None:
@@ -337,7 +348,7 @@ class Session:
                 if written is None and read is None:
                     return self._record.receipts.last_of(client)
             if read is not None:
-                read()
+                read_receipts(self._core, read)
             if written is not None:
                 with contextlib.suppress(JournalError):  # then it was never there
                     self._core.check_may_wait()
@@ -534,6 +545,11 @@ class Session:
     ) -> NewEntries:
         """The first half of `push`: tokens, and keys where the policy wants them."""
         return new_entries(self._encoder, self._record, entries, client, client_seq, strict)
+
+    def reads_first(self, new: NewEntries) -> Callable[[], None] | None:
+        """What of the journal the second half of `push` would read, while its caller waits; None
+        for nothing."""
+        return reads_first(self._core, self._record, new)
 
     def push_prepared(self, new: NewEntries) -> Pushed | Future[None]:
         """The second half of `push`; a future to wait for, if there is no room now."""

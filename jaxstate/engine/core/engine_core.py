@@ -14,7 +14,7 @@ import functools
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
@@ -114,7 +114,7 @@ class EngineCore:
         ended: what every call raises once the engine is closed.
         ready, scheduler: what there is to do, and what of it comes next.
         jobs: what the loop's thread is to do between steps.
-        cell store: cells that are not on the device.
+        cell_store: cells that are not on the device.
         journal_writer: tells the journal, if there is one.
         wipes: those who wait until no cells are left of what nobody has.
         loop_thread: the thread that must never wait for the engine; None if a test turns the loop.
@@ -236,14 +236,23 @@ class EngineCore:
         if self.journal_writer.waits:
             self.check_may_wait()
 
-    def settled(self, noted: PendingWrite | None) -> None:
-        """Waits until the journal has what was noted.
+    def settled(self, written: PendingWrite | None, timeout: float | None = None) -> None:
+        """Waits until the journal has a change.
+
+        Args:
+            written: it; None for nothing to wait for.
+            timeout: seconds at most for one that took effect at once, and only waits since the line
+                is long; others are waited for until it is known what becomes of them.
 
         Raises:
-            JournalError: it could not be written.
+            JournalError: it could not be written, and did not take effect.
         """
-        if noted is not None and noted.awaited:
-            noted.settled.result()
+        if written is None or not written.awaited:
+            return
+        if written.stays:
+            wait([written.settled], timeout)
+        else:
+            written.settled.result()
 
     def _abandon(self) -> None:
         """The journal could not be written: what is on its way to it never takes effect."""

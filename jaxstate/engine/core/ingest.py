@@ -7,7 +7,7 @@ room. Does not know: how it is read, when.
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -92,20 +92,37 @@ def push(core: EngineCore, record: SessionRecord, new: NewEntries) -> Pushed | F
         ClosedError, NotFinite, InvalidInput, CapacityExceeded, BudgetExceeded, QueueFull,
         SequenceGap, JournalError: as `Session.push`.
     """
-    while True:
-        with core.noting():
-            core.journal_writer.check()
-            record.check_open()
-            record.check_reads(record.version + 1)
-            origin = new.origin
-            read = None if origin is None else record.receipts.unread(origin.client, origin.seq)
-            if read is None:
-                return _pushed(core, record, new)
+    while (read := reads_first(core, record, new)) is not None:
         read()
+    with core.noting():
+        core.journal_writer.check()
+        record.check_open()
+        record.check_reads(record.version + 1)
+        return _pushed(core, record, new)
+
+
+def reads_first(
+    core: EngineCore, record: SessionRecord, new: NewEntries
+) -> Callable[[], None] | None:
+    """What has to be read of the journal before it is known whether a push is a repeat; None if
+    nothing has. It waits for a disk, and is called without the lock."""
+    if (origin := new.origin) is None:
+        return None
+    with core.noting():
+        read = record.receipts.unread(origin.client, origin.seq)
+    return None if read is None else functools.partial(read_receipts, core, read)
+
+
+def read_receipts(core: EngineCore, read: Callable[[], Callable[[], None]]) -> None:
+    """Reads without the lock, and keeps with it."""
+    keep = read()
+    with core.lock:
+        keep()
 
 
 def _pushed(core: EngineCore, record: SessionRecord, new: NewEntries) -> Pushed | Future[None]:
     if new.origin is not None and (before := record.receipts.find(new.origin)) is not None:
+        _left_line(core, record, new)
         return before
     if next(iter(record.room_waiters), new) is not new:
         return _place_in_line(record, new)
@@ -180,19 +197,21 @@ def _accept(core: EngineCore, record: SessionRecord, offer: Offer) -> None:
 
 
 def _offer(core: EngineCore, record: SessionRecord, new: NewEntries) -> Offer | None:
-    """To the queue, as far as the session's capacity and the engine's budget go."""
-    room, read = core.state.budget, record.residence.cells
-    most = min(core.limits.session_cells, room.most_cells(record))
+    """All of it to the queue, if the session's capacity and the engine's budget let it; None if the
+    queue has no room now."""
+    budget, read_cells = core.state.budget, record.residence.cells
+    most = min(core.limits.session_cells, budget.most_cells(record))
     tokens = new.tokens
     if new.first_tokens is not None and record.queue.last == 0:
         tokens = ((new.first_tokens, tokens[0][1]), *tokens[1:])
     try:
-        offer = record.queue.offer(tokens, core.clock(), most - read)
+        offer = record.queue.offer(tokens, core.clock(), most - read_cells)
     except CapacityExceeded:
         if most == core.limits.session_cells:
             raise
-        added = sum(len(tokens) for tokens, _ in new.tokens)
-        raise room.refusal(record, read + record.queue.unread_tokens + added) from None
-    room.order(record, read + record.queue.unread_tokens)
+        added = sum(len(one) for one, _ in tokens)
+        wanted = read_cells + record.queue.unread_tokens + added
+        raise budget.refusal(record, wanted) from None
+    budget.order(record, read_cells + record.queue.unread_tokens)
     record.residence.used_s = core.clock()
     return offer

@@ -127,8 +127,11 @@ class EngineLoop:
 
     def _wind_up(self) -> None:
         """Lets the device finish, delivers what is left, and gives the device's memory back."""
-        while self._in_flight:
-            self._fetch_oldest()
+        try:
+            while self._in_flight:
+                self._fetch_oldest()
+        except Exception:
+            _log.exception("the device did not recover; what was under way is lost")
         self.deliver()
         self._executor.release()
 
@@ -205,10 +208,14 @@ class EngineLoop:
     def _do_job(self) -> bool:
         core = self._core
         with core.lock:
-            ready = (one for one in core.jobs if one.may_run or one.ended or one.unwanted)
-            job = next(ready, None)
-            if job is None:
+            if self._next_job() is None:
                 return False
+        while self._in_flight:
+            self._fetch_oldest()
+        with core.lock:
+            job = self._next_job()  # a step that was in flight may have failed
+            if job is None:
+                return True
             core.jobs.remove(job)
             if job.version_end is not None:
                 job.version_end.tasks_waiting -= 1
@@ -216,10 +223,6 @@ class EngineLoop:
                 if job.creates:
                     core.unwanted(job.session)
                 return True
-        while self._in_flight:
-            self._fetch_oldest()
-        if self._put_off(job):
-            return True
         try:
             job.check_open()
             result = job.act()
@@ -231,14 +234,9 @@ class EngineLoop:
             core.results.resolve(job.future, result)
         return True
 
-    def _put_off(self, job: ControlTask[object]) -> bool:
-        """Whether a job has to wait after all: a step that was in flight may have failed."""
-        with self._core.lock:
-            if job.version_end is None or job.may_run or job.ended:
-                return False
-            job.version_end.tasks_waiting += 1
-            self._core.jobs.appendleft(job)
-            return True
+    def _next_job(self) -> ControlTask[object] | None:
+        ready = (one for one in self._core.jobs if one.may_run or one.ended or one.unwanted)
+        return next(ready, None)
 
     def _job_failed(self, job: ControlTask[object], cause: Exception) -> None:
         error = cause if isinstance(cause, JaxstateError) else StepFailed(f"it failed: {cause}")
@@ -313,13 +311,14 @@ class EngineLoop:
         while self._in_flight:
             self._fetch_oldest()
         with core.lock:
-            waiting, core.wipes = core.wipes, []
+            waiting = tuple(core.wipes)
             blocks = core.state.tables.free_blocks()
         try:
             self._executor.wipe(blocks)
         except Exception as error:
             self._recover(error)  # a pool that is lost holds nothing either
         with core.lock:
+            del core.wipes[: len(waiting)]
             for future in waiting:
                 core.results.resolve(future, None)
 

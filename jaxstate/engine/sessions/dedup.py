@@ -7,6 +7,7 @@ without a journal all are kept here. Does not know: entries, queues.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections import OrderedDict
@@ -123,20 +124,23 @@ class IdempotencyTable:
         # What was just read of the journal, for who asked for it.
         self._read: dict[tuple[str, int], Push | None] = {}
 
-    def unread(self, client: str, seq: int | None = None) -> Callable[[], None] | None:
+    def unread(
+        self, client: str, seq: int | None = None
+    ) -> Callable[[], Callable[[], None]] | None:
         """What has to be read of the journal before a client's last number, or one of its pushes,
-        is known; None if nothing has. It is called without the lock: nobody waits for a disk."""
+        is known; None if nothing has. It is called without the lock, since it waits for a disk;
+        what it gives is called with the lock, and keeps what was read."""
         older = self._older
         if older is None:
             return None
         if client not in self._last:
-            return lambda: self._keep_last(client, older.last_seq(client))
+            return lambda: functools.partial(self._keep_last, client, older.last_seq(client))
         last = self._last[client]
         if seq is None or last is None or seq > last:
             return None
         if (client, seq) in self._given or (client, seq) in self._read:
             return None
-        return lambda: self._keep_read(client, seq, older.push_of(client, seq))
+        return lambda: functools.partial(self._keep_read, client, seq, older.push_of(client, seq))
 
     def _keep_last(self, client: str, last: int | None) -> None:
         self._last.setdefault(client, last)

@@ -7,7 +7,7 @@ text, cells (only how many are left), clocks, threads; the caller holds one lock
 A push is taken whole or not at all. An entry that a chunk has begun to read is read to its end;
 nothing displaces it. A push that was offered has its numbers and its place, and is *on its way*:
 nothing of it is read, and nothing that it displaces is read or gone, before `accept`; `abandon`
-forgets all that are on their way. No call but that one looks at entries that it does not move.
+forgets all that are on their way. No call but that one costs more with more entries waiting.
 """
 
 from __future__ import annotations
@@ -123,6 +123,11 @@ class IngestQueue:
     def last(self) -> int:
         """The last sequence number given."""
         return self._last
+
+    @property
+    def accepted(self) -> int:
+        """The last one whose push is not on its way any more."""
+        return self._accepted
 
     @property
     def dropped(self) -> int:
