@@ -49,7 +49,7 @@ class EngineLoop:
 
     Args:
         core: shared with clients.
-        executor: nobody else calls it.
+        executor: its steps are run, and its cells moved, by this alone.
         tokenizer: for the text of answers.
 
     Attributes:

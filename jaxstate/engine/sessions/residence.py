@@ -1,7 +1,7 @@
 """Where one session's cells live, what they are made of, and what they may take. Plain numbers.
 
-Comes in: tokens that were read, moves. Goes out: a `Residence` that `BlockBudget` and the
-launcher look at. The token log is the truth and the cells are a cache of it: whatever becomes of
+Comes in: tokens that were read, moves. Goes out: a `Residence` that `BlockBudget` and
+batching look at. The token log is the truth and the cells are a cache of it: whatever becomes of
 them, they can be computed again. Does not know: other sessions, devices, text.
 """
 
