@@ -134,7 +134,10 @@ DAMAGE = {
         "was opened, as was acknowledged",
     ),
     "a closed session is open": (
-        "UPDATE sessions SET ended_s = NULL",
+        # The last of each name, where none of that name is open.
+        "UPDATE sessions SET ended_s = NULL"
+        " WHERE key IN (SELECT max(key) FROM sessions GROUP BY id)"
+        " AND id NOT IN (SELECT id FROM sessions WHERE ended_s IS NULL)",
         "was closed, as was acknowledged",
     ),
     "an open session has ended": (
