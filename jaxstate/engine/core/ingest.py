@@ -92,13 +92,16 @@ def push(core: EngineCore, record: SessionRecord, new: NewEntries) -> Pushed | F
         ClosedError, NotFinite, InvalidInput, CapacityExceeded, BudgetExceeded, QueueFull,
         SequenceGap, JournalError: as `Session.push`.
     """
-    while (read := reads_first(core, record, new)) is not None:
-        read()
-    with core.noting():
-        core.journal_writer.check()
-        record.check_open()
-        record.check_reads(record.version + 1)
-        return _pushed(core, record, new)
+    while True:
+        with core.noting():
+            core.journal_writer.check()
+            record.check_open()
+            record.check_reads(record.version + 1)
+            # Under one lock with what it decides: what was read may have been forgotten meanwhile.
+            read = _unread(record, new)
+            if read is None:
+                return _pushed(core, record, new)
+        read_receipts(core, read)
 
 
 def reads_first(
@@ -106,11 +109,14 @@ def reads_first(
 ) -> Callable[[], None] | None:
     """What has to be read of the journal before it is known whether a push is a repeat; None if
     nothing has. It waits for a disk, and is called without the lock."""
-    if (origin := new.origin) is None:
-        return None
     with core.noting():
-        read = record.receipts.unread(origin.client, origin.seq)
+        read = _unread(record, new)
     return None if read is None else functools.partial(read_receipts, core, read)
+
+
+def _unread(record: SessionRecord, new: NewEntries) -> Callable[[], Callable[[], None]] | None:
+    origin = new.origin
+    return None if origin is None else record.receipts.unread(origin.client, origin.seq)
 
 
 def read_receipts(core: EngineCore, read: Callable[[], Callable[[], None]]) -> None:
