@@ -38,7 +38,9 @@ from jaxstate.engine.types.values import (
     SessionInfo,
     Span,
     Usage,
+    WindowMoved,
 )
+from jaxstate.engine.types.window import Window
 from jaxstate.errors import (
     BudgetExceeded,
     CapacityExceeded,
@@ -147,6 +149,8 @@ __all__ = [
     "Usage",
     "VersionUnavailable",
     "WeightsMismatch",
+    "Window",
+    "WindowMoved",
     "__version__",
     "chat_template",
     "extend",

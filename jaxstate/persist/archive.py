@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxstate.errors import InvalidInput, JournalDamaged, JournalError
-from jaxstate.persist.changes import SessionOpened, opened
+from jaxstate.persist.changes import SessionOpened, opened, window_kept
 from jaxstate.persist.files import sync_tree
 from jaxstate.persist.journal import Change
 from jaxstate.persist.logged import (
+    NO_WINDOW,
     LoggedEntry,
     LoggedSession,
     entries_of,
@@ -28,6 +29,7 @@ from jaxstate.persist.logged import (
     segment_of,
     session_of,
     snapshots_of,
+    window_of,
 )
 from jaxstate.persist.places import connect
 from jaxstate.persist.schema import (
@@ -94,7 +96,15 @@ def _copy(
         _copy_entry(to, number, there.get(number))
     _copy_rows(source, to, "questions", "session", session.opening.key)
     _copy_rows(source, to, "pushes", "session", session.opening.key)
+    _copy_window(source, session.opening.key, to, KEY)
     _copy_snapshot(source, segments, session.opening.key, to)
+
+
+def _copy_window(source: sqlite3.Connection, key: int, to: sqlite3.Connection, new: int) -> None:
+    """What the session has of its entries, if not all."""
+    window = window_of(source, key)
+    if window != NO_WINDOW:
+        window_kept(new, window.settings, window.version, window.kept)(to)
 
 
 def flat_opening(opening: SessionOpened, root: SessionOpened, key: int, name: str) -> SessionOpened:
@@ -219,6 +229,7 @@ def taken(source: sqlite3.Connection, key: int, name: str) -> Change:
     """
     session = session_of(source, KEY)
     opening = flat_opening(session.opening, session.opening, key, name)
+    window = window_of(source, KEY)
     list(entries_of(source, session, session.opening.base_version))  # all of it, or nothing
     with readable("the session"):
         entries = source.execute("SELECT * FROM entries WHERE log = ?", (KEY,)).fetchall()
@@ -229,6 +240,8 @@ def taken(source: sqlite3.Connection, key: int, name: str) -> Change:
 
     def change(to: sqlite3.Connection) -> None:
         opened(opening)(to)
+        if window != NO_WINDOW:
+            window_kept(key, window.settings, window.version, window.kept)(to)
         for _, number, text, pushed_s, dropped, _ in entries:
             mark = entry_checksum(key, number, text)
             values = (key, number, text, pushed_s, dropped, mark)

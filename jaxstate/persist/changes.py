@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from jaxstate.persist.journal import Change
-from jaxstate.persist.schema import checksum_of, entry_checksum, text_bytes
+from jaxstate.persist.schema import WINDOWS, checksum_of, entry_checksum, text_bytes
 
 QuestionKind: TypeAlias = Literal["flash", "warm"]
 
@@ -241,6 +241,27 @@ def reserve_given_up(session: int) -> Change:
     return change
 
 
+def window_kept(
+    session: int, settings: str | None, version: int, kept: Sequence[tuple[int, int]]
+) -> Change:
+    """What a session's window is, and what is in its context.
+
+    Args:
+        session: its key.
+        settings: the window as JSON; None if it has none any more.
+        version: behind which its window last moved; -1 if it never did.
+        kept: ranges (first, last) of entries up to that version which are in its context.
+    """
+    ranges = json.dumps(kept)
+    row = (session, settings, version, ranges, checksum_of(session, settings, version, ranges))
+
+    def change(to: sqlite3.Connection) -> None:
+        to.execute(WINDOWS)
+        to.execute("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?)", row)
+
+    return change
+
+
 def snapshot_taken(
     snapshot: SnapshotRow, new: Sequence[SegmentRow], kept: Sequence[SegmentRow], keep: int
 ) -> Change:
@@ -331,6 +352,8 @@ def erased(session: int) -> Change:
         ended(session)(to)
         to.execute("UPDATE sessions SET erased = 1, id = '' WHERE key = ?", (session,))
         to.execute("DELETE FROM pushes WHERE session = ?", (session,))
+        to.execute(WINDOWS)
+        to.execute("DELETE FROM windows WHERE session = ?", (session,))
         _forget_unread(to, session)
 
     return change

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from jaxstate.errors import JournalDamaged
 from jaxstate.persist.changes import Push, QuestionKind, SegmentRow, SessionOpened, SnapshotRow
-from jaxstate.persist.schema import bytes_text, entry_checksum
+from jaxstate.persist.schema import bytes_text, checksum_of, entry_checksum
 
 # Entries that are read in one go.
 _AT_ONCE = 1000
@@ -70,6 +70,56 @@ class LoggedSnapshot:
     sound: bool
     saved_s: float
     set_aside: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggedWindow:
+    """What a session's window is, and what is in its context.
+
+    Attributes:
+        settings: the window as JSON; None if it has none any more.
+        version: behind which it last moved; -1 if it never did.
+        kept: ranges (first, last) of the entries up to that version which are in the context.
+    """
+
+    settings: str | None
+    version: int
+    kept: tuple[tuple[int, int], ...]
+
+    def has(self, sequence: int) -> bool:
+        """Whether an entry is in the context, or behind what it moved behind."""
+        kept = any(first <= sequence <= last for first, last in self.kept)
+        return sequence > self.version or kept
+
+
+NO_WINDOW = LoggedWindow(settings=None, version=-1, kept=())
+
+
+def window_of(source: sqlite3.Connection, session: int) -> LoggedWindow:
+    """The window of a session of that key; `NO_WINDOW` if it never had one.
+
+    Raises:
+        JournalDamaged: it is not as it was written.
+    """
+    with readable(f"the window of session {session}"):
+        if not has_table(source, "windows"):
+            return NO_WINDOW
+        row = source.execute(
+            "SELECT settings, version, kept, checksum FROM windows WHERE session = ?", (session,)
+        ).fetchone()
+    if row is None:
+        return NO_WINDOW
+    settings, version, kept, checksum = row
+    if checksum != checksum_of(session, settings, version, kept):
+        raise JournalDamaged(f"the window of session {session} is not as it was written")
+    ranges = tuple((int(first), int(last)) for first, last in json.loads(kept))
+    return LoggedWindow(settings=settings, version=version, kept=ranges)
+
+
+def has_table(source: sqlite3.Connection, name: str) -> bool:
+    """Whether a journal has such a table."""
+    found = source.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,))
+    return found.fetchone() is not None
 
 
 def keys_of(source: sqlite3.Connection, *, ended: bool = False) -> list[tuple[int, str]]:
@@ -150,16 +200,17 @@ def _opening(row: sqlite3.Row) -> SessionOpened:
 
 
 def entries_of(
-    source: sqlite3.Connection, session: LoggedSession, after: int
+    source: sqlite3.Connection, session: LoggedSession, after: int, until: int | None = None
 ) -> Iterator[LoggedEntry]:
-    """Entries after + 1 .. last of a session, those of its forebears included, in order; those that
-    were displaced are left out.
+    """Entries after + 1 .. `until` of a session (None: its last), those of its forebears included,
+    in order; those that were displaced are left out.
 
     Raises:
         JournalDamaged: one is missing, or not as it was written.
     """
     next_number = after + 1
-    for log, first, last in _logs(source, session):
+    for log, first, its_last in _logs(source, session):
+        last = its_last if until is None else min(its_last, until)
         while max(first, next_number) <= last:
             rows = _some_entries(source, session, log, max(first, next_number), last)
             if not rows:

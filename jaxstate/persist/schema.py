@@ -89,6 +89,17 @@ CREATE TABLE segments (
     checksum INTEGER NOT NULL
 ) WITHOUT ROWID;
 """
+# Made with the first window: journals of versions before 0.5 have no such table. `kept` are the
+# entries up to `version` that are in the context, as JSON.
+WINDOWS = """
+CREATE TABLE IF NOT EXISTS windows (
+    session INTEGER PRIMARY KEY,
+    settings TEXT,
+    version INTEGER NOT NULL,
+    kept TEXT NOT NULL,
+    checksum INTEGER NOT NULL
+)
+"""
 # Only in an exported session: the files of its segments.
 FILES = """
 CREATE TABLE files (

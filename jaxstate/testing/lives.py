@@ -25,29 +25,44 @@ class Life:
         opening: tokens that it started with.
         entries: tokens of every entry pushed, by sequence number.
         dropped: those that were reported dropped.
-        base: what a fork has read from its parent: the version and the tokens.
+        first: the version that it began at: a fork has its parent's entries up to there.
+        seen: what each version was said to see, of a session with a window.
     """
 
     session: Session
     opening: tuple[int, ...]
     entries: dict[int, tuple[int, ...]] = field(default_factory=dict)
     dropped: set[int] = field(default_factory=set)
-    base: tuple[int, tuple[int, ...]] | None = None
+    first: int = 0
+    seen: dict[int, tuple[Span, ...]] = field(default_factory=dict)
     flashes: dict[str, FlashQuery] = field(default_factory=dict)
     asked: dict[str, Question] = field(default_factory=dict)
 
-    def read(self, version: int) -> tuple[int, ...]:
-        """Every token that a version has read."""
-        tokens, after = (self.opening, 0) if self.base is None else (self.base[1], self.base[0])
-        for number in sorted(self.entries):
-            if after < number <= version and number not in self.dropped:
-                tokens += self.entries[number]
-        return tokens
+    def read(self, version: int, visible: tuple[Span, ...] | None = None) -> tuple[int, ...]:
+        """Every token that a version has read; with a window, what of it was said to be visible."""
+        there = [one for one in sorted(self.entries) if one <= version and one not in self.dropped]
+        if visible is not None:
+            wanted = [n for one in visible for n in range(one.first, one.last + 1)]
+            assert set(wanted) <= set(there), "something is visible that was not read"
+            assert self.seen.setdefault(version, visible) == visible, "a version has two contexts"
+            there = wanted
+        return self.opening + tuple(token for one in there for token in self.entries[one])
+
+    def fork(self, session: Session) -> Life:
+        """One that goes on from here."""
+        version = session.version
+        return Life(
+            session=session,
+            opening=self.opening,
+            entries={one: tokens for one, tokens in self.entries.items() if one <= version},
+            dropped={one for one in self.dropped if one <= version},
+            first=version,
+        )
 
     def some_version(self, chance: random.Random) -> int | None:
         """One that it has and knows what was read of; None before it has one."""
-        first, last = 0 if self.base is None else self.base[0], self.session.version
-        return chance.randint(first, last) if last >= first else None
+        last = self.session.version
+        return chance.randint(self.first, last) if last >= self.first else None
 
     def drop(self, spans: Sequence[Span]) -> None:
         """Notes entries that will never be read."""

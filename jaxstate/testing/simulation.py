@@ -28,10 +28,12 @@ from jaxstate.engine.requests.encoding import PromptEncoder, Settings
 from jaxstate.engine.requests.request import Question
 from jaxstate.engine.types.options import Coalesce, QueuePolicy
 from jaxstate.engine.types.values import Answer
+from jaxstate.engine.types.window import Window
 from jaxstate.errors import (
     BudgetExceeded,
     CapacityExceeded,
     ClosedError,
+    InvalidInput,
     QueueFull,
     VersionUnavailable,
 )
@@ -48,6 +50,8 @@ SESSION_CELLS = 96
 POOL_SESSIONS = 2
 # No life takes a tenth of that.
 MOST_TURNS = 5000
+# What clients may be told, and no fault.
+REFUSALS = (QueueFull, CapacityExceeded, BudgetExceeded, VersionUnavailable)
 # Sessions of one tenant that open with the same one share its cells.
 PREFIXES = ("shared by some", "shared by others, and longer")
 # Short, so that a choice may be one token and a question fits into one step; the last one does not.
@@ -139,13 +143,14 @@ class Simulation:
             (self._ask_past, 2),
             (self._fork_past, 1),
             (self._pass_time, 2),
+            (self._set_window, 1),
         ]
         (act,) = self._random.choices([one for one, _ in acts], [weight for _, weight in acts])
         name = act.__name__.removeprefix("_")
         self._counts[name] = self._counts.get(name, 0) + 1
         try:
             act()
-        except (QueueFull, CapacityExceeded, BudgetExceeded, VersionUnavailable) as refusal:
+        except REFUSALS as refusal:
             name = type(refusal).__name__
             self._counts[name] = self._counts.get(name, 0) + 1
 
@@ -172,9 +177,34 @@ class Simulation:
             tenant=self._random.choice(("a", "a", "b")),
             reserve=self._random.choice((None, None, None, 20)),
             residency=self._random.choice(("evictable", "evictable", "evictable", "pinned")),
+            window=self._some_window(),
         )
         opening = self._model.template.open_tokens(self._model.text, prefix)
         self._lives.append(Life(session=session, opening=tuple(opening)))
+
+    def _some_window(self) -> Window | None:
+        """Often none; the clock of a life passes half a second in a turn."""
+        budgets: list[dict[str, int | float | str]] = [
+            {"tokens": 12},
+            {"tokens": 25},
+            {"entries": 1},
+            {"entries": 4},
+            {"age_s": 4.0},
+            {"key": "^(.)"},
+            {"key": "[abc]", "tokens": 20},
+            {"entries": 3, "age_s": 20.0},
+        ]
+        if self._random.random() < 0.5:
+            return None
+        hop = self._random.choice((None, None, 0.1, 0.5, 1.0))
+        return Window(**self._random.choice(budgets), hop=hop)  # pyright: ignore
+
+    def _set_window(self) -> None:
+        session, window = self._some_life().session, self._some_window()
+        try:
+            session.set_window(window)
+        except InvalidInput as refusal:
+            assert "waits to be read" in str(refusal), "an entry is longer than the window"
 
     def _push(self) -> None:
         life = self._some_life()
@@ -272,10 +302,7 @@ class Simulation:
     def _fork(self) -> None:
         parent = self._some_life()
         session = self._engine.fork(parent.session, self._turn)
-        version = session.version
-        life = Life(session=session, opening=parent.opening)
-        life.base = (version, parent.read(version))
-        self._lives.append(life)
+        self._lives.append(parent.fork(session))
 
     def _ask_past(self) -> None:
         """About an earlier version; what is registered is left to `_ask`."""
@@ -297,10 +324,9 @@ class Simulation:
         version = parent.some_version(self._random)
         if version is None:
             return
-        read = parent.read(version)
         session = self._engine.fork(parent.session, self._turn, version=version)
         assert session.version == version, "it is a fork at another version"
-        self._lives.append(Life(session=session, opening=parent.opening, base=(version, read)))
+        self._lives.append(parent.fork(session))
 
     def _suspend(self) -> None:
         session = self._some_life().session
@@ -367,7 +393,9 @@ class Simulation:
 
     def _check_answer(self, life: Life, answer: Answer, asked: Question) -> None:
         self._sources[answer.source] = self._sources.get(answer.source, 0) + 1
-        self._reference.check(answer, life.read(answer.version), asked)
+        read = life.read(answer.version, answer.visible)
+        assert answer.usage.context_tokens == len(read)
+        self._reference.check(answer, read, asked)
 
     def _check_end(self) -> None:
         for waiting in self._waiting:
@@ -376,10 +404,9 @@ class Simulation:
         for life in self._lives:
             info = life.session.info()
             kept = [number for number in life.entries if number not in life.dropped]
-            base = 0 if life.base is None else life.base[0]
-            assert info.version == max(kept, default=base), "not everything was read"
+            assert info.version == max(kept, default=life.first), "not everything was read"
             assert info.pending == 0 and info.pending_tokens == 0
-            assert info.tokens == len(life.read(info.version))
+            assert info.tokens == len(life.read(info.version, info.visible))
             assert all(query.fresh for query in life.flashes.values()), "an answer is out of date"
         self._engine.check_blocks()
         gauges = self._engine.metrics().gauges

@@ -96,7 +96,7 @@ class Rig:
     def cells(self, session: Session) -> list[int]:
         """The tokens in its cells, as the device has them."""
         record = session.record
-        return self.executor.cells(record.residence.seen(record.key, record.residence.table.cells))
+        return self.executor.cells(record.residence.seen(record.residence.table.cells))
 
     def turns(self, count: int) -> None:
         for _ in range(count):

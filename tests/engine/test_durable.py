@@ -47,7 +47,7 @@ def cells_of(engine: jaxstate.Engine, session: jaxstate.Session) -> Arrays:
     """All that it still needs, as the device has it."""
     session.resume(30)
     residence = session.record.residence
-    seen = residence.seen(session.record.key, session.record.seen_cells)
+    seen = residence.seen(session.record.seen_cells)
     return dict(engine._loop._executor.fetch(seen, seen.cells).arrays)  # pyright: ignore
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxstate.engine.api.session import Session
-from jaxstate.engine.types.values import Answer, Usage
+from jaxstate.engine.types.values import Answer, Span, Usage
 from jaxstate.errors import InvalidInput
 from tests.engine.rig import Rig
 
@@ -260,6 +260,7 @@ def test_an_answer_that_is_given_again_keeps_every_field() -> None:
         probability=0.7,
         choice_logprobs=(-1.0, -2.0),
         seed=9,
+        visible=(Span(first=1, last=3),),
     )
     assert answer.given(0.25) == dataclasses.replace(answer, latency_s=0.25)
     assert None not in dataclasses.astuple(answer), "a new field has its value here, too"

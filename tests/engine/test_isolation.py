@@ -223,7 +223,7 @@ def test_only_its_own_cells_come_back(tier: Place, tmp_path: Path) -> None:
 def cells_of(session: Session) -> dict[str, np.ndarray]:
     record = session.record
     count = record.residence.table.cells
-    return dict(device().fetch(record.residence.seen(record.key, count), count).arrays)
+    return dict(device().fetch(record.residence.seen(count), count).arrays)
 
 
 def check_cells_equal(

@@ -254,6 +254,7 @@ def test_what_an_engine_counts_and_times() -> None:
         "ask": (2, pytest.approx(0.6)),
         "ingest": (4, pytest.approx(3.0)),  # one for the opening, which has no tokens
         "flash": (9, pytest.approx(3 * 0.7)),
+        "rebuild": (0, 0.0),
     }
     assert seen.idle_share == pytest.approx(0.25 / 5.95)
     assert seen.idle_used_share == pytest.approx(2.1 / (5.95 - 3.6))

@@ -221,7 +221,7 @@ def check_ready(streams: Streams, session: Session, read: list[int]) -> None:
     """What `ready_logits` would say of it, saved and restored."""
     own, record = model(streams.kind), session.record
     state = jaxstate.extend(own, jaxstate.init_state(own, CELLS), read)
-    seen = record.residence.seen(record.key, len(read))
+    seen = record.residence.seen(len(read))
     view = executor(streams.kind).view(seen)
     np.testing.assert_allclose(np.asarray(view.ready), np.asarray(state.ready), atol=1e-4)
 

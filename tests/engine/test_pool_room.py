@@ -116,7 +116,7 @@ class Pool:
         self, name: str | None, tenant: str, policy: QueuePolicy, *, pinned: bool
     ) -> SessionRecord:
         self.keys += 1
-        residence = Residence(table=self.tables.new(), tenant=tenant, pinned=pinned)
+        residence = Residence(name=self.keys, table=self.tables.new(), tenant=tenant, pinned=pinned)
         config = EngineConfig(queue_entries=QUEUE)
         return SessionRecord(self.keys, name or f"s{self.keys}", policy, config, residence)
 
@@ -197,7 +197,7 @@ class Pool:
             stop=(),
         )
         request = Request(self.keys, "ask", asked, 0.0)
-        request.begin(0, record.residence.seen(record.key, record.seen_cells), (), None)
+        request.begin(0, record.residence.seen(record.seen_cells), (), None)
         ask = PendingAsk(request=request, future=Future(), min_version=0)
         record.asks[request.key] = record.asks_begun[request.key] = ask
 

@@ -417,7 +417,8 @@ def test_how_many_ride_along_from_other_sessions(
 
 
 def test_runnable_is_what_could_have_run() -> None:
-    assert plan(view(ALL), Policy()).runnable == frozenset(WORKS)
+    rebuild = entries(2, 5, rebuilds=True)
+    assert plan(view(ALL, rebuild), Policy()).runnable == frozenset(WORKS)
     assert plan(view(without(flash_due=0)), Policy()).runnable == {"ask", "ingest"}
     blocked = session(1, ask(1, blocked=True), flash_due=1)
     assert plan(view(blocked), Policy()).runnable == {"flash"}
@@ -460,7 +461,7 @@ def test_how_many_begin(tokens: int, rows: int) -> None:
 
 def test_the_documented_patience() -> None:
     policy = Policy()
-    assert [policy.patience(work) for work in WORKS] == [0, 8, 32]
+    assert [policy.patience(work) for work in WORKS] == [0, 8, 32, 32]
 
 
 # --- properties --------------------------------------------------------------------------------

@@ -186,7 +186,14 @@ def _show_cells(session: Session, device: Executor, tell: Tell) -> None:
         path = Path(folder) / "saved"
         session.save(path)
         cells = device.load(path).cells.arrays["cells"]
-    tell({"shown": session.id, "version": version, "tokens": np.asarray(cells).tolist()})
+    tokens = np.asarray(cells).tolist()
+    tell({"shown": session.id, "version": version, "tokens": tokens, "visible": _visible(session)})
+
+
+def _visible(session: Session) -> list[tuple[int, int]] | None:
+    """Entries that a session with a window says it sees."""
+    visible = session.info().visible
+    return None if visible is None else [(one.first, one.last) for one in visible]
 
 
 def _show_answer(session: Session, device: Executor, tell: Tell) -> None:
@@ -200,6 +207,7 @@ def _show_answer(session: Session, device: Executor, tell: Tell) -> None:
             "cells": answer.usage.context_tokens,
             "answer": answer.token_ids,
             "logprob": answer.logprob,
+            "visible": _visible(session),
         }
     )
 

@@ -17,6 +17,7 @@ from jaxstate.engine.api.engine import Engine
 from jaxstate.engine.api.session import Session
 from jaxstate.engine.sessions.dedup import receipt_json
 from jaxstate.engine.types.options import QueuePolicy
+from jaxstate.engine.types.window import Window
 from jaxstate.errors import (
     BudgetExceeded,
     CapacityExceeded,
@@ -30,6 +31,15 @@ Tell: TypeAlias = Callable[[dict[str, object]], None]
 
 PREFIXES = ("", "A log of trades.", "A diary that goes on.")
 _POLICIES: tuple[QueuePolicy, ...] = ("block", "drop_oldest", "reject")
+# Of 384 cells most sessions need less than half; these go on with far fewer.
+_WINDOWS = (
+    None,
+    None,
+    Window(tokens=60),
+    Window(entries=4, hop=0.5),
+    Window(age_s=0.2),
+    Window(key=r"^(\w+)\.", tokens=90),
+)
 # Refusals that anybody may get who shares a full engine.
 _REFUSALS = (
     BudgetExceeded,
@@ -145,10 +155,10 @@ class Client:
 
     def _open(self) -> None:
         name, prefix = self._new_name(), self._random.choice(PREFIXES)
-        policy = self._random.choice(_POLICIES)
+        policy, window = self._random.choice(_POLICIES), self._random.choice(_WINDOWS)
 
         def call() -> dict[str, object]:
-            self._engine.open(name, prefix=prefix, policy=policy)
+            self._engine.open(name, prefix=prefix, policy=policy, window=window)
             return {}
 
         if self._did("open", {"session": name, "prefix": prefix}, call) == "ClosedError":

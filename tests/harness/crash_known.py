@@ -104,15 +104,20 @@ class Stream:
         taken = [one for one in self.pushes.values() if one.receipt is not None]
         return {one.first + n: text for one in taken for n, text in enumerate(one.texts)}
 
-    def read(self, version: int | None = None) -> list[str]:
-        """The entries that it has read at a version; None for all."""
-        before = [] if self.parent is None else self.parent.read(self.version)
+    def read(self) -> list[str]:
+        """The entries that it has read, in order."""
+        return [text for _, text in sorted(self.numbered().items())]
+
+    def numbered(self, version: int | None = None) -> dict[int, str]:
+        """The entries that it has read at a version, by number; None for all."""
+        before = {} if self.parent is None else self.parent.numbered(self.version)
         dropped = self.dropped
-        return before + [
-            text
-            for number, text in sorted(self.entries().items())
+        own = {
+            number: text
+            for number, text in self.entries().items()
             if number not in dropped and (version is None or number <= version)
-        ]
+        }
+        return {**before, **own}
 
     @property
     def last(self) -> int:

@@ -37,19 +37,24 @@ class Uninterrupted:
     def _model(self) -> Model:
         return model_of(self._device)
 
-    def tokens(self, stream: Stream) -> list[int]:
-        """Of a session's opening and entries."""
-        model = self._model
+    def tokens(self, stream: Stream, visible: list[list[int]] | None = None) -> list[int]:
+        """Of a session's opening and entries; with a window, of those that it says it sees."""
+        model, numbered = self._model, stream.numbered()
         found = list(model.template.open_tokens(model.text, stream.root.prefix))
-        for text in stream.read():
-            found += model.template.entry_tokens(model.text, text)
+        for number, text in sorted(numbered.items()):
+            if visible is None or any(first <= number <= last for first, last in visible):
+                found += model.template.entry_tokens(model.text, text)
         return found
 
     def difference(self, stream: Stream, shown: Report) -> str | None:
         """What is wrong with what a session shows; None if nothing is."""
-        read = self.tokens(stream)
+        read = self.tokens(stream, shown["visible"])
         if shown["version"] != stream.last:
             return f"it is at version {shown['version']}, and its last entry is {stream.last}"
+        newest = max(stream.numbered(), default=None)
+        visible = shown["visible"]
+        if visible is not None and newest is not None and visible[-1][1] != newest:
+            return f"it does not see its newest entry, {newest}: {visible}"
         if "tokens" in shown:
             return None if shown["tokens"] == read else f"{shown['tokens']} instead of {read}"
         if shown["cells"] != len(read):

@@ -29,6 +29,7 @@ from jaxstate.engine.requests.encoding import Settings
 from jaxstate.engine.sessions.residence import Residency
 from jaxstate.engine.types.options import EngineConfig, Policy, Tenant
 from jaxstate.engine.types.values import Place
+from jaxstate.engine.types.window import Window
 from jaxstate.errors import BudgetExceeded, CapacityExceeded, InvalidInput, QueueFull
 from jaxstate.model.bundle import Model
 from jaxstate.testing.lives import Life
@@ -51,6 +52,15 @@ _STEPS = dataclasses.replace(
     question_tokens=(16,),
     tail_cells=(32,),
     choice_tokens=(8,),
+)
+# A session of 96 cells reads far more than that in them.
+_WINDOWS = (
+    None,
+    None,
+    Window(tokens=20),
+    Window(entries=3, hop=0.5),
+    Window(age_s=0.5),
+    Window(key="^(.)", tokens=30),
 )
 _CHOICES = (None, ("y", "n"), ("a", "ab", "bcd"))
 _REFUSALS = (BudgetExceeded, CapacityExceeded, QueueFull)
@@ -220,7 +230,8 @@ class _Client:
             life.session.wait_fresh(timeout=_STUCK_S)
             info = life.session.info()
             assert info.version == len(life.entries), "not everything was read"
-            assert info.tokens == len(life.read(info.version)), "not as many cells as tokens"
+            read = life.read(info.version, info.visible)
+            assert info.tokens == len(read), "not as many cells as tokens"
             self._leave(life)
 
     def _life(self) -> Life:
@@ -240,6 +251,7 @@ class _Client:
             policy="reject",
             reserve=self._random.choice((None, None, None, 16)),
             residency=self._residency(),
+            window=self._random.choice(_WINDOWS),
         )
         self._lives.append(Life(session=session, opening=self.witness.opening(prefix)))
 
@@ -321,14 +333,7 @@ class _Client:
 
     def _follow(self, parent: Life, session: Session) -> Life:
         """The life of a session that has read what its parent had at that version."""
-        version = session.version
-        life = Life(
-            session=session,
-            opening=parent.opening,
-            # Its own entries go on from there.
-            entries={number: () for number in range(1, version + 1)},
-            base=(version, parent.read(version)),
-        )
+        life = parent.fork(session)
         self._lives.append(life)
         return life
 

@@ -120,7 +120,10 @@ class Witness:
             AssertionError: it cannot be right.
         """
         assert least_version <= answer.version <= len(life.entries), "not of a version it had"
-        asked, read = self._encoder.ask(question, settings), life.read(answer.version)
+        asked, read = (
+            self._encoder.ask(question, settings),
+            life.read(answer.version, answer.visible),
+        )
         _check_numbers(answer, len(read), asked)
         with self._lock:
             self.report.checked += 1

@@ -28,6 +28,7 @@ from jaxstate.engine.requests.futures import countdown, mark_timed_out, results_
 from jaxstate.engine.types.events import FlashMode, Subscription, checked_timeout
 from jaxstate.engine.types.options import QueuePolicy, check_known
 from jaxstate.engine.types.values import Answer, Event, Receipt, SessionInfo
+from jaxstate.engine.types.window import Window
 from jaxstate.errors import ClosedError, TimedOut
 from jaxstate.model.bundle import Model
 from jaxstate.persist.journal import PendingWrite
@@ -197,6 +198,10 @@ class AsyncSession:
     def unflash(self, flash_id: str) -> None:
         """As `Session.unflash`, without waiting for the journal."""
         self.session.noting_unflash(flash_id)
+
+    def set_window(self, window: Window | None) -> None:
+        """As `Session.set_window`, without waiting for the journal."""
+        self.session.noting_window(window)
 
     async def journaled(self) -> None:
         """Waits until the journal has all that this session's calls have noted so far; at once

@@ -40,6 +40,7 @@ from jaxstate.engine.sessions.residence import Residency, checked_residency
 from jaxstate.engine.types.events import checked_timeout
 from jaxstate.engine.types.options import EngineConfig, QueuePolicy, check_known, checked_policy
 from jaxstate.engine.types.values import Answer
+from jaxstate.engine.types.window import Window, checked_window
 from jaxstate.errors import (
     ClosedError,
     InvalidInput,
@@ -119,6 +120,7 @@ class OpenOptions(TypedDict, total=False):
     reserve: int | None
     residency: Residency
     policy: QueuePolicy | None
+    window: Window | None
 
 
 class EngineOptions(TypedDict, total=False):
@@ -173,10 +175,13 @@ class SessionHost:
                 left over, for which idle sessions leave the device. None for none.
             residency: "pinned" for one whose cells never leave the device.
             policy: what a full queue does; None for the engine's.
+            window: what of its entries stays in its context behind the prefix, for a stream that
+                does not end; None for all, until the session is full.
             flash: questions to register.
 
         Raises:
-            InvalidInput: the id is in use or malformed, or a question cannot be asked.
+            InvalidInput: the id is in use or malformed, a question cannot be asked, or the window
+                is larger than the session.
             BudgetExceeded: the engine's cells, or the tenant's, are spoken for.
             CapacityExceeded: prefix or reserve do not fit into a session.
             JournalError: the journal could not be written.
@@ -201,6 +206,7 @@ class SessionHost:
         reserve: int | None = None,
         residency: Residency = "evictable",
         policy: QueuePolicy | None = None,
+        window: Window | None = None,
     ) -> tuple[Session, PendingWrite | None]:
         """What `open` makes, and waits for."""
         chosen = self._core.config.queue_policy if policy is None else checked_policy(policy)
@@ -213,6 +219,7 @@ class SessionHost:
             tenant=tenant,
             reserve=reserve,
             pinned=checked_residency(residency),
+            window=checked_window(window),
         )
         return self._handle(record), noted
 

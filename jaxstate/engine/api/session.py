@@ -38,6 +38,7 @@ from jaxstate.engine.sessions.record import SessionRecord
 from jaxstate.engine.types.events import FlashMode, Subscription, checked_timeout
 from jaxstate.engine.types.options import check_known
 from jaxstate.engine.types.values import Answer, Event, Receipt, SessionInfo
+from jaxstate.engine.types.window import Window, checked_window
 from jaxstate.errors import ClosedError, JournalError
 from jaxstate.persist.changes import asked_from_now_on, no_longer_asked
 from jaxstate.persist.journal import PendingWrite
@@ -498,6 +499,30 @@ class Session:
     def _unregistered(self, flash_id: str) -> None:
         self._record.flash.discard(flash_id)
         self._core.state.touch(self._record)
+
+    def set_window(self, window: Window | None) -> None:
+        """Another window for this session, from now on; None to keep all that is there.
+
+        What has left does not come back. Entries that were read before the session had any window
+        count from now on where age matters.
+
+        Args:
+            window: what of its entries stays in its context.
+
+        Raises:
+            InvalidInput: it is larger than the session.
+            JournalError: the journal could not be written.
+            ClosedError: the session or the engine is closed.
+        """
+        self._core.check_may_note()
+        self._core.settled(self.noting_window(window))
+
+    def noting_window(self, window: Window | None) -> PendingWrite | None:
+        """What `set_window` waits for."""
+        decode = self._encoder.tokenizer.decode
+        return self._manager.set_window(
+            self._record, checked_window(window), lambda tokens: decode(tokens.tolist())
+        )
 
     def fork(self, id: str | None = None, *, version: int | None = None) -> Session:
         """A session that has read what this one has, and from then on goes its own way; waits for

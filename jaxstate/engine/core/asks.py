@@ -10,7 +10,7 @@ import functools
 from collections.abc import Sequence
 
 from jaxstate.engine.core.engine_core import EngineCore
-from jaxstate.engine.core.state import border_of, unavailable
+from jaxstate.engine.core.state import border_of, holds_version, unavailable
 from jaxstate.engine.requests.encoding import ANY, PromptEncoder, Settings, VersionWanted
 from jaxstate.engine.requests.futures import AskFuture
 from jaxstate.engine.requests.request import Question
@@ -136,7 +136,7 @@ def submit_one(
     with core.changing() as state:
         core.check_asks([record])
         version_end = border_of(record, "as_of", wanted.as_of)
-        if not state.holds(record.residence, version_end.cells):
+        if not holds_version(state, record, version_end):
             raise unavailable(state, record, version_end)
         key, future = core.note(record, asked, arrived_s, as_of=version_end)
     core.follow(record, key, future)

@@ -9,7 +9,7 @@ launched, how it was chosen, what its result does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -24,7 +24,6 @@ from jaxstate.engine.scheduler.grouping import BatchCandidate, go_together
 from jaxstate.engine.scheduler.views import Begin, GoOn, Ingest, Plan, Step
 from jaxstate.engine.sessions.record import SavedCells, SessionRecord
 from jaxstate.engine.sessions.token_log import VersionEnd
-from jaxstate.engine.types.values import Work
 from jaxstate.errors import CapacityExceeded
 from jaxstate.steps.packing import Row
 from jaxstate.text import Tokenizer
@@ -150,13 +149,12 @@ class BatchBuilder:
 
     def _candidate(
         self,
-        kind: Work,
+        kind: Literal["ask", "flash"],
         record: SessionRecord,
         one: Registered | Request,
         question: Question,
         parts: list[_Part],
     ) -> BatchCandidate:
-        assert kind != "ingest"
         parts.append((record, one))
         tokens = min(len(question.tokens), self._limits.question_tokens)
         return BatchCandidate(
@@ -220,8 +218,14 @@ class BatchBuilder:
         version_end: VersionEnd,
     ) -> None:
         blocks = self._state.blocks.take(request.asked.blocks(self._limits))
-        seen = record.residence.seen(record.key, version_end.cells)
-        request.begin(version_end.version, seen, blocks, self._tokenizer)
+        seen = record.residence.seen(version_end.cells)
+        request.begin(
+            version_end.version,
+            seen,
+            blocks,
+            self._tokenizer,
+            visible=record.visible(version_end.version),
+        )
         request.served = self._state.steps
         row = request.read(self._limits)
         if row is not None:  # a question of one token is read with each of its choices
@@ -230,22 +234,31 @@ class BatchBuilder:
 
     def _read(self, scheduled: ScheduledStep, record: SessionRecord, tokens: int) -> None:
         """The next tokens of a session: again from its log, or from its queue."""
-        residence, start = record.residence, record.residence.table.cells
-        fresh = self._next(record, tokens)
+        reader = record.reader
+        residence, start = reader.residence, reader.residence.table.cells
+        fresh = self._next(record, reader, tokens)
         end, row = start + len(fresh), None
         if len(fresh):
             scheduled.copies += self._state.tables.grow(residence.table, end)
-            self._state.keep_prefix(record, start, end)
-            row = Row(seen=residence.seen(record.key, start), tokens=fresh, commits=True)
+            self._state.keep_prefix(reader, start, end)
+            row = Row(seen=residence.seen(start), tokens=fresh, commits=True)
             self._state.charge(record, len(fresh), start)
-        self._state.budget.update(record)
+        self._state.touch(reader)
+        self._state.budget.update(reader)
         self._results.drop_unreadable(record)
         scheduled.reads.append(
-            ScheduledRead(record=record, row=row, start=start, end=end, attempt=residence.attempt)
+            ScheduledRead(
+                record=reader,
+                residence=residence,
+                row=row,
+                start=start,
+                end=end,
+                attempt=residence.attempt,
+            )
         )
 
-    def _next(self, record: SessionRecord, tokens: int) -> Tokens:
-        residence = record.residence
+    def _next(self, record: SessionRecord, reader: SessionRecord, tokens: int) -> Tokens:
+        residence = reader.residence
         again = min(tokens, residence.missing)
         if again and residence.careful:
             # To the end of an entry, so that one which cannot be read takes none before it along.
@@ -253,22 +266,24 @@ class BatchBuilder:
             again = min(again, next((end for _, end in ends if end > 0), again))
         if again:
             # Equal but for float error: the next snapshot has all that is there now.
-            record.saved = SavedCells(record.saved.version)
+            reader.saved = SavedCells(reader.saved.version)
             return residence.log.tokens(residence.table.cells, again)
-        if record.queue.empty:
-            assert record.stranded, "the scheduler saw something to read"
+        if not record.takes_next:
+            assert reader.stranded, "the scheduler saw something to read"
             return _NO_TOKENS
-        return self._taken(record, tokens)
+        return self._taken(record, reader, tokens)
 
-    def _taken(self, record: SessionRecord, tokens: int) -> Tokens:
+    def _taken(self, record: SessionRecord, reader: SessionRecord, tokens: int) -> Tokens:
         """From the queue; what it completes lands when its cells are there."""
-        rest_tokens = record.queue.rest_tokens if record.tasks_waiting else 0
-        taken = record.queue.take(min(tokens, rest_tokens or tokens))
+        queue, log = record.queue, reader.residence.log
+        rest_tokens = queue.rest_tokens if record.tasks_waiting else 0
+        most = min(tokens, rest_tokens or tokens)
+        taken = queue.take(most, room=record.room_tokens, entries=record.room_entries)
         assert taken is not None, "the scheduler saw something to read"
-        record.residence.log.append(taken.tokens, taken.ends)
+        log.append(taken.tokens, taken.ends)
         if taken.completes is not None:
-            end_cells = len(record.residence.log) - record.queue.partly_read_tokens
-            record.landing.append((end_cells, taken))
+            end_cells = len(log) - queue.partly_read_tokens
+            reader.landing.append((end_cells, taken))
         return taken.tokens
 
     # --- what goes on ---

@@ -29,18 +29,23 @@ from jaxstate.engine.memory.cell_store import CellStore
 from jaxstate.engine.requests.futures import AskFuture, wait_for, wait_for_all
 from jaxstate.engine.requests.request import Question, Request
 from jaxstate.engine.scheduler.scheduler import Scheduler
+from jaxstate.engine.sessions.context_window import ContextWindow
 from jaxstate.engine.sessions.record import PendingAsk, SessionRecord
 from jaxstate.engine.sessions.residence import ResidencyState
-from jaxstate.engine.sessions.token_log import VersionEnd
+from jaxstate.engine.sessions.token_log import TokenLog, VersionEnd
 from jaxstate.engine.types.events import FlashMode, Subscription
 from jaxstate.engine.types.options import EngineConfig
 from jaxstate.engine.types.owner import OwnedLock, Owner
 from jaxstate.engine.types.values import Connected, SessionInfo
+from jaxstate.engine.types.window import Window
 from jaxstate.errors import ClosedError, InvalidInput, JournalError, QueueFull
-from jaxstate.persist.changes import ended
-from jaxstate.persist.journal import PendingWrite
+from jaxstate.persist.changes import ended, window_kept
+from jaxstate.persist.journal import Change, PendingWrite
 
 T = TypeVar("T")
+
+# Of the positions of a model, sessions with windows leave room for a question, at most this part.
+_TAILS_SHARE = 4
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -145,7 +150,11 @@ class EngineCore:
         self.recorder = MetricsRecorder(clock())
         self.cell_store = CellStore(config.host_bytes, self._moved)
         self.results = ResultProcessor(
-            self.state, self.recorder, on_thread, lambda record: self.cell_store.forget(record.key)
+            self.state,
+            self.recorder,
+            on_thread,
+            lambda record: self.cell_store.forget(record.key),
+            self.note_window,
         )
         self.wipes: list[Future[None]] = []
         self._executor = executor
@@ -417,6 +426,8 @@ class EngineCore:
                 dropped=record.queue.dropped,
                 flashes=len(record.flash),
                 stopped=None if record.stopped is None else str(record.stopped),
+                window=None if record.window is None else record.window.window,
+                visible=record.visible(record.version),
             )
 
     def _resume_s(self, record: SessionRecord) -> float | None:
@@ -446,6 +457,34 @@ class EngineCore:
                 self.look_for(record)
             self.tell_loop()
 
+    def new_window(
+        self, window: Window | None, tenant: str, frozen_cells: int
+    ) -> ContextWindow | None:
+        """The window of a session, behind what it begins with; None for none.
+
+        Raises:
+            InvalidInput: the session has no cells for it.
+        """
+        if window is None:
+            return None
+        limits, quota_cells = self.limits, self.state.shares.of(tenant).quota_cells
+        # So that any question can be asked of it, up to the last position.
+        reach = limits.max_context - min(limits.tail_cells, limits.max_context // _TAILS_SHARE)
+        quota_cells = limits.session_cells if quota_cells is None else quota_cells
+        capacity = min(limits.session_cells, reach, quota_cells)
+        made = ContextWindow(window, frozen_cells, capacity, self.clock())
+        made.check()
+        return made
+
+    def note_window(self, record: SessionRecord) -> None:
+        """Tells the journal of what is in a session's context; a restart is as good without it. The
+        caller holds the lock."""
+        if record.log_key:
+            log = record.residence.log
+            change = window_change(record.log_key, record.window, log, log.base_version)
+            with contextlib.suppress(JournalError):
+                self.journal_writer.append(change, level="memory")
+
     def look_for(self, record: SessionRecord) -> None:
         """Notes where a session's cells are now, if it is away; the caller holds the lock."""
         residence = record.residence
@@ -465,7 +504,7 @@ class EngineCore:
                 self.look_for(one)
 
     def _gauges(self, now_s: float) -> Gauges:
-        records = tuple(self.state.records.values())
+        records = [one for one in self.state.records.values() if one.rebuilds is None]
         room, size = self.state.budget, self.limits.layout.block_cells
         asks = [ask.request for record in records for ask in record.asks.values()]
         oldest_s = [one for record in records if (one := record.oldest_s) is not None]
@@ -487,6 +526,20 @@ class EngineCore:
             prefix_cells=len(self.state.prefixes) * size,
             host_bytes=self.cell_store.bytes,
         )
+
+
+def window_change(key: int, window: ContextWindow | None, log: TokenLog, version: int) -> Change:
+    """A session's window as the journal keeps it.
+
+    Args:
+        key: of the session there.
+        window: its window; None for none.
+        log: what is in its context.
+        version: up to which that is told; entries behind it are all there.
+    """
+    settings = None if window is None else window.window.as_json()
+    kept = [(one.first, one.last) for one in log.visible(version)]
+    return window_kept(key, settings, version, kept)
 
 
 def refusal(error: ClosedError) -> ClosedError:

@@ -14,13 +14,18 @@ from dataclasses import dataclass
 from jaxstate.engine.core.engine_core import EngineCore
 from jaxstate.engine.executor.protocol import Tokens
 from jaxstate.engine.requests.encoding import PromptEncoder
+from jaxstate.engine.sessions.context_window import ContextWindow
 from jaxstate.engine.sessions.dedup import Origin, Pushed, origin_of, receipt_json
 from jaxstate.engine.sessions.record import SessionRecord
 from jaxstate.engine.sessions.token_log import Offer
 from jaxstate.engine.types.options import key_of
 from jaxstate.engine.types.values import Receipt
+from jaxstate.engine.types.window import Window
 from jaxstate.errors import CapacityExceeded, InvalidInput
 from jaxstate.persist.changes import Push, pushed
+
+# A session with a window has room for any number of them, if only one after the other.
+_ANY_TOKENS = 1 << 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,12 +38,21 @@ class NewEntries:
         first_tokens: of the first text, if it becomes the session's first entry and is encoded in
             another way then; else None.
         origin: who pushes, if that counts.
+        window: that the session had, if it has keys, and `window_keys`, of each text in it.
     """
 
     texts: tuple[str, ...]
     tokens: tuple[tuple[Tokens, Hashable | None], ...]
     first_tokens: Tokens | None = None
     origin: Origin | None
+    window: Window | None = None
+    window_keys: tuple[str | None, ...] = ()
+
+    def keys_in(self, window: Window) -> Sequence[str | None]:
+        """The keys of its texts in the window that the session has now."""
+        if window is self.window:
+            return self.window_keys
+        return [window.key_of(text) for text in self.texts]
 
 
 def new_entries(
@@ -58,6 +72,8 @@ def new_entries(
     texts = _texts(encoder, entries)
     policy, place = record.queue.policy, record.first_place
     tokens = tuple((encoder.entry(text), key_of(policy, text)) for text in texts)
+    context_window = record.window
+    window = None if context_window is None else context_window.window
     first = None
     if place != "text" and texts and record.queue.last == 0:
         first = encoder.entry(texts[0], place)
@@ -66,6 +82,8 @@ def new_entries(
         tokens=tokens,
         first_tokens=first,
         origin=origin_of(client, client_seq, strict, texts),
+        window=window,
+        window_keys=() if window is None else tuple(map(window.key_of, texts)),
     )
 
 
@@ -174,7 +192,7 @@ def _taken(core: EngineCore, record: SessionRecord, new: NewEntries, offer: Offe
             [(span.first, span.last) for span in offer.dropped],
             _push_of(new.origin, receipt),
         ),
-        functools.partial(_accept, core, record, offer),
+        functools.partial(_accept, core, record, new, offer),
     )
     done = Pushed(receipt=receipt, written=written)
     if new.origin is not None:
@@ -193,8 +211,10 @@ def _push_of(origin: Origin | None, receipt: Receipt) -> Push | None:
     )
 
 
-def _accept(core: EngineCore, record: SessionRecord, offer: Offer) -> None:
+def _accept(core: EngineCore, record: SessionRecord, new: NewEntries, offer: Offer) -> None:
     """The push counts from now on."""
+    if (window := record.window) is not None:
+        window.note(offer.first, new.keys_in(window.window), core.clock())
     dropped = record.queue.accept(offer)
     core.state.touch(record)
     core.tell_loop()
@@ -210,6 +230,11 @@ def _offer(core: EngineCore, record: SessionRecord, new: NewEntries) -> Offer | 
     tokens = new.tokens
     if new.first_tokens is not None and record.queue.last == 0:
         tokens = ((new.first_tokens, tokens[0][1]), *tokens[1:])
+    windows = (record.window, *record.windows_to_come)
+    for window in filter(None, windows):
+        window.check_entries(len(one) for one, _ in tokens)
+    if record.window is not None and None not in windows:
+        return _offer_behind(core, record, record.window, tokens, most)
     try:
         offer = record.queue.offer(tokens, core.clock(), most - read_cells)
     except CapacityExceeded:
@@ -220,4 +245,24 @@ def _offer(core: EngineCore, record: SessionRecord, new: NewEntries) -> Offer | 
         raise budget.refusal(record, wanted) from None
     budget.order(record, read_cells + record.queue.unread_tokens)
     record.residence.used_s = core.clock()
+    return offer
+
+
+def _offer_behind(
+    core: EngineCore,
+    record: SessionRecord,
+    window: ContextWindow,
+    tokens: Sequence[tuple[Tokens, Hashable | None]],
+    most_cells: int,
+) -> Offer | None:
+    """The same of a session whose window makes room for what comes."""
+    budget, residence = core.state.budget, record.residence
+    held_cells = residence.cells + record.queue.unread_tokens + sum(len(one) for one, _ in tokens)
+    # Under a window that it was given late it may have more.
+    wanted_cells = min(held_cells, max(residence.cells, window.most_cells))
+    if wanted_cells > most_cells:
+        raise budget.refusal(record, wanted_cells)
+    offer = record.queue.offer(tokens, core.clock(), _ANY_TOKENS)
+    budget.order(record, min(residence.cells + record.queue.unread_tokens, wanted_cells))
+    residence.used_s = core.clock()
     return offer

@@ -25,6 +25,7 @@ from jaxstate.engine.core.batching import BatchBuilder
 from jaxstate.engine.core.engine_core import ControlTask, EngineCore
 from jaxstate.engine.core.scheduled_step import ScheduledStep
 from jaxstate.engine.core.swapper import Swapper
+from jaxstate.engine.core.window_keeper import WindowKeeper
 from jaxstate.engine.executor.protocol import Executor, Pending, StepOutput
 from jaxstate.engine.memory.swap_policy import Move
 from jaxstate.engine.sessions.record import SessionRecord
@@ -60,6 +61,7 @@ class EngineLoop:
         self._core = core
         self._executor = executor
         self._mover = Swapper(core, executor)
+        self._windows = WindowKeeper(core.state, core.results)
         self._batches = BatchBuilder(core.state, core.ready, core.results, tokenizer)
         self._in_flight: deque[_InFlight] = deque()
         self._until_s: float | None = None
@@ -139,10 +141,12 @@ class EngineLoop:
         core = self._core
         with core.lock:
             now_s = core.clock()
+            self._windows.look(now_s)
             core.recorder.count("prefix_tokens_shared", core.state.begin_openings())
             planned = core.scheduler.plan(core.ready.view(now_s))
             if planned.step is None:
-                self._until_s = _earliest(planned.until_s, self._next_idle_s())
+                times_s = (planned.until_s, self._next_idle_s(), self._windows.until_s)
+                self._until_s = _earliest(*times_s)
                 return False
             self._until_s = None
             core.state.steps += 1
@@ -283,6 +287,7 @@ class EngineLoop:
         for record in self._core.state.records.values():
             residence = record.residence
             could = residence.on_device and not residence.pinned and residence.table.cells > 0
+            could = could and record.rebuilds is None
             if could and not record.tasks_waiting and not record.has_work(now_s):
                 yield record
 

@@ -41,6 +41,9 @@ CountName = Literal[
     "entries_recovered",
     "snapshots_taken",
     "snapshots_failed",
+    "windows_moved",
+    "windows_moved_in_place",
+    "window_tokens_read",
 ]
 
 
@@ -176,6 +179,9 @@ class Counts:
         sessions_suspended, sessions_resumed: moves off the device, and to it.
         entries_recovered: that a journal brought back to be read; they count as pushed as well.
         snapshots_taken, snapshots_failed: of sessions, to disk.
+        windows_moved: with the next context read beside the one before, and
+            windows_moved_in_place: with a pause, since there was no room for that.
+        window_tokens_read: read again in the background, for windows that were to move.
     """
 
     tokens_ingested: int = 0
@@ -198,6 +204,9 @@ class Counts:
     entries_recovered: int = 0
     snapshots_taken: int = 0
     snapshots_failed: int = 0
+    windows_moved: int = 0
+    windows_moved_in_place: int = 0
+    window_tokens_read: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

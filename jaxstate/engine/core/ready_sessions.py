@@ -21,6 +21,9 @@ from jaxstate.engine.requests.request import Request
 from jaxstate.engine.scheduler.views import RequestView, SessionView, View
 from jaxstate.engine.sessions.record import PendingAsk, SessionRecord
 
+# More tokens than there ever are.
+_ANY = 1 << 30
+
 # A tenant with asks under way leaves one tail block in so many to others, where there are others.
 _OTHERS_SHARE = 8
 
@@ -165,7 +168,7 @@ class ReadySessions:
 
     def _look(self, record: SessionRecord, now_s: float) -> _Look:
         residence, moment = record.residence, record.flash.at(now_s)
-        runs = residence.on_device and record.busy
+        runs = residence.on_device and record.busy and not _reads_for_its_session(record)
         return _Look(
             tenant=residence.tenant,
             view=self._session_view(record, moment) if runs else None,
@@ -187,14 +190,18 @@ class ReadySessions:
         launched = residence.table.cells
         lost = residence.missing > 0 or not self._state.readable(record.seen_cells, launched)
         leaves = residence.leaves
-        rests = lost or leaves
+        moves = _moves(record)
+        rests = lost or leaves or moves
         due = [] if rests else moment.due
-        growth = self._growth(record)
+        reader = record.reader
+        growth = self._growth(record) if reader is record else _ANY
         # Asks that begin now would, one after the other, keep the entry half read for ever.
         stuck = record.queue.partly_read and growth <= 0
-        tokens = residence.missing + record.queue.takeable_tokens
-        readable = min(tokens, self._state.budget.readable_tokens(record))
-        waits = residence.missing > 0 or not record.queue.empty or record.stranded
+        missing = reader.residence.missing
+        takes = record.takes_next
+        tokens = missing + (record.queue.takeable_tokens if takes else 0)
+        readable = min(tokens, self._state.budget.readable_tokens(reader))
+        waits = missing > 0 or takes or reader.stranded
         reads = waits and (tokens == 0 or readable > 0)
         return SessionView(
             key=record.key,
@@ -202,8 +209,7 @@ class ReadySessions:
             tenant=residence.tenant,
             ingest_tokens=readable,
             # One whose cells came from elsewhere meanwhile does not wait for a prefix any more.
-            ingest_entries=reads
-            and not (leaves or (residence.waits_for_prefix and not residence.table.cells)),
+            ingest_entries=reads and not (leaves or _waits_for_prefix(reader)),
             ingest_since_s=record.queue.oldest_s or 0.0,
             ingest_served=record.ingest_served,
             growth_tokens=growth,
@@ -212,7 +218,7 @@ class ReadySessions:
                 self._run_views(
                     record,
                     blocked=rests or stuck,
-                    past_blocked=residence.missing > 0 or leaves or stuck,
+                    past_blocked=residence.missing > 0 or leaves or stuck or moves,
                     reads=reads,
                 )
             ),
@@ -223,12 +229,14 @@ class ReadySessions:
             flash_served=record.flash.served,
             flash_overdue=_holds(record) or moment.overdue,
             flash_old=moment.old,
+            context=residence.name,
+            rebuilds=record.rebuilds is not None,
         )
 
     def _growth(self, record: SessionRecord) -> int:
         """Tokens that can be read before a question that may not loses sight of a cell."""
         ends = (self._state.readable_until(request.seen_cells) for request in record.holding())
-        return min(ends, default=1 << 30) - record.residence.table.cells
+        return min(ends, default=_ANY) - record.residence.table.cells
 
     def _run_views(
         self, record: SessionRecord, *, blocked: bool, past_blocked: bool, reads: bool
@@ -269,12 +277,17 @@ class ReadySessions:
             blocked = waits(ask)
             if not (blocked and seen_blocked):
                 version_end = ask.as_of or record.version_end
-                yield self._run_view(ask.request, version_end.cells, blocked=blocked)
+                context = record.residence.name
+                yield self._run_view(
+                    ask.request, version_end.cells, blocked=blocked, context=context
+                )
             ready, seen_blocked = ready + (not blocked), seen_blocked or blocked
             if ready == self._limits.rows:
                 return
 
-    def _run_view(self, request: Request, seen_cells: int, *, blocked: bool) -> RequestView:
+    def _run_view(
+        self, request: Request, seen_cells: int, *, blocked: bool, context: int = 0
+    ) -> RequestView:
         return RequestView(
             key=request.key,
             work=request.work,
@@ -285,7 +298,26 @@ class ReadySessions:
             tokens=request.next_tokens(self._limits),
             blocks=len(request.blocks) if request.begun else request.asked.blocks(self._limits),
             blocked=blocked,
+            context=request.seen.session if request.begun else context,
         )
+
+
+def _reads_for_its_session(record: SessionRecord) -> bool:
+    """Whether it is a rebuild that is not read by itself any more: its session reads through it, or
+    it has what that had before."""
+    rebuild = None if record.rebuilds is None else record.rebuilds.rebuild
+    return rebuild is not None and (rebuild.takes or rebuild.moved)
+
+
+def _waits_for_prefix(reader: SessionRecord) -> bool:
+    """Whether another session computes what it begins with."""
+    return reader.residence.waits_for_prefix and not reader.residence.table.cells
+
+
+def _moves(record: SessionRecord) -> bool:
+    """Whether its cells are about to be given up, or are of a version that is not there yet, so
+    that no question begins."""
+    return record.ahead or (record.window is not None and record.window.in_place)
 
 
 def _holds(record: SessionRecord) -> bool:

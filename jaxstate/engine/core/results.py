@@ -10,21 +10,27 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
 from jaxstate.engine.core.metrics import MetricsRecorder
 from jaxstate.engine.core.scheduled_step import ScheduledRead, ScheduledRequest, ScheduledStep
-from jaxstate.engine.core.state import EngineState, unavailable
+from jaxstate.engine.core.state import EngineState, holds_version, unavailable
+from jaxstate.engine.core.window_moves import (
+    drop_rebuild,
+    is_looked_at,
+    move_in_place,
+    move_window,
+)
 from jaxstate.engine.executor.protocol import StepOutput
 from jaxstate.engine.flash.registry import Registered
 from jaxstate.engine.requests.request import Request
 from jaxstate.engine.sessions.record import PendingAsk, SessionRecord
 from jaxstate.engine.sessions.residence import ResidencyState
-from jaxstate.engine.sessions.token_log import Taken, split
+from jaxstate.engine.sessions.token_log import Taken, TokenLog, spans_of, split
 from jaxstate.engine.types.events import Subscription
-from jaxstate.engine.types.values import Answer, DataUpdated, Event, FlashReady
+from jaxstate.engine.types.values import Answer, DataUpdated, Event, FlashReady, WindowMoved
 from jaxstate.errors import ClosedError, JaxstateError, NotFinite, StepFailed
 
 _log = logging.getLogger("jaxstate")
@@ -43,7 +49,8 @@ class ResultProcessor:
         state: the records.
         recorder: counts it.
         on_thread: runs a user's callback somewhere else than in the loop.
-        forget: a session is gone, wherever its cells are kept.
+        forget: cells of a session are worth nothing any more, wherever they are kept.
+        note_move: the journal is to know that a session's window has moved.
     """
 
     def __init__(
@@ -52,8 +59,10 @@ class ResultProcessor:
         recorder: MetricsRecorder,
         on_thread: Callable[[Delivery], None],
         forget: Callable[[SessionRecord], None],
+        note_move: Callable[[SessionRecord], None],
     ) -> None:
         self.recorder = recorder
+        self._note_move = note_move
         self._state = state
         self._on_thread = on_thread
         self._forget = forget
@@ -118,26 +127,30 @@ class ResultProcessor:
 
     def _read_failed(self, read: ScheduledRead, error: Exception, *, copied: bool) -> None:
         """Its tokens are read again; entries without tokens had nothing to do with the device."""
-        if read.record.residence.has_gone_back(read.attempt, read.end):
+        record = read.owner
+        if record is None or read.residence.has_gone_back(read.attempt, read.end):
             return  # it is being read again already
-        read.record.stranded = bool(read.record.landing)
+        record.stranded = bool(record.landing)
         if read.row is not None:
             # A copy that failed leaves a block that is nobody's; otherwise all before is there.
-            self.reading_failed(read.record, None if copied else read.start, error)
+            self.reading_failed(record, None if copied else read.start, error)
 
     def _land(self, read: ScheduledRead, now_s: float) -> None:
         """Cells are there; entries that end within them are committed."""
-        record, residence = read.record, read.record.residence
-        if residence.has_gone_back(read.attempt, read.end):
+        record, residence = read.owner, read.residence
+        if record is None or residence.has_gone_back(read.attempt, read.end):
             return  # a step before it failed: what it read comes once more
         self._state.prefix_ready(record, read.start, read.end)
         new = max(0, read.end - max(read.start, residence.landed_cells))
         residence.there_cells = read.end
         residence.landed_cells = max(residence.landed_cells, read.end)
         self.recorder.count("tokens_ingested", new)
-        self.recorder.count("tokens_rebuilt", read.end - read.start - new)
-        self.room_made(record)
+        again = "tokens_rebuilt" if record.rebuilds is None else "window_tokens_read"
+        self.recorder.count(again, read.end - read.start - new)
         residence.failures, residence.careful, record.stranded = 0, False, False
+        if record.rebuilds is not None and _ends_entry(record, read.end):
+            record = self._move_window(record, now_s)
+        self.room_made(record)
         while record.landing and record.landing[0][0] <= read.end:
             end_cells, taken = record.landing.popleft()
             self._commit(record, taken, end_cells, now_s)
@@ -154,6 +167,69 @@ class ResultProcessor:
             done, rest = parts
             record.landing[0] = end_cells, rest
             self._commit(record, done, first + done.ends[-1][1], now_s)
+
+    # --- windows that move ---
+
+    def _move_window(self, shadow: SessionRecord, now_s: float) -> SessionRecord:
+        """A rebuild has read on in its session's place, and takes it."""
+        record = shadow.rebuilds
+        assert record is not None and record.window is not None
+        before, replaced = record.residence.log, record.window.replaced
+        move_window(self._state, shadow, now_s, self.recorder.read_s(1))
+        self.recorder.count("windows_moved")
+        self._has_moved(record, before, replaced)
+        return record
+
+    def move_in_place(self, record: SessionRecord, now_s: float) -> None:
+        """A session is computed again without what has left its window; nothing looks at it."""
+        assert record.window is not None
+        self._drop_all_flash(record)
+        before, replaced = record.residence.log, record.window.replaced
+        move_in_place(self._state, record, now_s, self.recorder.read_s(1))
+        self.recorder.count("windows_moved_in_place")
+        self._has_moved(record, before, replaced)
+
+    def _has_moved(
+        self, record: SessionRecord, before: TokenLog, replaced: Collection[int]
+    ) -> None:
+        """What was known of its cells is of others; whoever listens hears what has left."""
+        self._forget(record)
+        self._note_move(record)
+        self.drop_unreadable(record)
+        log = record.residence.log
+        there = set(log.numbers)
+        left = [number for number in before.numbers if number not in there]
+        moved = WindowMoved(
+            version=log.base_version,
+            visible=log.visible(log.base_version),
+            left=spans_of([number for number in left if number not in replaced]),
+            replaced=spans_of([number for number in left if number in replaced]),
+        )
+        self.tell(record, moved)
+
+    def settle_rebuild(self, record: SessionRecord) -> None:
+        """A session's cells go, or its window does: so does what is read beside them. What that has
+        taken in its place is the session's."""
+        rebuild = record.rebuild
+        if rebuild is None:
+            return
+        if rebuild.takes and len(rebuild.record.residence.log) > rebuild.record.seen_cells:
+            self._move_window(rebuild.record, record.committed_s)
+        if not (rebuild.moved and is_looked_at(record)):
+            drop_rebuild(self._state, record)
+
+    def _rebuild_failed(self, shadow: SessionRecord) -> SessionRecord | None:
+        """The device failed while it read a session's context anew: if it had taken entries in the
+        session's place, they are read once more as the session's own; else it begins again."""
+        record = shadow.rebuilds
+        assert record is not None and record.rebuild is not None
+        if len(shadow.residence.log) > shadow.seen_cells:
+            return self._move_window(shadow, record.committed_s)
+        if shadow.residence.failures > 0 and record.window is not None:
+            record.window.failed_version = record.version
+            drop_rebuild(self._state, record)
+            return None
+        return shadow
 
     def _finish(self, record: SessionRecord, request: Request, now_s: float) -> None:
         """Delivers a complete answer, if it is still wanted."""
@@ -260,6 +336,11 @@ class ResultProcessor:
             cause: what the device said.
         """
         self._state.prefixes.clear()  # what was to be kept of it is not there
+        if record.rebuilds is not None:
+            owner = self._rebuild_failed(record)
+            if owner is None:
+                return
+            record = owner
         residence = record.residence
         if record.closed or not residence.on_device:
             return
@@ -288,11 +369,12 @@ class ResultProcessor:
             f"{record.version + 1} cannot be read ({waiting} entries wait). {cause}"
         )
         _log.error("%s", error)
+        self.settle_rebuild(record)
         whole = self._state.readable(record.seen_cells, residence.table.cells)
         residence.log.cut(record.seen_cells)
         residence.table.cells = min(residence.table.cells, record.seen_cells)
         residence.landed_cells = residence.there_cells = residence.table.cells
-        residence.failures, record.stranded = 0, False
+        residence.failures, record.stranded, record.ahead = 0, False, False
         record.landing.clear()
         record.queue.refuse(taken)
         if not whole:
@@ -332,6 +414,7 @@ class ResultProcessor:
     def send_away(self, record: SessionRecord) -> None:
         """A session gives its room up; nothing holds it any more."""
         self._drop_all_flash(record)
+        self.settle_rebuild(record)
         self._state.stop_computing(record)
         self._state.budget.leave(record)
 
@@ -348,6 +431,7 @@ class ResultProcessor:
         for key in tuple(record.asks):
             self.fail_ask(record, key, error)
         self._drop_all_flash(record)
+        drop_rebuild(self._state, record)
         for_fresh = self._leave_fresh_waiters(record)
         for_version = [future for _, future in record.waiters]
         for_move = [*record.leave_waiters, *record.come_waiters]
@@ -400,7 +484,7 @@ class ResultProcessor:
     def fail_unheld(self, record: SessionRecord, key: int) -> bool:
         """Whether an ask is about a version that its session does not hold any more; it fails."""
         version_end = record.asks[key].as_of
-        if version_end is None or self._state.holds(record.residence, version_end.cells):
+        if version_end is None or holds_version(self._state, record, version_end):
             return False
         self.fail_ask(record, key, unavailable(self._state, record, version_end))
         return True
@@ -490,6 +574,15 @@ class ResultProcessor:
         record.flash_requests.pop(request.key, None)
         self._state.blocks.give_back(request.blocks)
         request.blocks, request.finished = (), True
+
+
+def _ends_entry(record: SessionRecord, cells: int) -> bool:
+    """Whether an entry that was taken to be read ends within so many cells."""
+    if not record.landing:
+        return False
+    end_cells, taken = record.landing[0]
+    first = end_cells - taken.ends[-1][1]
+    return end_cells <= cells or split(taken, cells - first) is not None
 
 
 def _step_failed(cause: Exception) -> StepFailed:

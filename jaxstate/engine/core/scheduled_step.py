@@ -12,6 +12,7 @@ from jaxstate.cells.tables import BlockCopy
 from jaxstate.engine.executor.protocol import StepKind
 from jaxstate.engine.requests.request import Request
 from jaxstate.engine.sessions.record import SessionRecord
+from jaxstate.engine.sessions.residence import Residence
 from jaxstate.engine.types.values import Work
 from jaxstate.steps.packing import Row
 
@@ -21,7 +22,8 @@ class ScheduledRead:
     """What one session reads.
 
     Attributes:
-        record: the session.
+        record: the session, or the rebuild of its context.
+        residence: the cells that it is read into; a session's window may move meanwhile.
         row: its chunk; None if what it reads has no tokens.
         start: cells that it goes on from.
         end: cells once it is there.
@@ -29,10 +31,19 @@ class ScheduledRead:
     """
 
     record: SessionRecord
+    residence: Residence
     row: Row | None
     start: int
     end: int
     attempt: int
+
+    @property
+    def owner(self) -> SessionRecord | None:
+        """Whose cells they are now; None for those of a rebuild that was given up."""
+        record, session = self.record, self.record.rebuilds
+        if session is None or session.residence is self.residence:
+            return session or record
+        return record if record.residence is self.residence and not record.closed else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,7 +92,9 @@ class ScheduledStep:
     @property
     def work(self) -> Work:
         """The class that it is counted under."""
-        return self.planned_work if self.requests else "ingest"
+        if self.requests or self.planned_work == "rebuild":
+            return self.planned_work
+        return "ingest"
 
     @property
     def works(self) -> frozenset[Work]:

@@ -11,6 +11,7 @@ import functools
 import itertools
 import os
 import re
+import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -18,17 +19,19 @@ from typing import TypeVar, cast
 
 import numpy as np
 
-from jaxstate.engine.core.engine_core import ControlTask, EngineCore, refusal
+from jaxstate.engine.core.engine_core import ControlTask, EngineCore, refusal, window_change
 from jaxstate.engine.core.state import border_of, may_be_shared, shared_cells, unavailable
 from jaxstate.engine.executor.protocol import Executor, HostCells, Saved, Tokens
 from jaxstate.engine.requests.encoding import PromptEncoder
+from jaxstate.engine.sessions.context_window import ContextWindow, Noted
 from jaxstate.engine.sessions.record import SavedCells, SessionRecord
 from jaxstate.engine.sessions.residence import Residence, ResidencyState
 from jaxstate.engine.sessions.token_log import TokenLog, VersionEnd
 from jaxstate.engine.types.options import QueuePolicy, kept_name
+from jaxstate.engine.types.window import Window
 from jaxstate.errors import BudgetExceeded, CapacityExceeded, InvalidInput
 from jaxstate.persist.changes import SessionOpened, ended, erased, opened, reserve_given_up
-from jaxstate.persist.journal import PendingWrite
+from jaxstate.persist.journal import Change, PendingWrite
 from jaxstate.records import checked_int
 from jaxstate.text import Place
 
@@ -202,6 +205,7 @@ class SessionManager:
         tenant: str,
         reserve: int | None,
         pinned: bool,
+        window: Window | None = None,
     ) -> tuple[SessionRecord, PendingWrite | None]:
         """A new session that will read its opening first.
 
@@ -214,12 +218,13 @@ class SessionManager:
             tenant: whose it is.
             reserve: cells that are always there for it; None for none.
             pinned: whether it never leaves the device.
+            window: what of its entries stays in its context; None for all.
 
         Returns:
             Its records, and what to wait for until it counts.
 
         Raises:
-            InvalidInput: the id is in use, or an argument malformed.
+            InvalidInput: the id is in use, an argument malformed, or the window too large.
             BudgetExceeded: the engine's cells, or the tenant's, are spoken for.
             CapacityExceeded: opening or reserve do not fit into a session.
         """
@@ -229,9 +234,11 @@ class SessionManager:
         chain = state.prefixes.chain(opening, tenant)  # hashes all of it, so without the lock
         with self._core.changing():
             self._core.journal_writer.check()
+            context_window = self._core.new_window(window, tenant, len(opening))
             record = self._new_record(session_id, policy, tenant, pinned=pinned)
             record.residence.chain = chain
             self._admit(record, state.budget.blocks_of(cells), len(opening))
+            record.window, record.frozen_cells = context_window, len(opening)
             record.queue.open_with(opening)
             record.opened = record.opens = True
             record.first_place = first_place
@@ -270,6 +277,7 @@ class SessionManager:
             self._admit(record, 0, saved.cells.cells)
             self._core.keep_cells(record, saved.cells, wanted=True)
             residence.landed_cells, residence.coming = saved.cells.cells, True
+            record.frozen_cells = saved.cells.cells
             record.number_from(version)
             record.commit(version, saved.cells.cells, self._core.clock())
             record.opened = True
@@ -289,6 +297,10 @@ class SessionManager:
         cells = (
             len(log) + len(recovered.opening) + sum(len(tokens) for _, tokens in recovered.entries)
         )
+        frozen_cells = log.first_end() or len(recovered.opening)
+        context_window = core.new_window(recovered.window, opening.tenant, frozen_cells)
+        if context_window is not None:
+            cells = min(cells, context_window.most_cells)
         _check_holds(opening.id, cells, core.limits.session_cells)
         chain = state.prefixes.chain(recovered.prefix, opening.tenant)
         with core.changing():
@@ -300,6 +312,14 @@ class SessionManager:
             residence, now_s = record.residence, core.clock()
             residence.log, residence.landed_cells = log, len(log)
             residence.chain = chain
+            record.window, record.frozen_cells = context_window, frozen_cells
+            if context_window is not None:
+                context_window.note_all(
+                    (number, Noted(now_s - age_s, key)) for number, age_s, key in recovered.noted
+                )
+            # What it sees at versions before the move is not what they saw.
+            newest = max((number for number, _ in recovered.entries), default=0)
+            record.ahead = newest > log.base_version >= max(recovered.version, 0)
             if recovered.version >= 0:
                 record.commit(recovered.version, len(log), now_s)
             else:
@@ -359,7 +379,7 @@ class SessionManager:
         with self._core.lock:
             record.check_open()
             count = residence.table.cells
-            seen = residence.seen(record.key, count)
+            seen = residence.seen(count)
         cells = self._executor.fetch(seen, count)
         if cells.cells:
             tokens = residence.log.tokens(0, cells.cells)
@@ -497,8 +517,10 @@ class SessionManager:
         """A new session is at a version of another's; its cells are to be computed yet."""
         residence = record.residence
         residence.log = parent.residence.log.copy(version_end.cells)
-        record.first_place = parent.first_place
+        record.first_place, record.frozen_cells = parent.first_place, parent.frozen_cells
         residence.landed_cells = version_end.cells
+        if parent.window is not None:
+            record.window = parent.window.of(parent.window.window, self._core.clock())
         self._core.state.budget.admit(record, 0, version_end.cells)
         record.number_from(version_end.version)
         record.commit(version_end.version, version_end.cells, self._core.clock())
@@ -575,9 +597,9 @@ class SessionManager:
     ) -> SessionRecord:
         """A session that has read nothing."""
         state = self._core.state
-        table, used_s = state.tables.new(), self._core.clock()
-        residence = Residence(table=table, tenant=tenant, pinned=pinned, used_s=used_s)
-        record = SessionRecord(state.new_key(), name, policy, self._core.config, residence)
+        key, table, used_s = state.new_key(), state.tables.new(), self._core.clock()
+        residence = Residence(name=key, table=table, tenant=tenant, pinned=pinned, used_s=used_s)
+        record = SessionRecord(key, name, policy, self._core.config, residence)
         state.records[record.key] = record
         state.touch(record)
         return record
@@ -603,8 +625,94 @@ class SessionManager:
             return None
         record.log_key = core.journal_writer.new_key()
         record.receipts = core.journal_writer.receipts(record.log_key)
-        record.written = core.journal_writer.append(opened(opening_of(record, origins, core)))
+        change, log = opened(opening_of(record, origins, core)), record.residence.log
+        if record.window is not None or log.base_version >= 0:
+            window = window_change(record.log_key, record.window, log, record.version)
+            change = both(change, window)
+        record.written = core.journal_writer.append(change)
         return record.written
+
+    def set_window(
+        self, record: SessionRecord, window: Window | None, text_of: Callable[[Tokens], str]
+    ) -> PendingWrite | None:
+        """Another window for a session, or none.
+
+        Args:
+            record: the session's.
+            window: what is to stay in its context; None for all that is there.
+            text_of: an entry, of its tokens.
+
+        Returns:
+            What to wait for until it counts.
+
+        Raises:
+            InvalidInput: the session has no cells for it.
+        """
+        core, residence = self._core, record.residence
+        with core.changing(record):
+            core.journal_writer.check()
+            record.check_open()
+            made = core.new_window(window, residence.tenant, record.frozen_cells)
+            log = residence.log
+            if made is None:
+                self._check_needs_none(record)
+            else:
+                made.check_waiting(len(tokens) for _, tokens in record.queue.waiting)
+            record.windows_to_come.append(made)
+            return core.journal_writer.append(
+                window_change(record.log_key, made, log, log.base_version),
+                lambda: self._set_window(record, made, text_of),
+            )
+
+    def _check_needs_none(self, record: SessionRecord) -> None:
+        """Refuses to take the window of a session that could not read on without it.
+
+        Raises:
+            CapacityExceeded: what waits does not fit behind what is there.
+        """
+        waits = record.queue.unread_tokens
+        cells = record.residence.cells + waits
+        most = min(self._core.limits.session_cells, self._core.state.budget.most_cells(record))
+        if cells > most:
+            raise CapacityExceeded(
+                f"session {record.id!r} has {cells - waits} cells, {waits} tokens wait, and "
+                f"without a window it holds {most}; wait until they are read"
+            )
+
+    def _set_window(
+        self, record: SessionRecord, made: ContextWindow | None, text_of: Callable[[Tokens], str]
+    ) -> None:
+        core, log, before = self._core, record.residence.log, record.window
+        record.windows_to_come.popleft()
+        core.results.settle_rebuild(record)
+        record.window = made
+        if made is None:
+            core.state.budget.order(record, record.residence.cells + record.queue.unread_tokens)
+        if made is not None and before is not None:
+            made.note_all(before.noted)
+        if made is not None and (before is None or before.window.key != made.window.key):
+            spans = (
+                (number, log.start_of(number), log.tokens_of(number)) for number in log.numbers
+            )
+            read = [(number, log.tokens(start, count)) for number, start, count in spans]
+            made.note_keys(
+                (number, made.window.key_of(text_of(tokens)))
+                for number, tokens in (*read, *record.queue.waiting)
+            )
+        if made is not None:
+            made.read(log)
+        core.state.touch(record)
+        core.tell_loop()
+
+
+def both(first: Change, second: Change) -> Change:
+    """Two changes, made together or not at all."""
+
+    def change(to: sqlite3.Connection) -> None:
+        first(to)
+        second(to)
+
+    return change
 
 
 def _wanted(waiters: list[Future[None]], future: Future[None]) -> list[Future[None]]:
@@ -626,6 +734,9 @@ class RecoveredState:
         policy: of its queue.
         first_place: what its first entry follows.
         prepare: leaves in the records, under the lock, what else is known.
+        window: what of its entries stays in its context; None for all.
+        noted: of entries in its context, or that are still to be read: number, seconds since it was
+            pushed, and key in the window.
     """
 
     log: TokenLog
@@ -637,6 +748,8 @@ class RecoveredState:
     policy: QueuePolicy
     first_place: Place
     prepare: Callable[[SessionRecord], None]
+    window: Window | None = None
+    noted: Sequence[tuple[int, float, str | None]] = ()
 
 
 def _tokens_of(saved: Saved) -> Tokens:

@@ -233,13 +233,26 @@ def border_of(record: SessionRecord, name: str, version: int) -> VersionEnd:
         )
     if number == record.version:
         return record.version_end
-    cells = record.residence.log.version_end(number)
+    log = record.residence.log
+    cells = log.version_end(number)
+    if cells is None and number <= log.base_version:
+        raise VersionUnavailable(
+            f"session {record.id!r} does not hold version {number} any more: its window moved "
+            f"behind version {log.base_version}. The oldest version that it holds is "
+            f"{_oldest_known(record)}; a fork that is made while a version is held keeps it"
+        )
     if cells is None:
         raise VersionUnavailable(
             f"session {record.id!r} does not know where version {number} ends: it was restored "
             f"from a later one. The oldest version that it knows is {_oldest_known(record)}"
         )
     return VersionEnd(number, cells)
+
+
+def holds_version(state: EngineState, record: SessionRecord, version_end: VersionEnd) -> bool:
+    """Whether a session still has all that such a version saw, wherever it is."""
+    there = version_end.version > record.residence.log.base_version
+    return there and state.holds(record.residence, version_end.cells)
 
 
 def unavailable(

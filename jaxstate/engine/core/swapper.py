@@ -64,7 +64,7 @@ class Swapper:
             # An entry may be half read: questions go on looking at the version before it.
             sees_back = core.state.readable(record.seen_cells, count)
             readable_cells = record.seen_cells if sees_back else count
-            seen, residence.there_cells = residence.seen(record.key, count), 0
+            seen, residence.there_cells = residence.seen(count), 0
             began_s = core.clock()
         cells = self._executor.fetch(seen, readable_cells) if keeps else None
         with core.lock:
@@ -98,7 +98,7 @@ class Swapper:
                     residence.oldest_cells = core.state.oldest_copied(cells.cells)
                 core.state.tables.grow(residence.table, cells.cells)
             core.state.budget.arrive(record, core.state.steps)
-            seen, began_s = residence.seen(record.key, residence.table.cells), core.clock()
+            seen, began_s = residence.seen(residence.table.cells), core.clock()
         if cells is not None:
             self._executor.place(seen, cells)
         with core.lock:
@@ -128,7 +128,7 @@ class Swapper:
     def _keeps(self, record: SessionRecord) -> bool:
         """Whether a session that leaves is copied."""
         residence, limits = record.residence, self._core.limits
-        if residence.table.cells == 0 or residence.missing:
+        if residence.table.cells == 0 or residence.missing or record.rebuilds is not None:
             return False
         size_bytes = limits.layout.bytes_of(residence.cells, limits.itemsize)
         return size_bytes <= self._core.config.host_bytes

@@ -89,6 +89,9 @@ class CheckpointLoader:
         """The first that is whole; or what there is of the one of which most is good."""
         layout, best = self._core.limits.layout, list[Arrays]()
         good: tuple[SegmentRow, ...] = ()
+        candidates = [one for one in candidates if self._is_of(record, one[1])]
+        if not candidates:
+            return None
         for snapshot, rows in candidates:
             parts = self._parts(record, snapshot, rows)
             whole = len(parts) == len(rows)
@@ -102,6 +105,13 @@ class CheckpointLoader:
             with self._core.lock:
                 record.saved = SavedCells(segments=_segments(good))  # so that a new one is taken
         return HostCells(cells=good[-1].last, arrays=joined(layout, best)) if good else None
+
+    def _is_of(self, record: SessionRecord, rows: Sequence[SegmentRow]) -> bool:
+        """Whether pieces are of the session's context: its window may have moved since."""
+        with self._core.lock:
+            log = record.residence.log
+            there = [(log.tokens(row.first, row.last - row.first), row) for row in rows]
+        return all(np.array_equal(tokens, tokens_of(row.tokens)) for tokens, row in there)
 
     def _parts(
         self, record: SessionRecord, snapshot: LoggedSnapshot, rows: Sequence[SegmentRow]

@@ -24,6 +24,7 @@ from jaxstate.engine.core.session_manager import SessionManager, ends_bytes, tok
 from jaxstate.engine.durability.checkpoint_loader import CheckpointLoader
 from jaxstate.engine.executor.protocol import Executor, HostCells, Tokens
 from jaxstate.engine.sessions.record import SavedCells, SessionRecord
+from jaxstate.engine.sessions.token_log import TokenLog
 from jaxstate.errors import ClosedError
 from jaxstate.persist.changes import SegmentRow, SnapshotRow, snapshot_taken
 from jaxstate.persist.files import Arrays
@@ -42,6 +43,10 @@ class _Part:
     last: int
     version: int
     arrays: Arrays
+
+
+class _WindowMoved(Exception):
+    """Pieces of a snapshot were taken before and after."""
 
 
 class Checkpointer:
@@ -102,12 +107,16 @@ class Checkpointer:
         if not self._is_due(record):
             return False
         try:
+            log = record.residence.log
             with self._segments.claiming() as claim:
-                pieces = [self._kept(record, part, claim) for part in self._parts(record, claim)]
-                self._publish(record, pieces)
+                parts = self._parts(record, claim)
+                pieces = [self._kept(log, part, claim) for part in parts]
+                self._publish(record, log, pieces)
             return True
-        except ClosedError:
-            raise
+        except (ClosedError, _WindowMoved) as error:
+            if isinstance(error, ClosedError):
+                raise
+            return False  # the next round has what is there now
         except Exception:
             _log.exception("no snapshot of session %r could be taken", record.id)
             with self._core.lock:
@@ -182,17 +191,16 @@ class Checkpointer:
         """On the loop's thread, at a version's end."""
         with self._core.lock:
             record.check_open()
-            seen, version = record.residence.seen(record.key, record.seen_cells), record.version
+            seen, version = record.residence.seen(record.seen_cells), record.version
         end = seen.cells if last is None else last
         part = self._executor.fetch_part(seen, first, end)
         return _Part(first, end, version, part.arrays)
 
     def _kept(
-        self, record: SessionRecord, part: _Part | Segment, claim: Callable[[str], None]
+        self, log: TokenLog, part: _Part | Segment, claim: Callable[[str], None]
     ) -> tuple[SegmentRow, Segment, int | None]:
         """A piece that is on disk from now on, and the version that it was fetched at; None for one
         that was on disk before."""
-        log = record.residence.log
         with self._core.lock:
             tokens = log.tokens(part.first, part.last - part.first)
             ends = log.ends(part.first, part.last)
@@ -208,15 +216,25 @@ class Checkpointer:
         return row, Segment(row.name, part.first, part.last), part.version
 
     def _publish(
-        self, record: SessionRecord, pieces: list[tuple[SegmentRow, Segment, int | None]]
+        self,
+        record: SessionRecord,
+        log: TokenLog,
+        pieces: list[tuple[SegmentRow, Segment, int | None]],
     ) -> None:
-        """Makes them the newest snapshot."""
+        """Makes them the newest snapshot, if they are all of that log: the session's window may
+        have moved between two of them.
+
+        Raises:
+            _WindowMoved: it has.
+        """
         core, segments = self._core, tuple(segment for _, segment, _ in pieces)
         version, cells = pieces[-1][2], segments[-1].last
         assert version is not None, "the last piece is always fetched"
         layout = core.limits.layout
         with core.lock:
             record.check_open()
+            if record.residence.log is not log:
+                raise _WindowMoved
             snapshot = SnapshotRow(
                 session=record.log_key,
                 version=version,
@@ -230,7 +248,8 @@ class Checkpointer:
         kept = [row for row, _, at in pieces if at is None]
         self._journal.write(snapshot_taken(snapshot, new, kept, core.config.snapshot_keep))
         with core.lock:
-            record.saved = SavedCells(version, segments)
+            if record.residence.log is log:
+                record.saved = SavedCells(version, segments)
             if not record.closed:
                 self._loader.keep(record, snapshot.bytes)
             core.recorder.count("snapshots_taken")

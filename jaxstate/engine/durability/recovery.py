@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -32,7 +33,8 @@ from jaxstate.engine.requests.encoding import PromptEncoder
 from jaxstate.engine.sessions.record import SessionRecord
 from jaxstate.engine.sessions.token_log import TokenLog
 from jaxstate.engine.types.options import policy_of
-from jaxstate.engine.types.values import Answer, Usage
+from jaxstate.engine.types.values import Answer, Span, Usage
+from jaxstate.engine.types.window import Window
 from jaxstate.errors import (
     InvalidInput,
     JaxstateError,
@@ -42,8 +44,10 @@ from jaxstate.errors import (
 from jaxstate.persist.changes import SegmentRow, SessionOpened
 from jaxstate.persist.journal import Journal
 from jaxstate.persist.logged import (
+    LoggedEntry,
     LoggedSession,
     LoggedSnapshot,
+    LoggedWindow,
     entries_of,
     flash_names_of,
     keys_of,
@@ -53,6 +57,7 @@ from jaxstate.persist.logged import (
     segment_of,
     session_of,
     snapshots_of,
+    window_of,
 )
 from jaxstate.records import Record
 from jaxstate.text import Place
@@ -172,10 +177,11 @@ class JournalRecovery:
         return record
 
     def _bring_back(self, session: LoggedSession) -> RecoveredSession:
-        found = self._usable(session)
+        window = window_of(self._source, session.opening.key)
+        found = self._usable(session, window)
         name = session.opening.id
         try:
-            state = self._state(session, found)
+            state = self._state(session, found, window)
         except ValueError as error:  # of JSON, or of an array
             if isinstance(error, JaxstateError):
                 raise
@@ -199,7 +205,9 @@ class JournalRecovery:
             tokens_to_read=record.queue.unread_tokens,
         )
 
-    def _state(self, session: LoggedSession, found: Sequence[_Found]) -> RecoveredState:
+    def _state(
+        self, session: LoggedSession, found: Sequence[_Found], logged: LoggedWindow
+    ) -> RecoveredState:
         """What is known of a session, with its newest snapshot or without one."""
         root = root_of(self._source, session)
         opening = _NO_TOKENS
@@ -208,6 +216,10 @@ class JournalRecovery:
             opening = opening_tokens(root, self._encoder, fingerprint)
         first_place = self._encoder.first_place(root.prefix)
         log, version = self._read_before(root, found)
+        log.base_version = logged.version
+        window = None if logged.settings is None else Window.of_json(logged.settings)
+        entries = self._entries(session, max(version, 0), logged)
+        known = [] if window is None else self._read_entries(session, log, entries)
         answers = _answers_of(found[0].snapshot.row.answers) if found else {}
         policy = policy_of(session.opening.policy, self._core.config.queue_policy)
         return RecoveredState(
@@ -215,8 +227,10 @@ class JournalRecovery:
             version=version,
             prefix=opening,
             opening=opening if version < 0 else _NO_TOKENS,
-            entries=self._entries(session, max(version, 0), first_place),
+            entries=[(one.sequence, self._tokens(one, first_place)) for one in entries],
             first_place=first_place,
+            window=window,
+            noted=[] if window is None else _noted(known, window),
             last=session.last,
             policy=policy,
             prepare=functools.partial(
@@ -242,18 +256,35 @@ class JournalRecovery:
         log.append(tokens_of(root.base_tokens), ends_of(root.base_ends or b""))
         return log, root.base_version
 
+    def _tokens(self, entry: LoggedEntry, first_place: Place) -> Tokens:
+        return self._encoder.entry(entry.text, first_place if entry.sequence == 1 else "text")
+
     def _entries(
-        self, session: LoggedSession, after: int, first_place: Place
-    ) -> list[tuple[int, Tokens]]:
+        self, session: LoggedSession, after: int, window: LoggedWindow
+    ) -> list[LoggedEntry]:
+        """Entries behind a version that are to be read: what has left the window is not."""
+        spans = [*window.kept, (window.version + 1, session.last)]
+        ranges = [(max(first, after + 1), last) for first, last in spans]
         return [
-            (
-                one.sequence,
-                self._encoder.entry(one.text, first_place if one.sequence == 1 else "text"),
-            )
-            for one in entries_of(self._source, session, after)
+            one
+            for first, last in ranges
+            if first <= last
+            for one in entries_of(self._source, session, first - 1, last)
         ]
 
-    def _usable(self, session: LoggedSession) -> list[_Found]:
+    def _read_entries(
+        self, session: LoggedSession, log: TokenLog, entries: Sequence[LoggedEntry]
+    ) -> list[LoggedEntry]:
+        """Those of a log, and those that are to be read."""
+        read = [
+            one
+            for span in log.visible(log.numbers[-1] if log.count else -1)
+            for one in entries_of(self._source, session, span.first - 1, span.last)
+            if one.sequence > session.opening.base_version or session.opening.parent is not None
+        ]
+        return [*read, *entries]
+
+    def _usable(self, session: LoggedSession, window: LoggedWindow) -> list[_Found]:
         """Snapshots of a session that may be good, the newest first; the others are set aside."""
         found: list[_Found] = []
         for snapshot in snapshots_of(self._source, session.opening.key):
@@ -262,6 +293,8 @@ class JournalRecovery:
             rows = [segment_of(self._source, name) for name in snapshot.row.segments]
             whole = tuple(row for row in rows if row is not None)
             reason = self._reason(session, snapshot, rows, whole)
+            if reason is None and not _is_behind(window, snapshot, whole):
+                continue  # of the context that the session had before its window moved
             if reason is None:
                 found.append(_Found(snapshot=snapshot, rows=whole))
             else:
@@ -338,6 +371,24 @@ class JournalRecovery:
             self._unasked.append(f"{question!r} of session {session_id!r}: {error}")
 
 
+def _is_behind(window: LoggedWindow, snapshot: LoggedSnapshot, rows: Sequence[SegmentRow]) -> bool:
+    """Whether a snapshot is of the context that a session has since its window last moved."""
+    if window.version < 0:
+        return True
+    ends = (entry for row in rows for entry, _ in ends_of(row.ends))
+    kept = [entry for entry in ends if 0 < entry <= window.version]
+    wanted = [number for first, last in window.kept for number in range(first, last + 1)]
+    return snapshot.row.version >= window.version and kept == wanted
+
+
+def _noted(entries: Sequence[LoggedEntry], window: Window) -> list[tuple[int, float, str | None]]:
+    """What a window has to know of entries: number, seconds since it was pushed, key."""
+    now_s = time.time()
+    return [
+        (one.sequence, max(0.0, now_s - one.pushed_s), window.key_of(one.text)) for one in entries
+    ]
+
+
 def _own_fault(name: str, error: Exception) -> JournalError:
     """Not every error while reading a journal is the journal's."""
     _log.error("session %r could not be brought back", name, exc_info=error)
@@ -369,6 +420,8 @@ def _answer_of(kept: object) -> Answer:
         raise ValueError("an answer is no record")
     fields = dict(kept)
     usage = fields.pop("usage")
+    if fields.get("visible") is not None:
+        fields["visible"] = tuple(Span(**one) for one in fields["visible"])
     tuples = ("token_ids", "choice_logprobs")
     shaped = {
         name: tuple(value) if name in tuples and isinstance(value, list) else value

@@ -127,6 +127,7 @@ class Registered:
             version=answer.version,
             context_tokens=answer.usage.context_tokens,
             latency_s=0.0,
+            visible=answer.visible,
         )
         return as_given(chosen, "ready")
 

@@ -107,7 +107,10 @@ class SwapPolicy:
                 passing = self._passing(
                     sorted(chain(*queues.values()), key=_waits), fetching=fetching
                 )
-                return passing or self._make_room(head, records, now, idle=idle)
+                move = passing or self._make_room(head, records, now, idle=idle)
+                if move is not None or head.rebuilds is None:
+                    return move
+                self._head = None if self._head is head else self._head  # nobody waits for it
             else:
                 self._had_turn(head)
                 if not head.residence.on_device:
@@ -171,7 +174,8 @@ class SwapPolicy:
                 record.residence.placed_at = now.step  # its time begins when it is all there
             has[record.residence.tenant] += record.residence.granted_blocks
         most = {tenant: -blocks / self._weight(tenant) for tenant, blocks in has.items()}
-        could = [record for record in everyone if record is not head and self._may_leave(record)]
+        others = (one for one in everyone if one is not head and _may_leave_for(head, one))
+        could = [record for record in others if self._may_leave(record)]
         resting = [record for record in could if not record.has_work(now.time_s)]
         if resting:
             return Move(
@@ -179,7 +183,7 @@ class SwapPolicy:
                 "away",
             )
         served = [record for record in could if idle or self._had_its_time(record, head, most, now)]
-        if not served:
+        if not served or head.rebuilds is not None:
             return None
         record = min(
             served,
@@ -223,6 +227,16 @@ class SwapPolicy:
         if record.tasks_waiting and not self._budget.lacks(record):
             return False
         return self._budget.gains_by(record)
+
+
+def _may_leave_for(head: SessionRecord, record: SessionRecord) -> bool:
+    """Whether what belongs to windows lets it leave: a session stays for its own rebuild; a rebuild
+    does for others', and while its session reads through it, or questions look at it."""
+    session = record.rebuilds
+    if session is None or session.rebuild is None:
+        return head.rebuilds is not record
+    has_taken = record.residence.cells > record.seen_cells
+    return head.rebuilds is None and not (session.rebuild.moved or has_taken)
 
 
 def _waits(record: SessionRecord) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxstate.cells.tables import Seen
 from jaxstate.engine.executor.protocol import Limits, StepOutput, Tokens
-from jaxstate.engine.types.values import Answer, Stage, Usage, Work
+from jaxstate.engine.types.values import Answer, Span, Stage, Usage, Work
 from jaxstate.errors import CapacityExceeded, InvalidInput, PromptTooLong
 from jaxstate.records import Sampling
 from jaxstate.steps.collector import AnswerCollector
@@ -130,6 +130,7 @@ class Request:
         self.blocks: tuple[int, ...] = ()
         self.finished = False
         self._seen: Seen | None = None
+        self._visible: tuple[Span, ...] | None = None
         self._read_tokens = 0
         self._launched_tokens = 0
         self._scored = 0
@@ -138,9 +139,15 @@ class Request:
         self._collector: AnswerCollector | None = None
 
     def begin(
-        self, version: int, seen: Seen, blocks: tuple[int, ...], tokenizer: Tokenizer | None
+        self,
+        version: int,
+        seen: Seen,
+        blocks: tuple[int, ...],
+        tokenizer: Tokenizer | None,
+        visible: tuple[Span, ...] | None = None,
     ) -> None:
         """Pins what it looks at."""
+        self._visible = visible
         self.version, self._seen, self.blocks = version, seen, blocks
         self._collector = AnswerCollector(tokenizer, self.asked.stop)
 
@@ -266,6 +273,7 @@ class Request:
                 version=self.version,
                 context_tokens=self.seen_cells,
                 latency_s=latency_s,
+                visible=self._visible,
             )
         assert self._collector is not None
         collected = self._collector.finish()
@@ -284,6 +292,7 @@ class Request:
                 answer_tokens=len(collected.tokens),
             ),
             seed=self.asked.sampling.seed if self.asked.sampling.temperature > 0 else None,
+            visible=self._visible,
         )
 
     @property
@@ -293,7 +302,13 @@ class Request:
 
 
 def chosen_answer(
-    asked: Question, totals: list[float], *, version: int, context_tokens: int, latency_s: float
+    asked: Question,
+    totals: list[float],
+    *,
+    version: int,
+    context_tokens: int,
+    latency_s: float,
+    visible: tuple[Span, ...] | None = None,
 ) -> Answer:
     """The best of some choices by their total log-probabilities; the first one if several are."""
     choices = asked.choices or ()
@@ -317,4 +332,5 @@ def chosen_answer(
         ),
         probability=float(1.0 / shares.sum()),
         choice_logprobs=tuple(totals),
+        visible=visible,
     )

@@ -5,8 +5,9 @@ a `Plan`: one step, or how long there is nothing to do. What a session could do 
 only if it, or what it depends on, is not what it was, and stands in line by then. Does not know:
 devices, tokens, text, threads.
 
-Three classes of work, in order of urgency: ask, ingest, flash. The most urgent one that can
-run runs, with three exceptions that keep everything moving:
+Four classes of work, in order of urgency: ask, ingest, flash, rebuild (a session's context, read
+anew since its window is to move). The most urgent one that can run runs, with three exceptions that
+keep everything moving:
 
 - A class that could have run in each of the last `patience` steps, and did not, gets the next step.
   One that only lacks what questions under way hold (cells, tail blocks) is counted as well; once
@@ -221,8 +222,9 @@ class Scheduler:
         session = known.session
         found: dict[Work, Iterator[_Candidate]] = {
             "ask": _ask_candidates(session, view, self._policy, may_begin=may_begin),
-            "ingest": _ingest_candidates(session, view),
+            "ingest": iter(()) if session.rebuilds else _ingest_candidates(session, view),
             "flash": _flash_candidates(session, view),
+            "rebuild": _rebuild_candidates(session, view),
         }
         for work, steps in found.items():
             for number, one in enumerate(steps):
@@ -369,15 +371,16 @@ def _going_on(
     session: SessionView, requests: list[RequestView], view: View, policy: Policy
 ) -> Iterator[_Candidate]:
     """One candidate for each stage and pinned length; questions still reading go one by one."""
-    groups: dict[tuple[Stage, int, int], list[RequestView]] = {}
+    groups: dict[tuple[Stage, int, int, int], list[RequestView]] = {}
     for request in requests:
         if request.stage != "waiting":
             alone = request.key if request.stage == "reading" else -1
-            groups.setdefault((request.stage, request.seen_cells, alone), []).append(request)
-    for (stage, seen_cells, _), members in groups.items():
+            place = (request.stage, request.context, request.seen_cells, alone)
+            groups.setdefault(place, []).append(request)
+    for (stage, context, seen_cells, _), members in groups.items():
         chosen = sorted(members, key=lambda request: (request.served, request.arrived_s))
         chosen = chosen[: _rows_going_on(stage, len(chosen), view)]
-        riding = _riders(session, stage, seen_cells, len(chosen), view, policy)
+        riding = _riders(session, stage, (context, seen_cells), len(chosen), view, policy)
         step = GoOn(
             work=chosen[0].work,
             session=session.key,
@@ -395,14 +398,20 @@ def _rows_going_on(stage: Stage, waiting: int, view: View) -> int:
 
 
 def _riders(
-    session: SessionView, stage: Stage, seen_cells: int, rows: int, view: View, policy: Policy
+    session: SessionView,
+    stage: Stage,
+    seen: tuple[int, int],
+    rows: int,
+    view: View,
+    policy: Policy,
 ) -> list[RequestView]:
     """Registered questions that decode at the same length and cost next to nothing in this step."""
     room = min(policy.ride_rows, view.rows) - rows
     riders = [
         request
         for request in session.requests
-        if request.work == "flash" and request.stage == stage and request.seen_cells == seen_cells
+        if request.work == "flash" and request.stage == stage
+        if (request.context, request.seen_cells) == seen
     ]
     return riders[: max(room, 0)] if stage == "decoding" else []
 
@@ -415,6 +424,11 @@ def _ingest_candidates(
         step = Ingest(work=work, session=session.key, tokens=tokens)
         began_s = session.ingest_since_s if since_s is None else since_s
         yield _Candidate(step, session.tenant, session.ingest_served, began_s, begins=True)
+
+
+def _rebuild_candidates(session: SessionView, view: View) -> Iterator[_Candidate]:
+    if session.rebuilds:
+        yield from _ingest_candidates(session, view, work="rebuild")
 
 
 def _flash_candidates(
@@ -433,7 +447,8 @@ def _flash_candidates(
 def _flash_wants_to_begin(session: SessionView, view: View) -> bool:
     """Whether some are due and there are rows for them, beside none that look at an old version."""
     running = (request for request in session.requests if request.work == "flash")
-    outdated = any(request.seen_cells != session.seen_cells for request in running)
+    seen = session.context, session.seen_cells
+    outdated = any((request.context, request.seen_cells) != seen for request in running)
     return session.flash_due > 0 and session.flash_rows < view.rows and not outdated
 
 

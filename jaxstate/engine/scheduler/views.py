@@ -29,6 +29,8 @@ class RequestView:
         blocks: tail blocks that it holds, or would need.
         blocked: a waiting ask that cannot begin before its session has read more, or that would
             keep it from reading on.
+        context: a name for what `seen_cells` are counted in: a session's window may move while a
+            question is under way.
     """
 
     key: int
@@ -40,6 +42,7 @@ class RequestView:
     tokens: int = 1
     blocks: int = 1
     blocked: bool = False
+    context: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,8 @@ class SessionView:
         flash_served: number of the step that last served its registered questions.
         flash_overdue: one is past its deadline, or under way and was given up too often before.
         flash_old: one has used half of the time that its answer may be out of date.
+        context: a name for what `seen_cells` are counted in.
+        rebuilds: it is the context of another that is read anew, in idle time.
     """
 
     key: int
@@ -86,6 +91,8 @@ class SessionView:
     flash_served: int = 0
     flash_overdue: bool = False
     flash_old: bool = False
+    context: int = 0
+    rebuilds: bool = False
 
     @property
     def held_up(self) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 from jaxstate.engine.executor.protocol import Tokens
@@ -21,6 +22,23 @@ from jaxstate.engine.sessions.token_log import Entry, Offer, Taken, spans_of, ta
 from jaxstate.engine.types.options import Coalesce, QueuePolicy, checked_policy
 from jaxstate.errors import CapacityExceeded, InvalidInput, QueueFull
 from jaxstate.records import checked_int
+
+
+@dataclass(slots=True)
+class _Room:
+    """What may be begun: entries of so many tokens in all, and so many of them; None for all."""
+
+    tokens: int | None
+    entries: int | None
+
+    def take(self, tokens: int) -> bool:
+        """Begins one of so many tokens, if there is room for it."""
+        tokens_fit = self.tokens is None or tokens <= self.tokens
+        if not tokens_fit or self.entries == 0:
+            return False
+        self.tokens = None if self.tokens is None else self.tokens - tokens
+        self.entries = None if self.entries is None else self.entries - 1
+        return True
 
 
 class IngestQueue:
@@ -274,11 +292,27 @@ class IngestQueue:
         assert taken is not None and taken.completes is None, "an opening has one token to read"
         return taken.tokens
 
-    def take(self, max_tokens: int) -> Taken | None:
+    @property
+    def waiting(self) -> list[tuple[int, Tokens]]:
+        """Number and tokens of entries of which nothing was taken."""
+        return [(one.sequence, one.tokens) for one in self._waiting.values()]
+
+    @property
+    def next_tokens(self) -> int | None:
+        """Tokens of the entry that is begun next; None if one is begun, or there is none."""
+        front = None if self._reading is not None else self._next()
+        return None if front is None else len(front.tokens)
+
+    def take(
+        self, max_tokens: int, *, room: int | None = None, entries: int | None = None
+    ) -> Taken | None:
         """Takes what the next chunk reads, from the front, across entries.
 
         Args:
             max_tokens: at most so many, >= 0. Entries without tokens complete even with 0.
+            room: entries are begun as long as there is room in it for all their tokens; None for
+                all.
+            entries: so many are begun at most; None for any number.
 
         Returns:
             None if there is nothing to take.
@@ -292,7 +326,8 @@ class IngestQueue:
         done: list[Entry] = []
         ends: list[tuple[int, int]] = []
         left = max_tokens
-        while (front := self._front(left)) is not None:
+        begins = _Room(room, entries)
+        while (front := self._front(left, begins)) is not None:
             part = front.tokens[self._read_tokens : self._read_tokens + left]
             parts.append(part)
             left -= len(part)
@@ -302,12 +337,15 @@ class IngestQueue:
                 ends.append((front.sequence, max_tokens - left))
         return taken_of(parts, done, ends) if parts else None
 
-    def _front(self, left: int) -> Entry | None:
-        """The entry to read next, if `left` tokens are enough to get on with it."""
+    def _front(self, left: int, begins: _Room) -> Entry | None:
+        """The entry to read next, if `left` tokens are enough to get on with it, and it may be
+        begun."""
         front = self._next()
         if front is None or (left == 0 and len(front.tokens) > 0):
             return None
         if self._reading is None:
+            if not begins.take(len(front.tokens)):
+                return None
             self._remove(front)
             self._reading = front
         return front
@@ -377,7 +415,8 @@ class IngestQueue:
             raise CapacityExceeded(
                 f"the push has {added} tokens and {self._unread_tokens} wait ({freed} of all these "
                 f"displaced): {needed} cells, and the session has {room_tokens} left; nothing was "
-                "added; push less, or open a session with more cells"
+                "added; push less, open a session with more cells, or let what is old go: "
+                "session.set_window(jaxstate.Window(tokens=...))"
             )
 
     def _full_message(self, count: int) -> str:

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 from jaxstate.engine.flash.registry import FlashRegistry, Registered
 from jaxstate.engine.requests.request import Request
+from jaxstate.engine.sessions.context_window import ContextWindow
 from jaxstate.engine.sessions.dedup import IdempotencyTable
 from jaxstate.engine.sessions.ingest_queue import IngestQueue
 from jaxstate.engine.sessions.residence import Residence
 from jaxstate.engine.sessions.token_log import Taken, VersionEnd
 from jaxstate.engine.types.events import Subscription
 from jaxstate.engine.types.options import EngineConfig, QueuePolicy
-from jaxstate.engine.types.values import Answer
+from jaxstate.engine.types.values import Answer, Span
 from jaxstate.errors import ClosedError, NotFinite
 from jaxstate.persist.journal import PendingWrite
 from jaxstate.persist.segments import Segment
@@ -58,6 +59,25 @@ class SavedCells:
     def until(self, cells: int) -> tuple[Segment, ...]:
         """Those that lie within the first `cells`."""
         return tuple(one for one in self.segments if one.last <= cells)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Rebuild:
+    """The context that a session has once its window moves, while it is read in the background.
+
+    Attributes:
+        record: reads it: bookkeeping of its own, that no user sees. Once the window has moved it
+            has the context before, as long as questions look at that.
+        copied_cells: of the session's log, that it has or leaves out.
+        takes: whether it reads the next entries in the session's place; from the first of them on
+            the session has its context.
+        moved: whether that has happened.
+    """
+
+    record: SessionRecord
+    copied_cells: int
+    takes: bool = False
+    moved: bool = False
 
 
 class TailBlocks:
@@ -110,6 +130,7 @@ class SessionRecord:
             to be there.
         tasks_waiting: forks and saves that wait for the end of the entry that is half read.
         first_place: what its first entry follows; all others follow text.
+        frozen_cells: of what it begins with, which is always in its context.
         opens: whether it begins with an opening, and is not made from another or a saved one.
         ending: its end is on the way to the journal, and it is open until it is there; what came
             now would be behind it.
@@ -118,6 +139,13 @@ class SessionRecord:
         written: tells when the journal has the session.
         receipts: of clients that number their pushes.
         saved: the pieces of its cells that are on disk, in order, and the version that they end at.
+        window: what of its entries stays in its context; None for all.
+        windows_to_come: those that it will have once the journal has them, None for none; what is
+            pushed meanwhile has to fit into them.
+        ahead: its context is already that of the next version, which is being read: no question
+            looks at it before.
+        rebuild: of its context without what has left the window, if one is under way.
+        rebuilds: the session whose rebuild it is itself; None for all that users see.
     """
 
     def __init__(
@@ -141,6 +169,7 @@ class SessionRecord:
         self.opened = False
         self.opens = False
         self.first_place: Place = "text"
+        self.frozen_cells = 0
         self.tasks_waiting = 0
         self.closed_because: str | None = None
         self.ending = self.has_ended = False
@@ -161,6 +190,23 @@ class SessionRecord:
         self.written: PendingWrite | None = None
         self.receipts = IdempotencyTable()
         self.saved = SavedCells()
+        self.window: ContextWindow | None = None
+        self.windows_to_come: deque[ContextWindow | None] = deque()
+        self.ahead = False
+        self.rebuild: Rebuild | None = None
+        self.rebuilds: SessionRecord | None = None
+
+    @property
+    def reader(self) -> SessionRecord:
+        """What reads its next entries: itself, or its rebuild in its place."""
+        rebuild = self.rebuild
+        return rebuild.record if rebuild is not None and rebuild.takes else self
+
+    @property
+    def landing_entries(self) -> int:
+        """Entries under way."""
+        readers = (self,) if self.reader is self else (self, self.reader)
+        return sum(taken.entries for one in readers for _, taken in one.landing)
 
     @property
     def version_end(self) -> VersionEnd:
@@ -170,18 +216,22 @@ class SessionRecord:
     @property
     def pending(self) -> int:
         """Entries that were pushed and are not committed: those that wait, and those under way."""
-        return self.queue.pending + sum(taken.entries for _, taken in self.landing)
+        return self.queue.pending + self.landing_entries
 
     @property
     def pending_tokens(self) -> int:
         """Tokens of those entries."""
         under_way = self.residence.cells - self.seen_cells if self.version >= 0 else 0
+        reader = self.reader
+        if reader is not self:
+            under_way += reader.residence.cells - reader.seen_cells
         return self.queue.pending_tokens + max(0, under_way)
 
     @property
     def oldest_s(self) -> float | None:
         """When the oldest of those entries was pushed; None without one."""
-        pushed_s = next((taken.pushed_s for _, taken in self.landing if taken.pushed_s), ())
+        landing = (*self.landing, *(self.reader.landing if self.reader is not self else ()))
+        pushed_s = next((taken.pushed_s for _, taken in landing if taken.pushed_s), ())
         return pushed_s[0] if pushed_s else self.queue.oldest_s
 
     @property
@@ -218,6 +268,7 @@ class SessionRecord:
     def abandon(self) -> None:
         """Nothing that is on its way to the journal takes effect."""
         self.ending = False
+        self.windows_to_come.clear()
         self.queue.abandon()
         self.receipts.abandon()
         self.flash.abandon()
@@ -226,8 +277,15 @@ class SessionRecord:
     def busy(self) -> bool:
         """Whether there may be something to do."""
         waits = bool(self.asks or self.flash_requests) or not self.queue.empty
-        waits = waits or self.residence.missing > 0 or bool(self.landing)
+        waits = waits or self._reads_again
         return self.opened and (waits or self.flash.stale > 0)
+
+    @property
+    def _reads_again(self) -> bool:
+        """Whether what it, or its rebuild in its place, has taken is still to be read."""
+        reader = self.reader
+        own = self.residence.missing > 0 or bool(self.landing)
+        return own or reader.residence.missing > 0 or bool(reader.landing)
 
     def has_work(self, now_s: float) -> bool:
         """Whether something could be done now, were there room on the device."""
@@ -238,7 +296,7 @@ class SessionRecord:
     @property
     def has_other_work(self) -> bool:
         """Whether there is something to do but for beginning flash questions."""
-        reads = not self.queue.empty or self.residence.missing > 0 or bool(self.landing)
+        reads = not self.queue.empty or self._reads_again
         asked = any(
             ask.request.begun or ask.min_version <= self.version for ask in self.asks.values()
         )
@@ -269,7 +327,44 @@ class SessionRecord:
         """Whether everything pushed is committed, and every registered question settled there."""
         return self.version >= self.queue.last and self.flash.stale == 0
 
+    @property
+    def room_tokens(self) -> int | None:
+        """Tokens of entries that its reader may begin, so that its window holds; None for all."""
+        if self.window is None:
+            return None
+        return self.window.tokens_left(self.reader.residence.log) - self.queue.rest_tokens
+
+    @property
+    def room_entries(self) -> int | None:
+        """How many entries it may begin; None for any number."""
+        left = None if self.window is None else self.window.entries_left(self.reader.residence.log)
+        return None if left is None else left - self.queue.partly_read
+
+    @property
+    def full(self) -> bool:
+        """Whether its context cannot take the entry that comes next before its window moves."""
+        next_tokens = self.queue.next_tokens
+        if self.window is None or next_tokens is None or self.version < 0:
+            return False
+        return not self.window.fits(self.reader.residence.log, next_tokens)
+
+    @property
+    def takes_next(self) -> bool:
+        """Whether its reader could go on with what waits."""
+        # One entry at a time moves a window; the rest comes when it has.
+        moves = self.reader is not self and bool(self.reader.landing)
+        return not (self.queue.empty or self.full or moves)
+
+    def visible(self, version: int) -> tuple[Span, ...] | None:
+        """The entries that such a version of it sees; None if it never had a window: all up to it,
+        but for those that were displaced."""
+        log = self.residence.log
+        return None if self.window is None and log.base_version < 0 else log.visible(version)
+
     def commit(self, version: int, seen_cells: int, now_s: float) -> None:
         """A new version: whatever was answered before is out of date."""
+        if self.window is not None:
+            self.window.read(self.residence.log, max(0, seen_cells - self.seen_cells))
+        self.ahead = self.ahead and version <= self.residence.log.base_version
         self.version, self.seen_cells, self.committed_s = version, seen_cells, now_s
         self.flash.committed(version, now_s)

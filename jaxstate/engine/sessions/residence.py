@@ -89,6 +89,7 @@ class Residence:
     """One session's cells.
 
     Attributes:
+        name: rows that look at the same of these cells go by it.
         table: where they lie while they are on the device.
         log: what they are made of.
         tenant: whose they are.
@@ -120,6 +121,7 @@ class Residence:
             ring had turned before these cells were copied, or shared with it.
     """
 
+    name: int
     table: CellTable
     log: TokenLog = field(default_factory=TokenLog)
     tenant: str = "default"
@@ -192,6 +194,6 @@ class Residence:
             return False
         return attempt + 1 < self.attempt or end_cells > self.attempt_cells
 
-    def seen(self, session: int, cells: int) -> Seen:
+    def seen(self, cells: int) -> Seen:
         """What a row or a chunk looks at; valid as long as the session stays on the device."""
-        return Seen(session=session, tables=self.table.blocks, cells=cells)
+        return Seen(session=self.name, tables=self.table.blocks, cells=cells)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,6 +119,22 @@ def spans_of(sequences: Sequence[int]) -> tuple[Span, ...]:
     return tuple(spans)
 
 
+def merged(spans: Sequence[Span]) -> tuple[Span, ...]:
+    """Ascending ranges, neighbours merged."""
+    found: list[Span] = []
+    for one in spans:
+        if found and found[-1].last == one.first - 1:
+            found[-1] = Span(first=found[-1].first, last=one.last)
+        else:
+            found.append(one)
+    return tuple(found)
+
+
+def numbers_of(spans: Iterable[Span]) -> list[int]:
+    """The numbers that are in ranges."""
+    return [number for one in spans for number in range(one.first, one.last + 1)]
+
+
 @dataclass(frozen=True, slots=True)
 class VersionEnd:
     """Where a version ends.
@@ -133,16 +149,23 @@ class VersionEnd:
 
 
 class TokenLog:
-    """Every token that a session has read, in order, half-read entries included, and where entries
+    """Every token of a session's context, in order, half-read entries included, and where entries
     end: that is what a version saw.
+
+    Attributes:
+        base_version: entries up to that one are those that stayed when the session's window moved:
+            the versions before the next saw others. -1 if it never did.
     """
 
     def __init__(self) -> None:
+        self.base_version = -1
         self._tokens = np.zeros(0, np.int32)
         self._count = 0
         # Ascending: entries that were read to their end, and how many tokens there were then.
         self._entries = array("q")
         self._ends = array("q")
+        # The last answer of `visible`: many questions are asked of one version.
+        self._visible: tuple[int, tuple[Span, ...]] | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -171,14 +194,18 @@ class TokenLog:
 
     def version_end(self, version: int) -> int | None:
         """How many tokens that version saw: those of entries 1 .. `version` that were not displaced
-        (0: of the opening alone). None for one that was not read, or not by this log."""
+        (0: of the opening alone). None for one that was not read, or not by this log, or that saw
+        entries which have left it."""
+        if version <= self.base_version:
+            return None
         known = bisect_right(self._entries, version)
         return self._ends[known - 1] if known else None
 
     def first_version(self, cells: int) -> int | None:
         """The first version that saw at least so many tokens; None if the log has none."""
         known = bisect_left(self._ends, cells)
-        return self._entries[known] if known < len(self._entries) else None
+        found = self._entries[known] if known < len(self._entries) else None
+        return None if found is None else max(found, self.base_version + 1)
 
     def ends(self, start: int, end: int) -> list[tuple[int, int]]:
         """Entries that end beyond token `start`, up to token `end`, as `append` takes them."""
@@ -191,11 +218,76 @@ class TokenLog:
         """Forgets all but the first `count` tokens."""
         known = bisect_right(self._ends, count)
         del self._entries[known:], self._ends[known:]
-        self._count = count
+        self._count, self._visible = count, None
 
     def copy(self, count: int | None = None) -> TokenLog:
         """The same, or its first `count` tokens, going on by itself."""
         end = len(self) if count is None else count
         twin = TokenLog()
+        twin.base_version = self.base_version
         twin.append(self._tokens[:end], self.ends(0, end))
         return twin
+
+    # --- what of it stays ---
+
+    def first_end(self) -> int:
+        """Tokens of what it begins with, which always stays."""
+        return self._ends[0] if self._ends else 0
+
+    @property
+    def numbers(self) -> list[int]:
+        """The entries that were read to their end, ascending, but for what it begins with."""
+        return self._entries[1:].tolist()
+
+    @property
+    def oldest(self) -> int | None:
+        """The first of them."""
+        return self._entries[1] if len(self._entries) > 1 else None
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return max(0, len(self._entries) - 1)
+
+    def tokens_of(self, number: int) -> int:
+        """How many tokens one of them has."""
+        at = bisect_left(self._entries, number)
+        return self._ends[at] - self._ends[at - 1]
+
+    def behind(self, number: int) -> list[tuple[int, int]]:
+        """Those behind that one, and how many tokens each has."""
+        first = max(1, bisect_right(self._entries, number))
+        return [
+            (self._entries[at], self._ends[at] - self._ends[at - 1])
+            for at in range(first, len(self._entries))
+        ]
+
+    def newest_first(self, cells: int) -> Iterator[tuple[int, int]]:
+        """Those that end within the first `cells`, and how many tokens each has."""
+        for at in range(bisect_right(self._ends, cells) - 1, 0, -1):
+            yield self._entries[at], self._ends[at] - self._ends[at - 1]
+
+    def start_of(self, number: int) -> int:
+        """Where one of them begins."""
+        return self._ends[bisect_left(self._entries, number) - 1]
+
+    def only(self, numbers: Sequence[int], version: int) -> TokenLog:
+        """What it begins with and some of its entries, ascending, as that version goes on from."""
+        twin = TokenLog()
+        twin.base_version = version
+        twin.append(self._tokens[: self.first_end()], self.ends(0, self.first_end()))
+        for number in numbers:
+            start, count = self.start_of(number), self.tokens_of(number)
+            twin.append(self._tokens[start : start + count], [(number, count)])
+        return twin
+
+    def visible(self, version: int) -> tuple[Span, ...]:
+        """The entries that such a version sees. What a session was restored from counts as all
+        entries up to its version."""
+        known = bisect_right(self._entries, version)
+        if self._visible is None or self._visible[0] != known:
+            spans, base = spans_of(self._entries[1:known].tolist()), self._entries[:1].tolist()
+            if base and base[0] > 0:
+                spans = merged([Span(first=1, last=base[0]), *spans])
+            self._visible = known, spans
+        return self._visible[1]

@@ -141,6 +141,7 @@ class Policy:
     Attributes:
         ingest_patience: steps that ingest lets others go first while it could run.
         flash_patience: the same of registered questions.
+        rebuild_patience: the same of contexts that are read anew since a window is to move.
         flash_drops: a registered question that was given up so many times in a row (an ask needed
             its blocks, or more was read than a sliding window can spare) is answered the next time
             whatever comes: it keeps what it holds and is as urgent as an ask.
@@ -155,6 +156,7 @@ class Policy:
 
     ingest_patience: int = 8
     flash_patience: int = 32
+    rebuild_patience: int = 32
     flash_drops: int = 4
     ride_rows: int = 8
     room_patience: int = 32
@@ -172,6 +174,7 @@ class Policy:
             "ask": 0,
             "ingest": self.ingest_patience,
             "flash": self.flash_patience,
+            "rebuild": self.rebuild_patience,
         }
         return by_work[work]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
+from jaxstate.engine.types.window import Window
 from jaxstate.records import Durability, EventRecord, FinishReason, Record
 
 Source = Literal["computed", "flash", "ready"]
@@ -82,6 +83,8 @@ class Answer(Record):
             at the model's `choice_temperature`.
         choice_logprobs: with choices, their total log-probabilities, in the order given.
         seed: that it was drawn with; None for a greedy answer.
+        visible: of a session with a window, the entries that it saw; None without one: it saw all
+            up to its version, but for those that were displaced from the queue.
     """
 
     text: str
@@ -96,6 +99,7 @@ class Answer(Record):
     probability: float | None = None
     choice_logprobs: tuple[float, ...] | None = None
     seed: int | None = None
+    visible: tuple[Span, ...] | None = None
 
     def given(self, latency_s: float) -> Answer:
         """The same answer, given again after that time."""
@@ -112,6 +116,7 @@ class Answer(Record):
             probability=self.probability,
             choice_logprobs=self.choice_logprobs,
             seed=self.seed,
+            visible=self.visible,
         )
 
 
@@ -140,6 +145,8 @@ class SessionInfo(Record):
         dropped: entries that were displaced from its queue so far.
         flashes: registered questions.
         stopped: why it reads nothing more, though it can be asked; None while it reads.
+        window: what of its entries stays in its context; None for all.
+        visible: with a window, the entries that its version sees; None without one.
     """
 
     id: str
@@ -158,6 +165,8 @@ class SessionInfo(Record):
     dropped: int
     flashes: int
     stopped: str | None
+    window: Window | None = None
+    visible: tuple[Span, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,6 +230,24 @@ class Moved(EventRecord):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WindowMoved(EventRecord):
+    """A session's window moved: the versions behind `version` do not see what has left.
+
+    Attributes:
+        version: the last that saw it.
+        visible: entries up to that version that later ones see.
+        left: entries that no later version sees, since they are too old, too many, or too long.
+        replaced: likewise, since a newer entry has their key.
+    """
+
+    event: ClassVar[str] = "window_moved"
+    version: int
+    visible: tuple[Span, ...]
+    left: tuple[Span, ...]
+    replaced: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Closed(EventRecord):
     """The last event of a subscription, and why it is the last."""
 
@@ -228,13 +255,13 @@ class Closed(EventRecord):
     reason: str
 
 
-Event: TypeAlias = Connected | DataUpdated | FlashReady | Moved | Closed
+Event: TypeAlias = Connected | DataUpdated | FlashReady | Moved | WindowMoved | Closed
 
 
-Work = Literal["ask", "ingest", "flash"]
+Work = Literal["ask", "ingest", "flash", "rebuild"]
 
 
 Stage = Literal["waiting", "reading", "scoring", "decoding"]
 
 
-WORKS: tuple[Work, ...] = ("ask", "ingest", "flash")
+WORKS: tuple[Work, ...] = ("ask", "ingest", "flash", "rebuild")
