@@ -61,7 +61,7 @@ class Stream:
 
     def __init__(self, rig: Rig, window: Window, **settings: object) -> None:
         self.rig = rig
-        self.session = rig.open(window=window, **settings)
+        self.session = rig.open(window=window, **settings)  # pyright: ignore
         self.texts: dict[int, str] = {}
 
     def push(self, *texts: str, run: bool = True) -> None:
@@ -589,7 +589,7 @@ def test_a_device_that_fails_while_a_context_is_read_anew(skip: int, times: int)
         stream.push(entry(5, chr(97 + number)))
     for number in range(9, 9 + skip):
         stream.push(entry(5, chr(97 + number)))
-    rig.executor._fail[:] = ["extend"] * times
+    rig.executor._fail.extend(["extend"] * times)  # pyright: ignore
     for number in range(20, 36):
         if stream.session.record.closed:
             return  # two failures in a row of its own reading, as ever
@@ -605,7 +605,7 @@ def test_a_device_that_loses_its_cells_in_the_middle() -> None:
         stream.push(*(entry(5, chr(97 + n % 26)) for n in range(16)), run=False)
         rig.turns(turns)
         rig.executor.loses = Lost(rows=True, cells=True)
-        rig.executor._fail[:] = ["extend"]
+        rig.executor._fail.append("extend")
         rig.engine.run()
         rig.executor.loses = Lost(rows=False, cells=False)
         for number in range(20, 40):
