@@ -150,6 +150,22 @@ def stream(
     queue: Annotated[
         int, typer.Option(min=2, help="Lines of a session that may wait to be read.")
     ] = 64,
+    window: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="4096t|500e|10m|key=REGEX",
+            help="For a stream that does not end: what stays in a session's context behind its "
+            "prefix: the newest tokens, lines, those of a time (s, m, h, d), or the newest of each "
+            "key; may be given several times, and all hold.",
+        ),
+    ] = None,
+    hop: Annotated[
+        float | None,
+        typer.Option(
+            help="By how much of --window the context may exceed it, above 0, at most 1; chosen "
+            "by how busy the device is unless given."
+        ),
+    ] = None,
     cells: Cells = None,
     dtype: DType = None,
     ignore: Ignore = None,
@@ -219,6 +235,7 @@ def stream(
     """
     from jaxstate.cli.stream import StreamOptions, run_stream
     from jaxstate.cli.streaming import Plan
+    from jaxstate.engine.types.window import Window
 
     plan = Plan(
         questions=tuple(ask or ()),
@@ -229,6 +246,8 @@ def stream(
         invalid="replace" if replace_invalid else "refuse",
         follow=follow,
     )
+    if hop is not None and not window:
+        raise InvalidInput("--hop says how far --window may be exceeded: add --window")
     if source and len(source) > 1:
         named = " ".join(f"--session {Path(one).stem}={one}" for one in source)
         raise InvalidInput(f"several files, each into a session of its own: {named}")
@@ -239,6 +258,7 @@ def stream(
         prefix=prefix,
         policy=policy,
         queue=queue,
+        window=Window.parse(window, hop) if window else None,
         cells=cells,
         dtype=dtype,
         ignore=tuple(ignore or ()),

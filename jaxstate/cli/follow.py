@@ -17,7 +17,14 @@ from jaxstate.cli.show import Show
 from jaxstate.cli.view import StreamView, flash_fields, flash_line
 from jaxstate.engine.api.session import FlashQuery, Session
 from jaxstate.engine.types.events import Subscription
-from jaxstate.engine.types.values import Answer, Closed, DataUpdated, Event, FlashReady
+from jaxstate.engine.types.values import (
+    Answer,
+    Closed,
+    DataUpdated,
+    Event,
+    FlashReady,
+    WindowMoved,
+)
 from jaxstate.errors import ClosedError
 
 _QUIET_S = 5.0
@@ -108,8 +115,16 @@ class Follower:
             told = self._told.get(event.id)
             if told is None or told.version < event.answer.version:
                 self._tell_flash(self._queries[event.id], event.answer, fired=event.fired)
+        elif isinstance(event, WindowMoved):
+            self._tell_moved(event)
         self._tell_errors()
         self._summarize()
+
+    def _tell_moved(self, event: WindowMoved) -> None:
+        """What has left the context; people see it in the table, or in a summary."""
+        fields = event.as_dict()
+        del fields["event"]
+        self._show.event("window", **fields)
 
     def _summarize(self) -> None:
         """A line now and then, for people without a table, while something happens."""

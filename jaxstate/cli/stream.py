@@ -37,6 +37,7 @@ from jaxstate.config import StepConfig
 from jaxstate.engine.api.engine import Engine
 from jaxstate.engine.api.session import Session
 from jaxstate.engine.types.options import EngineConfig, NamedPolicy
+from jaxstate.engine.types.window import Window
 from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model
 from jaxstate.model.loading import DTypeName
@@ -57,6 +58,7 @@ class StreamOptions:
     prefix: Path | None
     policy: NamedPolicy
     queue: int
+    window: Window | None
     cells: int | None
     dtype: DTypeName | None
     ignore: tuple[str, ...]
@@ -93,7 +95,8 @@ def run_stream(show: Show, options: StreamOptions) -> int:
         model,
         cells,
         config,
-        sessions=len(inputs),
+        # What is read anew while a window moves is beside its session for a while.
+        sessions=len(inputs) * (1 if options.window is None else 2),
         journal=options.journal,
         durability=options.durability,
     ) as engine:
@@ -169,12 +172,16 @@ def _prefix(options: StreamOptions) -> str:
 
 
 def _session(engine: Engine, one: Input, options: StreamOptions, prefix: str) -> Session:
-    if options.journal is not None and one.name in {there.id for there in engine.sessions()}:
-        return engine.session(str(one.name))
     place = one.place(options.load)
-    if place is not None:
-        return engine.restore(place, one.name)
-    return engine.open(one.name, prefix=prefix)
+    if options.journal is not None and one.name in {there.id for there in engine.sessions()}:
+        session = engine.session(str(one.name))
+    elif place is not None:
+        session = engine.restore(place, one.name)
+    else:
+        return engine.open(one.name, prefix=prefix, window=options.window)
+    if options.window is not None and session.info().window != options.window:
+        session.set_window(options.window)
+    return session
 
 
 def _check_journal(options: StreamOptions) -> None:

@@ -29,7 +29,7 @@ _LEFT = ("session", "question", "answer")
 # What matters most comes first; what does not fit on the screen is left out.
 _BY_IMPORTANCE = (
     *("question", "answer", "session", "lag", "state", "cells in use", "version"),
-    *("dropped", "room", "not taken", "age", "confidence", "residency"),
+    *("sees", "dropped", "room", "not taken", "age", "confidence", "residency"),
 )
 # Columns that may be narrower than their texts: shares of the width that they have at least, the
 # first to grow first.
@@ -39,6 +39,14 @@ _GAP = 3
 FRESH = "fresh"
 # So many entries say how long an entry is.
 _ENOUGH_ENTRIES = 8
+
+
+def sees(info: SessionInfo) -> str:
+    """What a session with a window sees, in words; nothing without one."""
+    if not info.visible:
+        return ""
+    lines = sum(one.last - one.first + 1 for one in info.visible)
+    return f"{lines:,} lines from {info.visible[0].first:,} on"
 
 
 class StreamView:
@@ -76,6 +84,7 @@ class StreamView:
             "not taken": _size(behind) if behind else "",
             "cells in use": f"{info.tokens:,} of {info.cells:,}",
             "room": "" if room is None else f"about {_rounded(room):,} lines",
+            "sees": sees(info),
             "residency": info.residency,
             "dropped": f"{info.dropped} lines" if info.dropped else "",
         }
@@ -87,8 +96,9 @@ class StreamView:
         waiting = f", {_lag(info)} behind" if info.pending else ""
         waiting += f", {_size(behind)} not taken yet" if behind else ""
         dropped = f", {info.dropped} lines dropped" if info.dropped else ""
+        window = f" ({sees(info)})" if info.window is not None else ""
         return (
-            f"version {info.version}: {info.tokens:,} of {info.cells:,} cells, "
+            f"version {info.version}{window}: {info.tokens:,} of {info.cells:,} cells, "
             f"{tokens_per_s(self._engine):,.0f} tokens/s{waiting}{dropped}"
         )
 
@@ -100,7 +110,10 @@ class StreamView:
         return max(1.0, (info.tokens - self._tokens_before) / lines)
 
     def lines_left(self, info: SessionInfo) -> int | None:
-        """How many more lines like those so far fit; None before it can be said."""
+        """How many more lines like those so far fit; None before it can be said, and where a window
+        makes room."""
+        if info.window is not None:
+            return None
         each = self.cells_per_line(info)
         return None if each is None else int((info.cells - info.tokens) / each)
 
