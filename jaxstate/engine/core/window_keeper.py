@@ -5,11 +5,11 @@ go on, take their sessions' places, or are given up. A session without a window 
 and one that did not change is not looked at, but for the moment at which its entries become too
 old.
 
-A rebuild begins once the context exceeds the window by half a hop, and is read when there is
-nothing else to do. From the moment at which all but a chunk of it is there, or the session's
-context takes nothing more, its reading is the session's own, and as urgent; nothing else of the
-session waits for it but new entries. Where there is no room for it, the session's cells are
-computed again in place, which its questions have to wait for.
+A rebuild begins once the context exceeds the window by most of a hop, by half of it on a busy
+device, and is read when there is nothing else to do. From the moment at which all but a chunk of it
+is there, or the session's context takes nothing more, its reading is the session's own, and as
+urgent; nothing else of the session waits for it but new entries. Where there is no room for it, the
+session's cells are computed again in place, which its questions have to wait for.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class WindowKeeper:
         if record.full:
             return True
         self._look_at(record, window.old_s(residence.log), now_s)
-        due = window.excess(residence.log, now_s) >= window.hop / 2
+        due = window.excess(residence.log, now_s) >= window.begins_at
         return due and window.failed_version < record.version
 
     def _look_at(self, record: SessionRecord, time_s: float | None, now_s: float) -> None:

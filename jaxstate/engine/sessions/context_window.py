@@ -18,6 +18,8 @@ from jaxstate.errors import CapacityExceeded, InvalidInput
 FIRST_HOP = 1 / 4
 LEAST_HOP = 1 / 8
 LEAST_HOP_TOKENS = 64
+# Room for what comes while a context is read anew: so many times what would, were the device idle.
+ARRIVALS = 4
 # Of the device's time, what is computed anew is to take one part in so many.
 DEVICE_SHARE = 10
 
@@ -70,6 +72,8 @@ class ContextWindow:
         self._replaced: set[int] = set()
         self._replaced_tokens = 0
         self._looked_at = 0
+        # Of the device's time that reading the stream takes; unknown before the first move.
+        self._read_share = 1.0
         self.hop = self._hop(FIRST_HOP) if window.hop is None else window.hop
 
     # --- its bounds ---
@@ -220,12 +224,18 @@ class ContextWindow:
     def _choose_hop(self, passed_s: float, token_s: float | None) -> None:
         """A hop of h of the budget lets reading the context anew take 1/h of what reading the
         stream takes; it is to take a tenth of the device's time."""
-        if self.window.hop is not None:
-            return
         share = 1.0 if token_s is None or passed_s <= 0 else self.read_tokens * token_s / passed_s
-        self.hop = self._hop(DEVICE_SHARE * share)
+        self._read_share = min(1.0, share)
+        if self.window.hop is None:
+            self.hop = self._hop(DEVICE_SHARE * share)
 
     # --- what is to leave ---
+
+    @property
+    def begins_at(self) -> float:
+        """The excess at which the context is to be read anew: the later, the less often that is
+        done; but what comes meanwhile needs room, and the less idle time there is, the more."""
+        return self.hop * max(0.5, 1.0 - ARRIVALS * self._read_share)
 
     def excess(self, log: TokenLog, now_s: float) -> float:
         """By how much of it the context exceeds the budget that it exceeds most."""
@@ -240,10 +250,10 @@ class ContextWindow:
         return max(found)
 
     def old_s(self, log: TokenLog) -> float | None:
-        """When its oldest entry exceeds the age by half a hop; None without one, or an age."""
+        """When its oldest entry exceeds the age by that; None without one, or an age."""
         if self.window.age_s is None or log.oldest is None:
             return None
-        return self._known(log.oldest).pushed_s + self.window.age_s * (1.0 + self.hop / 2)
+        return self._known(log.oldest).pushed_s + self.window.age_s * (1.0 + self.begins_at)
 
     def stays(
         self, log: TokenLog, cells: int, now_s: float, next_tokens: int | None = None
