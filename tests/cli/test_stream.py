@@ -35,7 +35,7 @@ def expected_answer(
     tokens = template.open_tokens(tokenizer, "")
     for entry in entries:
         tokens += template.entry_tokens(tokenizer, entry)
-    state = jaxstate.extend(model, jaxstate.init_state(model, 256), tokens)
+    state = jaxstate.extend(model, jaxstate.init_state(model, 512), tokens)
     asked = template.question_tokens(tokenizer, question)
     result = jaxstate.query(model, state, asked, max_tokens=max_tokens, stop=template.stop)
     return (result.text or "").strip()
