@@ -302,12 +302,14 @@ def _plot(parts: Sequence[Part], options: argparse.Namespace) -> None:
         for index, (label, style) in enumerate((("p50", "o-"), ("p99", "s--"))):
             values = [getattr(one, name)[index] for one in parts]
             axes[0].plot(ends, values, style, label=f"{what}, {label}")
-    axes[0].set(title="latency", ylabel="milliseconds", yscale="log")
+    axes[0].set(title="latency, milliseconds", ylim=(0, None))
     axes[1].plot(ends, [one.session_cells for one in parts], "o-", label="of the session")
     axes[1].plot(ends, [one.pool_cells for one in parts], "s--", label="with what is read anew")
     axes[1].set(title="cells held, at most", ylim=(0, None))
     axes[2].plot(ends, [one.read_again for one in parts], "o-")
-    axes[2].set(title="tokens read again, for each of the stream", ylim=(0, None))
+    axes[2].set(
+        title="read again, for each token", ylim=(0, 1.3 * max(one.read_again for one in parts))
+    )
     for plot in axes:
         plot.set_xlabel("tokens of the stream")
         plot.grid(alpha=0.3)
