@@ -46,6 +46,8 @@ class Context:
         pool: where they lie.
         tables: for each group int32 [B, W]: physical block of logical block b at entry b % W.
         lengths: int32 [B], committed cells of each session.
+        slid: int32 [B], cells that were dropped before the newest of them, which keep their
+            positions; None for none.
         place: int32 [R], b * `rows_each` + (which of the rows that look at session b); B *
             `rows_each` for a row that looks at none. None where rows are not mixed.
         rows_each: static; rows that may look at one session.
@@ -56,12 +58,25 @@ class Context:
     lengths: Int[Array, " B"]
     place: Int[Array, " R"] | None = None
     rows_each: int = struct.field(pytree_node=False, default=1)
+    slid: Int[Array, " B"] | None = None
 
     def seen(self) -> Int[Array, "B Q"]:
         """How many cells each row sees, in an order that goes with [B, Q, T] tokens."""
+        return self._of_rows(self.lengths)
+
+    def next_positions(self) -> Int[Array, "B Q"]:
+        """Where each row goes on, in the same order."""
+        return self._of_rows(self.ends)
+
+    @property
+    def ends(self) -> Int[Array, " B"]:
+        """Where each session goes on."""
+        return self.lengths if self.slid is None else self.lengths + self.slid
+
+    def _of_rows(self, values: Int[Array, " B"]) -> Int[Array, "B Q"]:
         if self.place is None:
-            return self.lengths[:, None]
-        return self.lengths.at[self.place // self.rows_each].get(mode="fill", fill_value=0)[None]
+            return values[:, None]
+        return values.at[self.place // self.rows_each].get(mode="fill", fill_value=0)[None]
 
 
 def empty_pool(layout: PoolLayout, dtype: jnp.dtype) -> KVPool:

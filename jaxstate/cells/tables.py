@@ -59,11 +59,14 @@ class Seen:
         session: its name; rows that name the same session and cells read them together.
         tables: for each group int32 [W], as in `CellTable`.
         cells: how many of them.
+        slid_cells: that were dropped before the newest of them, which keep their positions: what is
+            read next goes on at position `cells` + `slid_cells`.
     """
 
     session: int
     tables: tuple[NDArray[np.int32], ...]
     cells: int
+    slid_cells: int = 0
 
     @property
     def together(self) -> tuple[int, int]:
@@ -137,6 +140,19 @@ class TableBook:
                 entries[logical % len(entries)] = self._take(group)
         table.cells = cells
         return copies
+
+    def without(self, table: CellTable, first: int, last: int) -> CellTable:
+        """A table that shares its blocks but for logical blocks first .. last - 1; the device has
+        nothing to do. No group may be a ring."""
+        twin = self.new()
+        twin.cells = table.cells - (last - first) * self.layout.block_cells
+        for group, entries in enumerate(table.blocks):
+            kept = np.concatenate([entries[:first], entries[last:]])
+            twin.blocks[group][: len(kept)] = kept
+            for block in kept.tolist():
+                if block != NO_BLOCK:
+                    self.groups[group].share(block)
+        return twin
 
     def fork(self, table: CellTable, cells: int | None = None) -> CellTable:
         """A table that shares its blocks; the device has nothing to do.

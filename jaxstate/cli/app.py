@@ -166,6 +166,14 @@ def stream(
             "by how busy the device is unless given."
         ),
     ] = None,
+    slide: Annotated[
+        bool,
+        typer.Option(
+            "--slide",
+            help="Drop what leaves --window at once, and compute nothing anew: cheap, and "
+            "approximate.",
+        ),
+    ] = False,
     cells: Cells = None,
     dtype: DType = None,
     ignore: Ignore = None,
@@ -246,8 +254,8 @@ def stream(
         invalid="replace" if replace_invalid else "refuse",
         follow=follow,
     )
-    if hop is not None and not window:
-        raise InvalidInput("--hop says how far --window may be exceeded: add --window")
+    if (hop is not None or slide) and not window:
+        raise InvalidInput("--hop and --slide say how a --window moves: add --window")
     if source and len(source) > 1:
         named = " ".join(f"--session {Path(one).stem}={one}" for one in source)
         raise InvalidInput(f"several files, each into a session of its own: {named}")
@@ -258,7 +266,7 @@ def stream(
         prefix=prefix,
         policy=policy,
         queue=queue,
-        window=Window.parse(window, hop) if window else None,
+        window=(Window.parse(window, hop, "slide" if slide else "exact") if window else None),
         cells=cells,
         dtype=dtype,
         ignore=tuple(ignore or ()),

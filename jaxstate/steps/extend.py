@@ -48,7 +48,7 @@ def extend_step(
     """
     batch, size = tokens.shape
     chex.assert_shape([counts, context.lengths], (batch,))
-    positions = context.lengths[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
+    positions = context.ends[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
     hidden, new = forward(decoder, params, tokens[:, None], positions[:, None], context)
     chex.assert_shape(hidden, (batch, 1, size, decoder.config.model_dim))
     known = after_reading(counts, size, hidden)

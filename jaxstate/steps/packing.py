@@ -73,8 +73,8 @@ class RowShape:
 
     @property
     def contexts(self) -> tuple[int, int]:
-        """[S, 1 + the sum of the tables' widths]."""
-        return (self.sessions, 1 + sum(self.widths))
+        """[S, 2 + the sum of the tables' widths]."""
+        return (self.sessions, 2 + sum(self.widths))
 
 
 @struct.dataclass
@@ -101,11 +101,11 @@ class RowArguments:
 
 
 def pack_contexts(seen: Sequence[Seen], shape: RowShape) -> NDArray[np.int32]:
-    """What sessions are looked at, as int32 [S, 1 + widths], padded with sessions of no cells."""
+    """What sessions are looked at, as int32 [S, 2 + widths], padded with sessions of no cells."""
     packed = np.zeros(shape.contexts, np.int32)
     for one, line in zip(seen, packed, strict=False):
-        line[0] = one.cells
-        np.concatenate(one.tables, out=line[1:])
+        line[0], line[1] = one.cells, one.slid_cells
+        np.concatenate(one.tables, out=line[2:])
     return packed
 
 
@@ -113,12 +113,13 @@ def unpack_contexts(
     packed: Int[Array, "S X"], pool: KVPool, rows: RowArguments, shape: RowShape
 ) -> Context:
     """What `pack_contexts` packed, inside a step."""
-    ends = np.cumsum((1, *shape.widths)).tolist()
+    ends = np.cumsum((2, *shape.widths)).tolist()
     tables = tuple(packed[:, a:b] for a, b in itertools.pairwise(ends))
     return Context(
         pool=pool,
         tables=tables,
         lengths=packed[:, 0],
+        slid=packed[:, 1],
         place=rows.place if shape.rows_each else None,
         rows_each=shape.rows_each or 1,
     )

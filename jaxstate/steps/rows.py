@@ -301,7 +301,7 @@ def _read(
         spread = (_spread(context, x) for x in (tables, lengths))
         tail = Tail(rows.cells, *spread)
     offsets = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-    first = context.seen() + _spread(context, lengths)
+    first = context.next_positions() + _spread(context, lengths)
     positions = first[..., None] + offsets[None, None]
     hidden, new = forward(decoder, params, _spread(context, tokens), positions, context, tail)
     by_row = tuple(_flat(cells)[:, None] for cells in new)

@@ -32,7 +32,8 @@ def test_a_stream_longer_than_its_session(
 ) -> None:
     budgets = [word for one in window for word in ("--window", one)]
     outcome = run(
-        "stream", feed, "-m", tiny, "--cells", 480, *budgets, "--ask", QUESTION, "--max-tokens", 8, "--json"
+        "stream", feed, "-m", tiny, "--cells", 480, *budgets,
+        "--ask", QUESTION, "--max-tokens", 8, "--json",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     (answer,), (done,) = outcome.named("answer"), outcome.named("done")
@@ -83,6 +84,8 @@ def test_a_journal_keeps_the_window_until_another_is_given(
         (["--window", "key=("], "is no regular expression"),
         (["--window", "5t", "--window", "6t"], "given twice"),
         (["--hop", "0.5"], "add --window"),
+        (["--slide"], "add --window"),
+        (["--window", "key=x", "--slide"], "give one of them up"),
         (["--window", "5t", "--hop", "2"], "at most 1"),
         (["--window", "10000t"], "do not fit behind a prefix"),
     ],

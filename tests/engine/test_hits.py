@@ -261,6 +261,7 @@ def test_an_answer_that_is_given_again_keeps_every_field() -> None:
         choice_logprobs=(-1.0, -2.0),
         seed=9,
         visible=(Span(first=1, last=3),),
+        window="slide",
     )
     assert answer.given(0.25) == dataclasses.replace(answer, latency_s=0.25)
     assert None not in dataclasses.astuple(answer), "a new field has its value here, too"

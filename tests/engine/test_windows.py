@@ -353,6 +353,7 @@ def test_answers_events_and_info_say_what_is_visible() -> None:
         "age_s": None,
         "key": "^k",
         "hop": 0.5,
+        "mode": "exact",
     }
     assert moved[0].as_dict()["event"] == "window_moved"
     assert rig.open("x").info().visible is None
@@ -631,6 +632,130 @@ def test_an_entry_that_cannot_be_read_stops_the_session_where_it_is() -> None:
     stream.check()
     with pytest.raises((jaxstate.NotFinite, StepFailed)):
         stream.session.push("more")
+
+
+# --- windows that slide -------------------------------------------------------------------------
+
+
+def seen_tokens(stream: Stream) -> list[int]:
+    """The tokens in its cells."""
+    return stream.rig.cells(stream.session)[: stream.session.info().tokens]
+
+
+@pytest.mark.parametrize("prefix", ["", "prefix", "a longer prefix", "p" * 16])
+@pytest.mark.parametrize("tokens", [3, 5, 8])
+def test_a_window_that_slides_drops_the_oldest_blocks(prefix: str, tokens: int) -> None:
+    """Blocks of 8 cells: what is named is there, whole, behind the prefix; beside it at most a
+    block of what is cut."""
+    rig = Rig()
+    stream = Stream(rig, Window(tokens=40, hop=0.5, mode="slide"), prefix=prefix)
+    for number in range(150):
+        stream.push(entry(tokens, chr(97 + number % 26)))
+        info = stream.session.info()
+        cells = seen_tokens(stream)
+        named = expected_cells(stream.session, stream.texts)
+        assert bytes(cells).startswith(prefix.encode())
+        assert bytes(cells[len(prefix) :]).endswith(bytes(named[-32:]))
+        assert 0 <= len(cells) - len(prefix) - len(named) < 16
+        assert info.tokens <= len(prefix) + 60 + 8
+        assert info.visible is not None and info.visible[-1].last == number + 1
+        rig.check_blocks()
+    counts = rig.engine.metrics().counts
+    assert counts.windows_moved > 10
+    assert counts.window_tokens_read == 0, "nothing is read again"
+
+
+def test_questions_keep_their_context_while_a_window_slides() -> None:
+    rig = Rig()
+    stream = Stream(rig, Window(tokens=40, hop=0.5, mode="slide"))
+    for number in range(11):
+        stream.push(entry(5, chr(97 + number)))
+    future = stream.session.submit("xyz", max_tokens=6)
+    rig.turns(1)
+    cells = stream.session.info().tokens
+    while not future.done():
+        stream.push("late", run=False)
+        rig.turns(2)
+    answer = future.result(0)
+    assert answer.text == f"{cells}:3" and answer.window == "slide"
+    rig.engine.run()
+    rig.at_rest()
+
+
+def test_at_the_last_position_a_window_is_read_anew() -> None:
+    """Positions are kept, so they come to their end; then the context begins at the first again."""
+    limits = dataclasses.replace(small(96), max_context=256, tail_cells=64)
+    rig = Rig(limits=limits, cells=288)
+    stream = Stream(rig, Window(tokens=40, hop=0.5, mode="slide"))
+    slid = []
+    for number in range(200):
+        stream.push(entry(5, chr(97 + number % 26)))
+        slid.append(stream.session.record.residence.slid_cells)
+        future = stream.session.submit("xyz", max_tokens=6)
+        rig.engine.run()
+        assert future.result(0).version == number + 1, "any question can be asked"
+    assert max(slid) < 256 and slid.count(0) > 10
+    assert rig.engine.metrics().counts.window_tokens_read > 0
+
+
+def test_ten_thousand_slides() -> None:
+    rig = Rig()
+    stream = Stream(rig, Window(tokens=16, hop=0.5, mode="slide"))
+    for first in range(0, 24_000, 400):
+        stream.push(*(f"{n % 9_999_999:07d}" for n in range(first, first + 400)))
+        stream.texts = {n: t for n, t in stream.texts.items() if n > first - 10}
+        rig.executor.steps.clear()
+        rig.news()
+        named = expected_cells(stream.session, stream.texts)
+        assert bytes(seen_tokens(stream)).endswith(bytes(named[-8:]))
+        rig.check_blocks()
+    assert rig.engine.metrics().counts.windows_moved >= 10_000
+
+
+def test_what_a_session_that_slid_can_do_else(tmp_path: Path) -> None:
+    rig = Rig(journal=tmp_path / "j")
+    stream = Stream(rig, Window(tokens=40, hop=0.5, mode="slide"), id="feed")
+    for number in range(30):
+        stream.push(entry(5, chr(97 + number)))
+    assert stream.session.record.residence.slid_cells
+    with pytest.raises(InvalidInput, match="has slid: its cells cannot be saved"):
+        stream.session.save(tmp_path / "saved")
+    twin = rig.engine.fork(stream.session, rig.engine.turn)
+    for session in (stream.session, twin):
+        session.suspending()
+        rig.engine.run()
+        assert session.info().residency == "host"
+        session.push("more")
+        rig.engine.run()
+        future = session.submit("xyz")
+        rig.engine.run()
+        assert future.result(0).version == 31
+    stream.texts[31] = "more"
+    before = stream.session.info().visible
+    rig.check_blocks()
+    journal_writer = rig.engine._core.journal_writer
+    written = journal_writer.last_in_line()
+    assert written is not None
+    written.settled.result(10)
+    rig.engine._durable.close()
+    rig = Rig(journal=tmp_path / "j")
+    session = rig.engine.session("feed")
+    rig.engine.run()
+    assert session.info().visible == before
+    assert rig.cells(session) == expected_cells(session, stream.texts), "and nothing beside it"
+
+
+def test_what_cannot_slide() -> None:
+    with pytest.raises(InvalidInput, match="give one of them up"):
+        Window(key="x", mode="slide")
+    with pytest.raises(InvalidInput, match='must be "exact" or "slide"'):
+        Window(tokens=5, mode="fast")  # pyright: ignore
+    ring = dataclasses.replace(FAKE_LIMITS.layout.groups[0], window=16)
+    layout = dataclasses.replace(FAKE_LIMITS.layout, groups=(ring,))
+    rig = Rig(limits=dataclasses.replace(FAKE_LIMITS, layout=layout))
+    with pytest.raises(InvalidInput, match="whose layers all see everything"):
+        rig.open(window=Window(tokens=40, mode="slide"))
+    rig.open(window=Window(tokens=40))
 
 
 # --- across engines -----------------------------------------------------------------------------

@@ -51,14 +51,16 @@ def engine_of(made: jaxstate.Model, journal: Path | None = None) -> jaxstate.Eng
     )
 
 
-def fresh(made: jaxstate.Model, texts: dict[int, str], answer: Answer) -> jaxstate.QueryResult:
+def fresh(
+    made: jaxstate.Model, texts: dict[int, str], answer: Answer, *, exact: bool = True
+) -> jaxstate.QueryResult:
     """What a state says that has read the prefix and the entries that an answer names."""
     assert answer.visible is not None
     tokens = made.template.open_tokens(made.text, PREFIX)
     for one in answer.visible:
         for number in range(one.first, one.last + 1):
             tokens += made.template.entry_tokens(made.text, texts[number])
-    assert answer.usage.context_tokens == len(tokens)
+    assert not exact or answer.usage.context_tokens == len(tokens)
     state = jaxstate.extend(made, jaxstate.init_state(made, 256), tokens)
     asked = made.template.question_tokens(made.text, QUESTION)
     return jaxstate.query(made, state, asked, max_tokens=3)
@@ -215,3 +217,70 @@ def test_a_saved_session_is_frozen_in_the_next(tmp_path: Path) -> None:
         assert cells < twin.info().tokens <= cells + 30
         visible = twin.info().visible
         assert visible is not None and visible[0].first == 1 and visible[-1].last == 100
+
+
+# --- windows that slide -------------------------------------------------------------------------
+
+
+def test_in_one_layer_a_slide_changes_nothing() -> None:
+    """There a cell is what its own token makes it, so what is left is what a fresh prefill gives,
+    if positions are right: attention knows of them only how far apart two are. (Entries fill
+    blocks, so nothing is cut; there is no prefix, which would be nearer.)"""
+    layers = (dataclasses.replace(TINY_CONFIG.layers[0], window=None),)
+    config = dataclasses.replace(TINY_CONFIG, layers=layers, max_context=4096)
+    template = jaxstate.Template(bare="", opening=("", ""), asking=("", ""))
+    made = dataclasses.replace(tiny_model(config, steps=FEW), template=template)
+    chance, block = random.Random(1), FEW.block_cells
+    texts: dict[int, str] = {}
+    with jaxstate.Engine(made, cells=1024, session_cells=144, warm_up=False) as engine:
+        session = engine.open(window=Window(tokens=6 * block, hop=0.5, mode="slide"))
+        for number in range(1, 150):
+            texts[number] = "".join(chance.choices("abcdef", k=block - 1))
+            session.push(texts[number])
+            session.wait(timeout=60)
+            if number % 7:
+                continue
+            answer = session.ask(QUESTION, max_tokens=3, stop=[], timeout=60)
+            assert answer.window == "slide" and answer.visible is not None
+            tokens = [
+                token
+                for one in answer.visible
+                for n in range(one.first, one.last + 1)
+                for token in template.entry_tokens(made.text, texts[n])
+            ]
+            assert answer.usage.context_tokens == len(tokens)
+            state = jaxstate.extend(made, jaxstate.init_state(made, 256), tokens)
+            asked = template.question_tokens(made.text, QUESTION)
+            wanted = jaxstate.query(made, state, asked, max_tokens=3)
+            assert list(answer.token_ids) == wanted.tokens.tolist()
+            assert abs(answer.logprob - float(wanted.logprobs.sum())) < 3e-4
+        assert session.record.residence.slid_cells > 500
+        assert engine.metrics().counts.window_tokens_read == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_slide_in_every_dtype_stays_near(dtype: str) -> None:
+    """Approximate, in deeper layers; finite, and not adrift: the last answers are no further from a
+    fresh prefill than the first."""
+    made, chance, texts = model("full", dtype), random.Random(dtype), dict[int, str]()
+    far: list[float] = []
+    with engine_of(made) as engine:
+        session = engine.open(prefix=PREFIX, window=Window(tokens=60, hop=0.5, mode="slide"))
+        for number in range(1, 200):
+            texts[number] = some_text(chance)
+            session.push(texts[number])
+            if number % 5 == 0:
+                session.wait(timeout=60)
+                answer = session.ask(QUESTION, max_tokens=3, stop=[], timeout=60)
+                gap = np.diff(np.sort(fresh(made, texts, answer, exact=False).logits)[-2:])
+                far.append(abs(answer.confidence - float(gap[0])))
+    assert np.isfinite(far).all()
+    assert np.median(far[-10:]) < 2 * np.median(far[:20]) + 0.1
+
+
+def test_layers_with_windows_of_their_own_do_not_slide() -> None:
+    with (
+        engine_of(model("windows")) as engine,
+        pytest.raises(jaxstate.InvalidInput, match="whose layers all see everything"),
+    ):
+        engine.open(window=Window(tokens=40, mode="slide"))

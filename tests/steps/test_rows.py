@@ -466,7 +466,7 @@ def test_packing_pads_and_keeps_every_bit() -> None:
     assert packed[1:, 7:].tolist() == [[99, 99, 0, 0, 0, 0]] * 2
     contexts = pack_contexts([row.seen], shape)
     assert contexts.dtype == packed.dtype == np.int32
-    assert contexts.tolist() == [[13, 11, 11, 21, 21, 21]]
+    assert contexts.tolist() == [[13, 0, 11, 11, 21, 21, 21]]
 
 
 def test_packing_says_which_session_a_row_looks_at_and_what_becomes_of_it() -> None:
@@ -474,6 +474,7 @@ def test_packing_says_which_session_a_row_looks_at_and_what_becomes_of_it() -> N
     an older version of session 1; that one is a chunk. Rows of padding look at nothing."""
     shape = RowShape(rows=5, width=1, tokens=2, no_block=99, sessions=5, rows_each=2, widths=(2, 3))
     looks = [looking(1, 13), looking(2, 13), looking(1, 13), looking(1, 12)]
+    looks[3] = dataclasses.replace(looks[3], slid_cells=8)
     rows = [
         Row(seen=look, blocks=(), tokens=np.array([5, 6], np.int32), commits=number == 3)
         for number, look in enumerate(looks)
@@ -485,10 +486,10 @@ def test_packing_says_which_session_a_row_looks_at_and_what_becomes_of_it() -> N
     assert packed[:, 6].tolist() == [0, 0, 0, 2, 0]
     contexts = pack_contexts([looks[0], looks[1], looks[3]], shape)
     assert contexts.tolist() == [
-        [13, 11, 11, 21, 21, 21],
-        [13, 12, 12, 22, 22, 22],
-        [12, 11, 11, 21, 21, 21],
-        *[[0] * 6] * 2,
+        [13, 0, 11, 11, 21, 21, 21],
+        [13, 0, 12, 12, 22, 22, 22],
+        [12, 8, 11, 11, 21, 21, 21],
+        *[[0] * 7] * 2,
     ]
 
 

@@ -168,7 +168,8 @@ class BatchBuilder:
         ask = record.asks[key]
         version_end = ask.as_of or record.version_end
         try:
-            ask.request.asked.check_reach(version_end.cells, self._limits)
+            slid_cells = record.residence.slid_cells
+            ask.request.asked.check_reach(version_end.cells + slid_cells, self._limits)
         except CapacityExceeded as error:
             self._results.fail_ask(record, key, error)
             return None
@@ -181,7 +182,8 @@ class BatchBuilder:
         chosen: list[Registered] = []
         for one in self._ready.due(record.key):
             try:
-                one.asked.check_reach(record.seen_cells, self._limits)
+                reached = record.seen_cells + record.residence.slid_cells
+                one.asked.check_reach(reached, self._limits)
             except CapacityExceeded as error:
                 record.flash.refused(one, record.version, str(error))
                 self._state.touch(record)
@@ -225,6 +227,7 @@ class BatchBuilder:
             blocks,
             self._tokenizer,
             visible=record.visible(version_end.version),
+            window=None if record.window is None else record.window.window.mode,
         )
         request.served = self._state.steps
         row = request.read(self._limits)

@@ -472,7 +472,15 @@ class EngineCore:
         reach = limits.max_context - min(limits.tail_cells, limits.max_context // _TAILS_SHARE)
         quota_cells = limits.session_cells if quota_cells is None else quota_cells
         capacity = min(limits.session_cells, reach, quota_cells)
-        made = ContextWindow(window, frozen_cells, capacity, self.clock())
+        has_windows = any(group.window is not None for group in limits.layout.groups)
+        if window.mode == "slide" and has_windows:
+            raise InvalidInput(
+                'mode="slide" is for models whose layers all see everything; this one has '
+                'layers with windows of their own: mode="exact"'
+            )
+        cut_cells = limits.layout.block_cells if window.mode == "slide" else 0
+        bounds = (frozen_cells, capacity - cut_cells, reach, cut_cells)
+        made = ContextWindow(window, *bounds, self.clock())
         made.check()
         return made
 

@@ -360,6 +360,7 @@ class SessionManager:
         future's result writes it, on whatever thread."""
         with self._core.changing():
             record.check_open()
+            _check_whole(record)
             future: Future[Callable[[str | os.PathLike[str]], None]] = Future()
             self.run_at_version_end(
                 ControlTask(
@@ -378,6 +379,7 @@ class SessionManager:
         residence = record.residence
         with self._core.lock:
             record.check_open()
+            _check_whole(record)
             count = residence.table.cells
             seen = residence.seen(count)
         cells = self._executor.fetch(seen, count)
@@ -540,7 +542,7 @@ class SessionManager:
             return False
         residence.table = state.tables.fork(source.table, cells)
         state.budget.arrive(record, state.steps)
-        residence.there_cells = cells
+        residence.there_cells, residence.slid_cells = cells, source.slid_cells
         residence.oldest_cells = min(state.oldest_held(source), cells)
         return True
 
@@ -713,6 +715,20 @@ def both(first: Change, second: Change) -> Change:
         second(to)
 
     return change
+
+
+def _check_whole(record: SessionRecord) -> None:
+    """Refuses to keep cells that could not be gone on from: a file does not say that some are
+    missing before them.
+
+    Raises:
+        InvalidInput: the session's window has slid.
+    """
+    if record.residence.slid_cells:
+        raise InvalidInput(
+            f"session {record.id!r} has slid: its cells cannot be saved. A journal keeps it, or "
+            'give it a window with mode="exact", and save it once that has moved'
+        )
 
 
 def _wanted(waiters: list[Future[None]], future: Future[None]) -> list[Future[None]]:

@@ -92,7 +92,7 @@ class Swapper:
             if record.closed or (cells is None and residence.place != "log"):
                 return
             if cells is None:
-                residence.oldest_cells = 0
+                residence.oldest_cells = residence.slid_cells = 0
             else:
                 if residence.oldest_cells == 0:  # of a snapshot: what its own version sees
                     residence.oldest_cells = core.state.oldest_copied(cells.cells)

@@ -20,6 +20,7 @@ from jaxstate.engine.core.results import ResultProcessor
 from jaxstate.engine.core.state import EngineState
 from jaxstate.engine.core.window_moves import (
     begin_rebuild,
+    begin_slide,
     copy_committed,
     drop_rebuild,
     is_looked_at,
@@ -103,7 +104,11 @@ class WindowKeeper:
         stays = window.stays(log, record.seen_cells, now_s, next_tokens)
         if len(stays) == log.count and not full:
             return
-        if begin_rebuild(self._state, record, stays, waits=not full):
+        slides = window.window.mode == "slide"
+        if slides and not _rests(record):
+            return
+        begun = slides and begin_slide(self._state, record, stays)
+        if begun or begin_rebuild(self._state, record, stays, waits=not full):
             assert record.rebuild is not None
             self._go_on(record, record.rebuild, now_s)
         elif full:

@@ -35,7 +35,7 @@ def begin_rebuild(
     """
     window = record.window
     assert window is not None
-    log = record.residence.log.only(stays, record.version)
+    log = record.residence.log.only(stays, record.version, record.frozen_cells)
     shadow = _shadow_of(state, record, log)
     try:
         state.budget.admit(shadow, 0, window.most_cells)
@@ -78,9 +78,9 @@ def _shadow_of(state: EngineState, record: SessionRecord, log: TokenLog) -> Sess
 def _shared_cells(state: EngineState, record: SessionRecord, stays: Sequence[int]) -> int:
     """How many cells of the session's table it can have: those before the first entry that left."""
     log, residence = record.residence.log, record.residence
-    kept, cells = set(stays), log.first_end()
+    kept, cells = set(stays), record.frozen_cells
     for number in log.numbers:
-        if number not in kept:
+        if number not in kept or residence.slid_cells or log.begins_with:
             break
         cells = log.start_of(number) + log.tokens_of(number)
     cells = min(cells, residence.there_cells)
@@ -99,6 +99,41 @@ def _arrive(
     if residence.table.cells:
         residence.oldest_cells = min(state.oldest_held(source), residence.table.cells)
     state.budget.update(record)
+
+
+def begin_slide(state: EngineState, record: SessionRecord, stays: Sequence[int]) -> bool:
+    """Begins a context that has the session's cells but for those of the oldest entries, as far as
+    they fill blocks; nothing of it has to be read. The session is at rest.
+
+    Returns:
+        False if it cannot be had: no block would go, the positions come to their end, or there is
+        no room for what comes next.
+    """
+    window, residence, size = record.window, record.residence, state.limits.layout.block_cells
+    assert window is not None
+    log = residence.log
+    first = -(-log.first_end() // size)
+    last = (log.start_of(stays[0]) if stays else len(log)) // size
+    slid_cells = residence.slid_cells + (last - first) * size
+    if last <= first or slid_cells + window.most_cells + size > window.reach_cells:
+        return False
+    shadow = _shadow_of(state, record, log.without(first * size, last * size, record.version))
+    try:
+        state.budget.admit(shadow, 0, window.most_cells)
+    except BudgetExceeded:
+        _forget(state, shadow)
+        return False
+    if not state.budget.has_room_for(shadow):
+        _forget(state, shadow)
+        return False
+    shadow.residence.table = state.tables.without(residence.table, first, last)
+    shadow.residence.slid_cells = slid_cells
+    state.budget.arrive(shadow, state.steps)
+    shadow.residence.there_cells = shadow.residence.table.cells
+    state.budget.update(record)
+    record.rebuild = Rebuild(record=shadow, copied_cells=record.seen_cells)
+    state.touch(record)
+    return True
 
 
 def copy_committed(state: EngineState, record: SessionRecord) -> None:
@@ -183,7 +218,7 @@ def move_in_place(
     next_tokens = queue.next_tokens
     assert next_tokens is not None, "a window moves with an entry"
     stays = window.stays(residence.log, record.seen_cells, now_s, next_tokens)
-    log = residence.log.only(stays, record.version)
+    log = residence.log.only(stays, record.version, record.frozen_cells)
     record.seen_cells = residence.landed_cells = len(log)
     taken = queue.take(next_tokens, entries=1)
     assert taken is not None and taken.completes is not None
@@ -193,6 +228,7 @@ def move_in_place(
     state.stop_computing(record)
     state.tables.drop(residence.table)
     residence.log, residence.there_cells, residence.oldest_cells = log, 0, 0
+    residence.slid_cells = 0
     residence.name = state.new_key()
     record.saved = SavedCells()
     window.moved(log, now_s, token_s)

@@ -142,6 +142,7 @@ class Checkpointer:
                 there
                 and at_hand
                 and record.seen_cells > 0
+                and not record.residence.slid_cells  # it comes back by reading what stays
                 and record.version > record.saved.version
             )
 

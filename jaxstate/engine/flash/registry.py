@@ -128,6 +128,7 @@ class Registered:
             context_tokens=answer.usage.context_tokens,
             latency_s=0.0,
             visible=answer.visible,
+            window=answer.window,
         )
         return as_given(chosen, "ready")
 

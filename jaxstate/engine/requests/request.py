@@ -15,6 +15,7 @@ import numpy as np
 from jaxstate.cells.tables import Seen
 from jaxstate.engine.executor.protocol import Limits, StepOutput, Tokens
 from jaxstate.engine.types.values import Answer, Span, Stage, Usage, Work
+from jaxstate.engine.types.window import WindowMode
 from jaxstate.errors import CapacityExceeded, InvalidInput, PromptTooLong
 from jaxstate.records import Sampling
 from jaxstate.steps.collector import AnswerCollector
@@ -131,6 +132,7 @@ class Request:
         self.finished = False
         self._seen: Seen | None = None
         self._visible: tuple[Span, ...] | None = None
+        self._window: WindowMode | None = None
         self._read_tokens = 0
         self._launched_tokens = 0
         self._scored = 0
@@ -145,9 +147,10 @@ class Request:
         blocks: tuple[int, ...],
         tokenizer: Tokenizer | None,
         visible: tuple[Span, ...] | None = None,
+        window: WindowMode | None = None,
     ) -> None:
         """Pins what it looks at."""
-        self._visible = visible
+        self._visible, self._window = visible, window
         self.version, self._seen, self.blocks = version, seen, blocks
         self._collector = AnswerCollector(tokenizer, self.asked.stop)
 
@@ -274,6 +277,7 @@ class Request:
                 context_tokens=self.seen_cells,
                 latency_s=latency_s,
                 visible=self._visible,
+                window=self._window,
             )
         assert self._collector is not None
         collected = self._collector.finish()
@@ -293,6 +297,7 @@ class Request:
             ),
             seed=self.asked.sampling.seed if self.asked.sampling.temperature > 0 else None,
             visible=self._visible,
+            window=self._window,
         )
 
     @property
@@ -309,6 +314,7 @@ def chosen_answer(
     context_tokens: int,
     latency_s: float,
     visible: tuple[Span, ...] | None = None,
+    window: WindowMode | None = None,
 ) -> Answer:
     """The best of some choices by their total log-probabilities; the first one if several are."""
     choices = asked.choices or ()
@@ -333,4 +339,5 @@ def chosen_answer(
         probability=float(1.0 / shares.sum()),
         choice_logprobs=tuple(totals),
         visible=visible,
+        window=window,
     )

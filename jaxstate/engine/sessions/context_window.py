@@ -44,6 +44,8 @@ class ContextWindow:
         window: as its user gave it.
         frozen_cells: of what the session begins with, which always stays.
         capacity_cells: that it may have at most, those included.
+        reach_cells: positions that it may take.
+        cut_cells: of entries that have left in part, at most, beside those bounds.
         now_s: the time, in monotonic seconds.
 
     Attributes:
@@ -52,13 +54,22 @@ class ContextWindow:
         in_place: the session's cells are to be computed again where they are: there is no room for
             others beside them.
         failed_version: at which its context could not be read anew; -1 for none.
+        reach_cells: positions that it may take.
         read_tokens: that the session has read since the window last moved, at `moved_s`.
     """
 
     def __init__(
-        self, window: Window, frozen_cells: int, capacity_cells: int, now_s: float
+        self,
+        window: Window,
+        frozen_cells: int,
+        capacity_cells: int,
+        reach_cells: int,
+        cut_cells: int,
+        now_s: float,
     ) -> None:
         self.window = window
+        self._cut_cells = cut_cells
+        self.reach_cells = reach_cells
         self.in_place = False
         self.failed_version = -1
         self.moved_s = now_s
@@ -98,7 +109,8 @@ class ContextWindow:
     @property
     def most_cells(self) -> int:
         """Cells that the session has at most, at any hop."""
-        return self._frozen_cells + self._most_tokens(self.window.hop or 1.0)
+        most = self._most_tokens(self.window.hop or 1.0)
+        return self._frozen_cells + most + self._cut_cells
 
     def _most_tokens(self, hop: float) -> int:
         budget = self.budget_tokens
@@ -289,6 +301,7 @@ class ContextWindow:
 
     def of(self, window: Window, now_s: float) -> ContextWindow:
         """Another window of the same session, or of one that goes its own way."""
-        twin = ContextWindow(window, self._frozen_cells, self._capacity_cells, now_s)
+        bounds = (self._frozen_cells, self._capacity_cells, self.reach_cells, self._cut_cells)
+        twin = ContextWindow(window, *bounds, now_s)
         twin.note_all(self.noted)
         return twin

@@ -92,6 +92,8 @@ class Residence:
         name: rows that look at the same of these cells go by it.
         table: where they lie while they are on the device.
         log: what they are made of.
+        slid_cells: that were dropped before the newest, which kept their positions. (All that is
+            computed again from the log begins at the first.)
         tenant: whose they are.
         reserve_blocks: that are always there for it; none any more once its user suspended it.
         pinned: whether it never leaves the device.
@@ -124,6 +126,7 @@ class Residence:
     name: int
     table: CellTable
     log: TokenLog = field(default_factory=TokenLog)
+    slid_cells: int = 0
     tenant: str = "default"
     reserve_blocks: int = 0
     pinned: bool = False
@@ -196,4 +199,6 @@ class Residence:
 
     def seen(self, cells: int) -> Seen:
         """What a row or a chunk looks at; valid as long as the session stays on the device."""
-        return Seen(session=self.name, tables=self.table.blocks, cells=cells)
+        return Seen(
+            session=self.name, tables=self.table.blocks, cells=cells, slid_cells=self.slid_cells
+        )

@@ -155,10 +155,12 @@ class TokenLog:
     Attributes:
         base_version: entries up to that one are those that stayed when the session's window moved:
             the versions before the next saw others. -1 if it never did.
+        begins_with: entries that what it begins with holds, beside the session's prefix.
     """
 
     def __init__(self) -> None:
         self.base_version = -1
+        self.begins_with: tuple[Span, ...] = ()
         self._tokens = np.zeros(0, np.int32)
         self._count = 0
         # Ascending: entries that were read to their end, and how many tokens there were then.
@@ -224,7 +226,7 @@ class TokenLog:
         """The same, or its first `count` tokens, going on by itself."""
         end = len(self) if count is None else count
         twin = TokenLog()
-        twin.base_version = self.base_version
+        twin.base_version, twin.begins_with = self.base_version, self.begins_with
         twin.append(self._tokens[:end], self.ends(0, end))
         return twin
 
@@ -271,14 +273,31 @@ class TokenLog:
         """Where one of them begins."""
         return self._ends[bisect_left(self._entries, number) - 1]
 
-    def only(self, numbers: Sequence[int], version: int) -> TokenLog:
-        """What it begins with and some of its entries, ascending, as that version goes on from."""
+    def only(self, numbers: Sequence[int], version: int, frozen_cells: int) -> TokenLog:
+        """The first tokens, which always stay, and some of its entries, ascending, as that version
+        goes on from."""
         twin = TokenLog()
         twin.base_version = version
-        twin.append(self._tokens[: self.first_end()], self.ends(0, self.first_end()))
+        twin.append(self._tokens[:frozen_cells], [(self._entries[0], frozen_cells)])
         for number in numbers:
             start, count = self.start_of(number), self.tokens_of(number)
             twin.append(self._tokens[start : start + count], [(number, count)])
+        return twin
+
+    def without(self, first: int, last: int, version: int) -> TokenLog:
+        """The log without tokens first .. last - 1, which lie behind what it begins with, as that
+        version goes on from. What is left of entries before them belongs to what it begins with
+        from now on, what is left of one that goes on behind them to the next."""
+        twin, gap = TokenLog(), last - first
+        twin.base_version = version
+        before = [
+            n for n, end in zip(self._entries[1:], self._ends[1:], strict=True) if end <= first
+        ]
+        twin.begins_with = merged([*self.begins_with, *spans_of(before)])
+        starts = zip(self._entries[1:], self._ends, self._ends[1:], strict=False)
+        behind = [(number, end - gap) for number, start, end in starts if start >= last]
+        tokens = np.concatenate([self._tokens[:first], self._tokens[last : self._count]])
+        twin.append(tokens, [(self._entries[0], first), *behind])
         return twin
 
     def visible(self, version: int) -> tuple[Span, ...]:
@@ -289,5 +308,6 @@ class TokenLog:
             spans, base = spans_of(self._entries[1:known].tolist()), self._entries[:1].tolist()
             if base and base[0] > 0:
                 spans = merged([Span(first=1, last=base[0]), *spans])
+            spans = merged([*self.begins_with, *spans])
             self._visible = known, spans
         return self._visible[1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
-from jaxstate.engine.types.window import Window
+from jaxstate.engine.types.window import Window, WindowMode
 from jaxstate.records import Durability, EventRecord, FinishReason, Record
 
 Source = Literal["computed", "flash", "ready"]
@@ -85,6 +85,7 @@ class Answer(Record):
         seed: that it was drawn with; None for a greedy answer.
         visible: of a session with a window, the entries that it saw; None without one: it saw all
             up to its version, but for those that were displaced from the queue.
+        window: the mode of that window; "slide": its context is approximate.
     """
 
     text: str
@@ -100,6 +101,7 @@ class Answer(Record):
     choice_logprobs: tuple[float, ...] | None = None
     seed: int | None = None
     visible: tuple[Span, ...] | None = None
+    window: WindowMode | None = None
 
     def given(self, latency_s: float) -> Answer:
         """The same answer, given again after that time."""
@@ -117,6 +119,7 @@ class Answer(Record):
             choice_logprobs=self.choice_logprobs,
             seed=self.seed,
             visible=self.visible,
+            window=self.window,
         )
 
 

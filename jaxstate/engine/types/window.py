@@ -11,9 +11,12 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal, TypeAlias, get_args
 
 from jaxstate.errors import InvalidInput
 from jaxstate.records import Record, checked_int, checked_type, shown
+
+WindowMode: TypeAlias = Literal["exact", "slide"]
 
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -34,9 +37,13 @@ class Window(Record):
         hop: by how much of each budget the context may exceed it, above 0, at most 1; None to
             choose it by how busy the device is: what is computed anew is to take a tenth of its
             time.
+        mode: "exact": every context is what a fresh prefill of just these entries would give.
+            "slide": the cells of the oldest are dropped, in blocks, and all others stay as they
+            are and where they are: next to free, and approximate, since they have seen what was
+            dropped. For models whose layers all see everything, and without `key`.
 
     Raises:
-        InvalidInput: no budget, one that is not positive, or no regular expression.
+        InvalidInput: no budget, one that is not positive, no regular expression, or no such mode.
     """
 
     tokens: int | None = None
@@ -44,6 +51,7 @@ class Window(Record):
     age_s: float | None = None
     key: str | None = None
     hop: float | None = None
+    mode: WindowMode = "exact"
 
     def __post_init__(self) -> None:
         """Refuses windows that would keep nothing, or everything."""
@@ -57,6 +65,12 @@ class Window(Record):
         _check_number("hop", self.hop, 1.0)
         if self.key is not None:
             self._check_key()
+        if self.mode not in get_args(WindowMode):
+            raise InvalidInput(f'mode={shown(self.mode)} of a window must be "exact" or "slide"')
+        if self.mode == "slide" and self.key is not None:
+            raise InvalidInput(
+                'mode="slide" drops the oldest entries, and key= others: give one of them up'
+            )
 
     def _check_key(self) -> None:
         if not isinstance(self.key, str) or not self.key:
@@ -85,12 +99,12 @@ class Window(Record):
         return Window(**json.loads(kept))
 
     @staticmethod
-    def parse(specs: Sequence[str], hop: float | None = None) -> Window:
+    def parse(specs: Sequence[str], hop: float | None = None, mode: WindowMode = "exact") -> Window:
         """A window as it is written on a command line: one budget each, all of which hold.
 
         Args:
             specs: "4096t" (tokens), "500e" (entries), "90s", "10m", "2h", "1d" (age), "key=REGEX".
-            hop: as the attribute.
+            hop, mode: as the attributes.
 
         Raises:
             InvalidInput: one is something else, or there are two of a kind.
@@ -101,7 +115,7 @@ class Window(Record):
             if name in found:
                 raise InvalidInput(f"window {spec!r}: {name} is given twice")
             found[name] = value
-        return Window(**found, hop=hop)  # pyright: ignore[reportArgumentType]
+        return Window(**found, hop=hop, mode=mode)  # pyright: ignore[reportArgumentType]
 
 
 def checked_window(value: object) -> Window | None:
