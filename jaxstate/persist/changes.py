@@ -257,7 +257,11 @@ def window_kept(
 
     def change(to: sqlite3.Connection) -> None:
         to.execute(WINDOWS)
-        to.execute("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?)", row)
+        to.execute(  # of one that was closed meanwhile nothing is kept
+            "INSERT OR REPLACE INTO windows SELECT ?, ?, ?, ?, ? WHERE EXISTS "
+            "(SELECT 1 FROM sessions WHERE key = ? AND ended_s IS NULL)",
+            (*row, session),
+        )
 
     return change
 

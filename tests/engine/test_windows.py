@@ -6,6 +6,7 @@ hold the tokens that they were made of, so `Rig.cells` says what a context reall
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import pytest
 import jaxstate
 from jaxstate import Span, Window, WindowMoved
 from jaxstate.engine.api.session import Session
+from jaxstate.engine.core.session_manager import erase_session
 from jaxstate.engine.executor.protocol import Limits, Lost
-from jaxstate.engine.types.options import Coalesce, EngineConfig, Policy
+from jaxstate.engine.types.options import Coalesce, EngineConfig, Policy, Tenant
 from jaxstate.errors import (
     CapacityExceeded,
     InvalidInput,
@@ -632,6 +634,206 @@ def test_an_entry_that_cannot_be_read_stops_the_session_where_it_is() -> None:
     stream.check()
     with pytest.raises((jaxstate.NotFinite, StepFailed)):
         stream.session.push("more")
+
+
+# --- what fresh eyes found ----------------------------------------------------------------------
+
+
+def test_entries_that_come_with_the_opening_wait_for_it() -> None:
+    """A step ahead: the opening is not there yet when the window is full."""
+    rig = Rig(limits=AHEAD)
+    session = rig.engine.open(window=Window(tokens=6, hop=0.5))
+    texts = [entry(4, chr(97 + n)) for n in range(8)]
+    session.push(texts)
+    rig.engine.run()
+    assert session.version == 8
+    assert rig.cells(session) == expected_cells(session, dict(enumerate(texts, 1)))
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_leaving_while_the_next_context_takes_an_entry(turns: int) -> None:
+    """Half of it is read behind the next context, and that is what leaves."""
+    rig = Rig(limits=AHEAD)
+    stream = Stream(rig, Window(tokens=60, hop=0.5))
+    for number in range(40):
+        stream.push(entry(5, chr(97 + number % 26)))
+        rebuild = stream.session.record.rebuild
+        if rebuild is not None and rebuild.takes:
+            break
+    stream.push(entry(40, "z"), run=False)
+    future = stream.session.submit("xyz", min_version=stream.session.version + 1)
+    rig.turns(turns)
+    leaving = stream.session.suspending()
+    rig.engine.run()
+    assert leaving.done() and future.result(0).version == stream.session.version
+    stream.check()
+    rig.at_rest()
+
+
+def test_a_fork_of_a_version_is_of_that_version_or_of_none() -> None:
+    for turns in range(8):
+        rig = Rig(limits=AHEAD)
+        stream = Stream(rig, Window(tokens=20, hop=0.5))
+        for number in range(5):
+            stream.push(entry(5, chr(97 + number)))
+        before = stream.session.info().visible
+        stream.push("zzzz", run=False)
+        rig.turns(turns)
+        try:
+            twin = rig.engine.fork(stream.session, rig.engine.turn, version=5)
+        except VersionUnavailable:
+            continue
+        assert twin.version == 5 and twin.info().visible == before
+        assert rig.cells(twin) == expected_cells(twin, stream.texts)
+
+
+def test_what_cannot_be_read_anew_stops_its_session() -> None:
+    """An entry that stays spoils every context that has it."""
+    rig = Rig()
+    stream = Stream(rig, Window(tokens=20, hop=0.5))
+    for number in range(4):
+        stream.push(entry(5, chr(97 + number)))
+    rig.executor.spoils.add(ord("d"))
+    for number in range(5, 12):
+        if stream.session.record.closed or stream.session.record.stopped:
+            break
+        stream.push(entry(5, chr(97 + number)))
+    info = None if stream.session.record.closed else stream.session.info()
+    assert info is None or info.stopped or info.pending == 0
+
+
+def test_captures_in_line_do_not_keep_a_context_from_being_read_in_place(tmp_path: Path) -> None:
+    rig = Rig(limits=small(96), cells=96)
+    stream = Stream(rig, Window(tokens=40, hop=0.25))
+    while not stream.session.record.window or not stream.session.record.full:
+        stream.push(entry(5, "e"))
+        if stream.session.info().tokens > 45:
+            stream.push(entry(10, "f"), run=False)
+            break
+    version = stream.session.version
+    captured = [rig.manager.capture(stream.session.record, {}) for _ in range(3)]
+    future = stream.session.submit("xyz", min_version=version + 1)
+    rig.engine.run()
+    assert all(one.done() for one in captured)
+    assert future.result(0).version == version + 1
+    stream.check()
+
+
+def test_a_late_window_comes_back_with_all_that_there_is(tmp_path: Path) -> None:
+    rig = Rig(limits=small(96), cells=96, journal=tmp_path / "j")
+    session = rig.open(id="feed")
+    session.push([entry(8, "e")] * 10)
+    rig.engine.run()
+    session.set_window(Window(tokens=20))
+    assert rig.engine._durable.snapshots is not None
+    written = rig.engine._core.journal_writer.last_in_line()
+    assert written is not None
+    written.settled.result(10)
+    rig.engine._durable.close()
+    rig = Rig(limits=small(96), cells=96, journal=tmp_path / "j")
+    session = rig.engine.session("feed")
+    rig.engine.run()
+    assert session.version == 10
+    session.push("more")
+    rig.engine.run()
+    assert session.version == 11 and session.info().tokens <= 40
+    rig.check_blocks()
+
+
+def test_an_erased_session_leaves_no_window(tmp_path: Path) -> None:
+    rig = Rig(journal=tmp_path / "j")
+    stream = Stream(rig, Window(tokens=20, hop=0.5), id="feed")
+    for number in range(12):
+        stream.push(entry(5, chr(97 + number)))
+    record, journal_writer = stream.session.record, rig.engine._core.journal_writer
+    wiped = erase_session(rig.core, record)[1]
+    rig.core.note_window(record)  # of a move that was under way
+    written = journal_writer.last_in_line()
+    assert written is not None
+    written.settled.result(10)
+    rig.engine.run()
+    assert wiped.done()
+    assert journal_writer.journal is not None
+    with contextlib.closing(journal_writer.journal.read()) as source:
+        assert source.execute("SELECT count(*) FROM windows").fetchone()[0] == 0
+
+
+def test_a_quota_counts_no_rebuilds() -> None:
+    config = EngineConfig(tenants={"default": Tenant(quota_cells=72)})
+    rig = Rig(config=config)
+    stream = Stream(rig, Window(tokens=20, hop=1.0))
+    for number in range(60):
+        stream.push(entry(5, chr(97 + number % 26)), run=False)
+        rig.turns(2)
+    rig.open(window=Window(tokens=10))
+    rig.engine.run()
+    stream.check()
+    assert rig.engine.metrics().counts.windows_moved > 3
+
+
+def test_suspending_while_a_window_moves() -> None:
+    for turns in range(1, 6):
+        rig = Rig(limits=AHEAD)
+        stream = Stream(rig, Window(tokens=20, hop=0.5), reserve=16)
+        for number in range(5):
+            stream.push(entry(5, chr(97 + number)))
+        stream.push("zzzz", run=False)
+        rig.turns(turns)
+        leaving = stream.session.suspending()
+        rig.engine.run()
+        assert leaving.done() and stream.session.info().reserve == 0
+        stream.push("yyyy")
+        stream.check()
+        rig.check_blocks()
+
+
+def test_what_is_known_of_entries_is_known_of_those_in_the_context_alone() -> None:
+    rig = Rig()
+    stream = Stream(rig, Window(key="^[a-z]", hop=0.5))
+    stream.push("a once and for all")
+    for number in range(300):
+        stream.push(f"b{number:04d}")
+    window = stream.session.record.window
+    assert window is not None and len(window.noted) < 20
+
+
+def test_in_silence_what_is_too_old_leaves_with_the_next_entry() -> None:
+    rig = Rig()
+    stream = Stream(rig, Window(age_s=10.0, hop=0.5))
+    stream.push("aaaa")
+    rig.clock.pass_s(8.0)
+    stream.push("bbbb")
+    for _ in range(40):  # as the loop would wake up
+        until_s = rig.engine.until_s
+        rig.clock.pass_s(1.0 if until_s is None else max(0.0, until_s - rig.clock.now_s))
+        rig.engine.run()
+    rig.clock.pass_s(86_400.0)
+    rig.engine.run()
+    stream.push("cccc")
+    assert stream.session.info().visible == spans((3, 3))
+    stream.check()
+
+
+def test_windows_in_a_journal_are_the_last_that_were_set(tmp_path: Path) -> None:
+    """A fork's as well, whose base is its parent's."""
+    rig = Rig(journal=tmp_path / "j")
+    stream = Stream(rig, Window(tokens=20, hop=0.5), id="feed")
+    for number in range(8):
+        stream.push(entry(5, chr(97 + number)))
+    twin = rig.engine.fork(stream.session, rig.engine.turn)
+    before = twin.info().visible
+    stream.session.set_window(Window(tokens=500))
+    written = rig.engine._core.journal_writer.last_in_line()
+    assert written is not None
+    written.settled.result(10)
+    name = twin.id
+    rig.engine._durable.close()
+    rig = Rig(journal=tmp_path / "j")
+    assert rig.engine.session("feed").info().window == Window(tokens=500)
+    rig.engine.run()
+    twin = rig.engine.session(name)
+    assert twin.info().visible == before and twin.version == 8
+    assert rig.cells(twin) == expected_cells(twin, stream.texts)
 
 
 # --- windows that slide -------------------------------------------------------------------------

@@ -219,6 +219,31 @@ def test_a_saved_session_is_frozen_in_the_next(tmp_path: Path) -> None:
         assert visible is not None and visible[0].first == 1 and visible[-1].last == 100
 
 
+def test_a_restored_session_with_a_window_comes_back(tmp_path: Path) -> None:
+    """What it was restored from is what it begins with; a snapshot, and a restart, know that."""
+    made = model("full")
+    with engine_of(made) as engine:
+        session = engine.open(prefix=PREFIX)
+        session.push(["a1", "a2"])
+        session.wait(timeout=60)
+        session.save(tmp_path / "saved")
+    seen = None
+    for life in range(3):
+        with engine_of(made, tmp_path / "j") as engine:
+            assert not engine.recovery.failed and not engine.recovery.set_aside
+            if life == 0:
+                session = engine.restore(tmp_path / "saved", "feed")
+                session.set_window(Window(tokens=20, age_s=3600, key="^(..)", hop=0.5))
+            else:
+                session = engine.session("feed")
+                session.wait(timeout=60)
+                assert session.info().visible == seen
+            session.push([f"b{n}" for n in range(20)])
+            session.wait(timeout=60)
+            seen = session.info().visible
+            assert seen is not None and seen[0].first == 1
+
+
 # --- windows that slide -------------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ from jaxstate.engine.scheduler.scheduler import Scheduler
 from jaxstate.engine.sessions.context_window import ContextWindow
 from jaxstate.engine.sessions.record import PendingAsk, SessionRecord
 from jaxstate.engine.sessions.residence import ResidencyState
-from jaxstate.engine.sessions.token_log import TokenLog, VersionEnd
+from jaxstate.engine.sessions.token_log import TokenLog, VersionEnd, merged, spans_of
 from jaxstate.engine.types.events import FlashMode, Subscription
 from jaxstate.engine.types.options import EngineConfig
 from jaxstate.engine.types.owner import OwnedLock, Owner
@@ -79,6 +79,7 @@ class ControlTask(Generic[T]):
             return True
         residence = version_end.residence
         there = residence.on_device and not residence.missing and version_end.version >= 0
+        there = there and not version_end.ahead
         return there and (self.midway or not (version_end.landing or version_end.queue.partly_read))
 
     @property
@@ -489,7 +490,8 @@ class EngineCore:
         caller holds the lock."""
         if record.log_key:
             log = record.residence.log
-            change = window_change(record.log_key, record.window, log, log.base_version)
+            window = record.windows_to_come[-1] if record.windows_to_come else record.window
+            change = window_change(record.log_key, window, log)
             with contextlib.suppress(JournalError):
                 self.journal_writer.append(change, level="memory")
 
@@ -536,18 +538,19 @@ class EngineCore:
         )
 
 
-def window_change(key: int, window: ContextWindow | None, log: TokenLog, version: int) -> Change:
+def window_change(key: int, window: ContextWindow | None, log: TokenLog) -> Change:
     """A session's window as the journal keeps it.
 
     Args:
         key: of the session there.
         window: its window; None for none.
-        log: what is in its context.
-        version: up to which that is told; entries behind it are all there.
+        log: what is in its context; of entries behind its base, that is all.
     """
     settings = None if window is None else window.window.as_json()
-    kept = [(one.first, one.last) for one in log.visible(version)]
-    return window_kept(key, settings, version, kept)
+    numbers = [number for number in log.numbers if number <= log.base_version]
+    kept = merged([*log.begins_with, *spans_of(numbers)])
+    ranges = [(one.first, one.last) for one in kept]
+    return window_kept(key, settings, log.base_version, ranges)
 
 
 def refusal(error: ClosedError) -> ClosedError:

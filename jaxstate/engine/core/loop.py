@@ -223,6 +223,7 @@ class EngineLoop:
             core.jobs.remove(job)
             if job.version_end is not None:
                 job.version_end.tasks_waiting -= 1
+                core.state.touch(job.version_end)
             if job.unwanted:
                 if job.creates:
                     core.unwanted(job.session)

@@ -300,7 +300,7 @@ class SessionManager:
         frozen_cells = log.first_end() or len(recovered.opening)
         context_window = core.new_window(recovered.window, opening.tenant, frozen_cells)
         if context_window is not None:
-            cells = min(cells, context_window.most_cells)
+            cells = min(cells, max(len(log), context_window.most_cells))
         _check_holds(opening.id, cells, core.limits.session_cells)
         chain = state.prefixes.chain(recovered.prefix, opening.tenant)
         with core.changing():
@@ -503,8 +503,9 @@ class SessionManager:
         with self._core.lock:
             parent.check_open()
             record.check_open()
-            version_end = version_end or parent.version_end
-            # More may have been read since it was asked for.
+            # More may have been read since it was asked for, and the window have moved.
+            wanted = parent.version if version_end is None else version_end.version
+            version_end = border_of(parent, "version", wanted)
             if not may_be_shared(state, parent, version_end):
                 raise unavailable(state, parent, version_end, forks=True)
             self._has_read(record, parent, version_end)
@@ -629,8 +630,7 @@ class SessionManager:
         record.receipts = core.journal_writer.receipts(record.log_key)
         change, log = opened(opening_of(record, origins, core)), record.residence.log
         if record.window is not None or log.base_version >= 0:
-            window = window_change(record.log_key, record.window, log, record.version)
-            change = both(change, window)
+            change = both(change, window_change(record.log_key, record.window, log))
         record.written = core.journal_writer.append(change)
         return record.written
 
@@ -662,7 +662,7 @@ class SessionManager:
                 made.check_waiting(len(tokens) for _, tokens in record.queue.waiting)
             record.windows_to_come.append(made)
             return core.journal_writer.append(
-                window_change(record.log_key, made, log, log.base_version),
+                window_change(record.log_key, made, log),
                 lambda: self._set_window(record, made, text_of),
             )
 

@@ -55,10 +55,12 @@ class Swapper:
                 self._core.look_for(record)
 
     def _away(self, record: SessionRecord) -> None:
-        core, residence = self._core, record.residence
+        core = self._core
         with core.lock:
-            if record.closed or not residence.on_device:
+            if record.closed or not record.residence.on_device:
                 return
+            core.results.settle_rebuild(record)  # what that has taken is in other cells
+            residence = record.residence
             keeps = self._keeps(record)
             count = residence.table.cells
             # An entry may be half read: questions go on looking at the version before it.

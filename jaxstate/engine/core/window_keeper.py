@@ -107,8 +107,10 @@ class WindowKeeper:
         slides = window.window.mode == "slide"
         if slides and not _rests(record):
             return
-        begun = slides and begin_slide(self._state, record, stays)
-        if begun or begin_rebuild(self._state, record, stays, waits=not full):
+        # One that could not be read twice is the session's own trouble, which ends or stops it.
+        failed = full and window.failed_version >= record.version
+        begun = not failed and slides and begin_slide(self._state, record, stays)
+        if begun or (not failed and begin_rebuild(self._state, record, stays, waits=not full)):
             assert record.rebuild is not None
             self._go_on(record, record.rebuild, now_s)
         elif full:
@@ -140,6 +142,8 @@ class WindowKeeper:
                 self._begin(record, now_s)
             return
         if rebuild.takes:
+            if not begun:
+                self._look_again(record, shadow, now_s)
             return
         copy_committed(self._state, record)
         nearly = residence.missing <= self._state.limits.extend_tokens
@@ -147,6 +151,16 @@ class WindowKeeper:
             rebuild.takes = True
             self._state.touch(record)
             self._state.touch(shadow)
+
+    def _look_again(self, record: SessionRecord, shadow: SessionRecord, now_s: float) -> None:
+        """In silence more becomes too old, of the context that is ready for the next entry, too."""
+        assert record.window is not None
+        old_s = record.window.old_s(shadow.residence.log)
+        if old_s is not None and old_s <= now_s:
+            drop_rebuild(self._state, record)
+            self._begin(record, now_s)
+        else:
+            self._look_at(record, old_s, now_s)
 
 
 def _rests(record: SessionRecord) -> bool:

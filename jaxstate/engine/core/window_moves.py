@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from jaxstate.engine.core.state import EngineState
 from jaxstate.engine.sessions.record import Rebuild, SavedCells, SessionRecord
-from jaxstate.engine.sessions.residence import Residence
+from jaxstate.engine.sessions.residence import Residence, ResidencyState
 from jaxstate.engine.sessions.token_log import TokenLog
 from jaxstate.errors import BudgetExceeded
 
@@ -169,14 +169,18 @@ def move_window(
     new.reserve_blocks, new.pinned = old.reserve_blocks, old.pinned
     new.used_s, new.served, new.placed_at = old.used_s, old.served, old.placed_at
     old.reserve_blocks, old.pinned = 0, False
+    if old.state is ResidencyState.LEAVING:  # its user has suspended it meanwhile
+        old.become(ResidencyState.DEVICE)
+        new.become(ResidencyState.LEAVING)
     record.residence, shadow.residence = new, old
     record.landing, shadow.landing = shadow.landing, record.landing
     record.seen_cells, record.stranded = shadow.seen_cells, shadow.stranded
     record.saved = SavedCells()
     record.rebuild.takes, record.rebuild.moved, record.ahead = False, True, True
     record.window.moved(new.log, now_s, token_s)
-    for one in (shadow, record):
-        state.budget.update(one)
+    state.budget.update(shadow)
+    wanted_cells = min(new.cells + record.queue.unread_tokens, record.window.most_cells)
+    state.budget.order(record, max(new.cells, wanted_cells))
 
 
 def drop_rebuild(state: EngineState, record: SessionRecord) -> None:

@@ -31,7 +31,7 @@ from jaxstate.engine.executor.protocol import Executor, Tokens
 from jaxstate.engine.flash.registry import Registered, registered_of
 from jaxstate.engine.requests.encoding import PromptEncoder
 from jaxstate.engine.sessions.record import SessionRecord
-from jaxstate.engine.sessions.token_log import TokenLog
+from jaxstate.engine.sessions.token_log import TokenLog, spans_of
 from jaxstate.engine.types.options import policy_of
 from jaxstate.engine.types.values import Answer, Span, Usage
 from jaxstate.engine.types.window import Window
@@ -278,9 +278,8 @@ class JournalRecovery:
         """Those of a log, and those that are to be read."""
         read = [
             one
-            for span in log.visible(log.numbers[-1] if log.count else -1)
+            for span in spans_of(log.numbers)
             for one in entries_of(self._source, session, span.first - 1, span.last)
-            if one.sequence > session.opening.base_version or session.opening.parent is not None
         ]
         return [*read, *entries]
 
@@ -375,8 +374,8 @@ def _is_behind(window: LoggedWindow, snapshot: LoggedSnapshot, rows: Sequence[Se
     """Whether a snapshot is of the context that a session has since its window last moved."""
     if window.version < 0:
         return True
-    ends = (entry for row in rows for entry, _ in ends_of(row.ends))
-    kept = [entry for entry in ends if 0 < entry <= window.version]
+    ends = [entry for row in rows for entry, _ in ends_of(row.ends)]
+    kept = [entry for entry in ends[1:] if entry <= window.version]  # behind what it begins with
     wanted = [number for first, last in window.kept for number in range(first, last + 1)]
     return snapshot.row.version >= window.version and kept == wanted
 

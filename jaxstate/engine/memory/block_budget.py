@@ -36,13 +36,15 @@ class _Counted:
 
     tenant: str
     pinned: bool
+    rebuilds: bool
     promised: int = 0
     firm: int = 0
     ordered: int = 0
 
 
 def _counted(record: SessionRecord) -> _Counted:
-    return _Counted(record.residence.tenant, record.residence.pinned)
+    residence = record.residence
+    return _Counted(residence.tenant, residence.pinned, record.rebuilds is not None)
 
 
 class BlockBudget:
@@ -310,12 +312,12 @@ class BlockBudget:
     def _quota_left(self, record: SessionRecord) -> int | None:
         """What the tenant's other sessions leave of its quota; None without one."""
         quota_cells = self._quota_cells(record.residence.tenant)
-        if quota_cells is None:
-            return None
+        if quota_cells is None or record.rebuilds is not None:
+            return None  # what is read anew beside a session is not counted twice
         others = (
             one.ordered
             for key, one in self._counted.items()
-            if key != record.key and one.tenant == record.residence.tenant
+            if key != record.key and one.tenant == record.residence.tenant and not one.rebuilds
         )
         return quota_cells // self._layout.block_cells - sum(others)
 
@@ -323,7 +325,11 @@ class BlockBudget:
         """What may become firm so that every other session can still come back."""
         own = self._counted.get(record.key, _counted(record))
         beside = self.blocks - (self._firm - own.firm)
-        others = (one.ordered - one.firm for key, one in self._counted.items() if key != record.key)
+        others = (
+            one.ordered - one.firm
+            for key, one in self._counted.items()
+            if key != record.key and not one.rebuilds
+        )
         return beside - max(others, default=0)
 
     def _refusal(self, record: SessionRecord, blocks: int, most: int) -> str:

@@ -225,9 +225,12 @@ class ContextWindow:
             token_s: that reading one token takes; None if that was not measured.
         """
         self._choose_hop(now_s - self.moved_s, token_s)
-        there = log.numbers
-        first = there[0] if there else log.base_version + 1
-        self._noted = {number: one for number, one in self._noted.items() if number >= first}
+        there = set(log.numbers)
+        self._noted = {
+            number: one
+            for number, one in self._noted.items()
+            if number in there or number > log.base_version
+        }
         self._newest, self._replaced, self._replaced_tokens = {}, set(), 0
         self._looked_at, self.read_tokens = 0, 0
         self.moved_s, self.in_place = now_s, False

@@ -344,7 +344,7 @@ class SessionRecord:
     def full(self) -> bool:
         """Whether its context cannot take the entry that comes next before its window moves."""
         next_tokens = self.queue.next_tokens
-        if self.window is None or next_tokens is None or self.version < 0:
+        if self.window is None or next_tokens is None:
             return False
         return not self.window.fits(self.reader.residence.log, next_tokens)
 
