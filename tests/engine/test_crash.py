@@ -71,9 +71,15 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Known]:
         with lock:
             known.told(report)
 
+    def enough() -> bool:
+        with lock:
+            there = known.open
+            displaced = any(stream.dropped for stream in there)
+        return displaced and len(there) > 1 and all(map(known.counts.get, WANTED))
+
     def act(name: str) -> None:
         client = Client(engine, tell, name, seq=0, life=1, seed=name)
-        while not all(map(known.counts.get, WANTED)) or len(known.open) < 2:
+        while not enough():
             client.act()
 
     settings = {"executor": device, "config": config_of("fake"), "journal": path}
@@ -198,24 +204,34 @@ def test_a_piece_that_is_gone_is_found_out(left: tuple[Path, Known], tmp_path: P
     assert "pieces of snapshots are missing" in looked_at(path, left[1])[0]
 
 
+def shown(version: int, tokens: list[int]) -> dict[str, object]:
+    return {"version": version, "tokens": tokens, "visible": None}
+
+
 def test_a_session_that_shows_something_else_is_found_out(left: tuple[Path, Known]) -> None:
     expected, stream = Uninterrupted("fake"), left[1].open[0]
     tokens = expected.tokens(stream)
-    assert expected.difference(stream, {"version": stream.last, "tokens": tokens}) is None
+    assert expected.difference(stream, shown(stream.last, tokens)) is None
     for version, read in ((stream.last - 1, tokens), (stream.last, tokens[:-1])):
-        assert expected.difference(stream, {"version": version, "tokens": read})
+        assert expected.difference(stream, shown(version, read))
+    numbers = sorted(stream.numbered())
+    if len(numbers) > 1:
+        some = [[numbers[0], numbers[0]]]
+        seen = expected.tokens(stream, some)
+        assert expected.difference(stream, {**shown(stream.last, seen), "visible": some})
 
 
 def test_an_answer_is_that_of_an_uninterrupted_run(left: tuple[Path, Known]) -> None:
     expected, stream = Uninterrupted("tiny"), left[1].open[0]
     tokens = expected.tokens(stream)
     wanted = expected.answer(tokens)
-    shown = {
+    report = {
         "version": stream.last,
+        "visible": None,
         "cells": len(tokens),
         "answer": wanted.tokens.tolist(),
         "logprob": float(wanted.logprobs.sum()),
     }
-    assert expected.difference(stream, shown) is None
+    assert expected.difference(stream, report) is None
     for name, value in (("cells", 1), ("answer", [1]), ("logprob", 0.0), ("logprob", float("nan"))):
-        assert expected.difference(stream, {**shown, name: value}), name
+        assert expected.difference(stream, {**report, name: value}), name

@@ -324,6 +324,8 @@ class _Client:
     def _restore(self) -> None:
         """A session that goes on where a file ends, whatever became of the saved one since."""
         parent = self._life()
+        if parent.session.info().visible is not None:
+            return  # a file does not say which entries its cells are of
         with tempfile.TemporaryDirectory() as folder:
             parent.session.save(Path(folder) / "saved")
             session = self._engine.restore(
