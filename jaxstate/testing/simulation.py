@@ -404,7 +404,7 @@ class Simulation:
         for life in self._lives:
             info = life.session.info()
             kept = [number for number in life.entries if number not in life.dropped]
-            assert info.version == max(kept, default=life.first), "not everything was read"
+            assert info.version == max([*kept, life.first]), "not everything was read"
             assert info.pending == 0 and info.pending_tokens == 0
             assert info.tokens == len(life.read(info.version, info.visible))
             assert all(query.fresh for query in life.flashes.values()), "an answer is out of date"

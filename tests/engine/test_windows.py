@@ -836,6 +836,35 @@ def test_windows_in_a_journal_are_the_last_that_were_set(tmp_path: Path) -> None
     assert rig.cells(twin) == expected_cells(twin, stream.texts)
 
 
+def test_a_larger_window_gets_its_cells() -> None:
+    """What waited under the smaller one is read under the larger."""
+    rig = Rig()
+    stream = Stream(rig, Window(tokens=20, hop=0.5))
+    for number in range(8):
+        stream.push(entry(5, chr(97 + number)))
+    stream.push(*(entry(9, "w") for _ in range(6)), run=False)
+    stream.session.set_window(Window(tokens=100, hop=0.5))
+    rig.engine.run()
+    assert stream.session.version == 14 and stream.session.info().tokens > 60
+    stream.check()
+
+
+def test_a_window_that_is_taken_while_it_moves() -> None:
+    for turns in range(6):
+        rig = Rig(limits=AHEAD)
+        stream = Stream(rig, Window(tokens=20, hop=0.5))
+        query = stream.session.flash("fl")
+        for number in range(5):
+            stream.push(entry(5, chr(97 + number)))
+        stream.push("zzzz", run=False)
+        rig.turns(turns)
+        stream.session.set_window(None)
+        rig.engine.run()
+        assert stream.session.version == 6 and query.fresh
+        if stream.session.info().visible is not None:  # it had moved
+            stream.check()
+
+
 # --- windows that slide -------------------------------------------------------------------------
 
 

@@ -122,8 +122,10 @@ class ResultProcessor:
             self._read_failed(read, error, copied=bool(step.copies))
 
     def _touch(self, step: ScheduledStep) -> None:
-        for one in (*step.requests, *step.reads):
+        for one in step.requests:
             self._state.touch(one.record)
+        for read in step.reads:
+            self._state.touch(read.owner or read.record)
 
     def _read_failed(self, read: ScheduledRead, error: Exception, *, copied: bool) -> None:
         """Its tokens are read again; entries without tokens had nothing to do with the device."""

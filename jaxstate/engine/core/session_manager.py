@@ -688,8 +688,11 @@ class SessionManager:
         record.windows_to_come.popleft()
         core.results.settle_rebuild(record)
         record.window = made
-        if made is None:
-            core.state.budget.order(record, record.residence.cells + record.queue.unread_tokens)
+        cells = record.residence.cells
+        wanted_cells = cells + record.queue.unread_tokens
+        if made is not None:
+            wanted_cells = min(wanted_cells, max(cells, made.most_cells))
+        core.state.budget.order(record, min(wanted_cells, core.state.budget.most_cells(record)))
         if made is not None and before is not None:
             made.note_all(before.noted)
         if made is not None and (before is None or before.window.key != made.window.key):
