@@ -259,7 +259,8 @@ def _offer_behind(
     budget, residence = core.state.budget, record.residence
     held_cells = residence.cells + record.queue.unread_tokens + sum(len(one) for one, _ in tokens)
     # Under a window that it was given late it may have more.
-    wanted_cells = min(held_cells, max(residence.cells, window.most_cells))
+    begun_cells = residence.cells + record.queue.rest_tokens
+    wanted_cells = min(held_cells, max(begun_cells, window.most_cells))
     if wanted_cells > most_cells:
         raise budget.refusal(record, wanted_cells)
     offer = record.queue.offer(tokens, core.clock(), _ANY_TOKENS)

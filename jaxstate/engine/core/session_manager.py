@@ -691,7 +691,8 @@ class SessionManager:
         cells = record.residence.cells
         wanted_cells = cells + record.queue.unread_tokens
         if made is not None:
-            wanted_cells = min(wanted_cells, max(cells, made.most_cells))
+            begun_cells = cells + record.queue.rest_tokens  # what is begun is read to its end
+            wanted_cells = min(wanted_cells, max(begun_cells, made.most_cells))
         core.state.budget.order(record, min(wanted_cells, core.state.budget.most_cells(record)))
         if made is not None and before is not None:
             made.note_all(before.noted)
