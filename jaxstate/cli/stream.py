@@ -96,7 +96,7 @@ def run_stream(show: Show, options: StreamOptions) -> int:
         cells,
         config,
         # What is read anew while a window moves is beside its session for a while.
-        sessions=len(inputs) * (1 if options.window is None else 2),
+        sessions=len(inputs) * (2 if _has_windows(options) else 1),
         journal=options.journal,
         durability=options.durability,
     ) as engine:
@@ -151,6 +151,14 @@ def _load(
 
 def _has_journal(options: StreamOptions) -> bool:
     return options.journal is not None and (options.journal / DATABASE).is_file()
+
+
+def _has_windows(options: StreamOptions) -> bool:
+    """Whether sessions get a window, or some in the journal have one."""
+    if options.window is not None or options.journal is None or not _has_journal(options):
+        return options.window is not None
+    with contextlib.closing(read_only(options.journal)) as found:
+        return logged.has_windows(found)
 
 
 def _journal_model(options: StreamOptions) -> str | None:

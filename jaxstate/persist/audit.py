@@ -3,8 +3,9 @@
 Comes in: a journal, and a model. Goes out: what was compared, or what is wrong. Nothing is changed.
 Does not know: engines.
 
-A snapshot's tokens must be those of the session's opening and entries, and its cells those that the
-model computes of them, up to float error: chunks of other sizes add up in another order.
+A snapshot's tokens must be those of the session's opening and entries (of a session whose window
+has moved, of the entries that the snapshot names), and its cells those that the model computes of
+them, up to float error: chunks of other sizes add up in another order.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 
 from jaxstate.errors import JaxstateError, SnapshotDamaged
 from jaxstate.model.bundle import Model
+from jaxstate.persist.changes import SegmentRow
 from jaxstate.persist.files import Arrays
 from jaxstate.persist.logged import (
     LoggedSession,
@@ -25,6 +27,7 @@ from jaxstate.persist.logged import (
     root_of,
     segment_of,
     snapshots_of,
+    window_of,
 )
 from jaxstate.persist.segments import READY, SegmentStore, joined
 from jaxstate.persist.snapshot import capture_arrays, read_snapshot
@@ -81,9 +84,14 @@ def _check(
     snapshot: LoggedSnapshot,
     model: Model,
 ) -> Compared:
-    tokens = _tokens(source, session, snapshot.row.version, model)
-    kept = [_kept_tokens(source, name) for name in snapshot.row.segments]
-    if len(tokens) != snapshot.row.cells or tokens != [one for part in kept for one in part]:
+    pieces = [_piece(source, name) for name in snapshot.row.segments]
+    kept = [np.frombuffer(one.tokens, "<i4") for one in pieces]
+    ends = [np.frombuffer(one.ends, "<i8").reshape(-1, 2)[:, 0] for one in pieces]
+    named = None
+    if window_of(source, session.opening.key).version >= 0:
+        named = set(np.concatenate(ends).tolist())
+    tokens = _tokens(source, session, snapshot.row.version, model, named)
+    if len(tokens) != snapshot.row.cells or tokens != np.concatenate(kept).tolist():
         raise SnapshotDamaged(
             f"the snapshot at version {snapshot.row.version} is not of the tokens of the session's "
             "entries"
@@ -105,29 +113,33 @@ def _check(
 
 
 def _tokens(
-    source: sqlite3.Connection, session: LoggedSession, version: int, model: Model
+    source: sqlite3.Connection,
+    session: LoggedSession,
+    version: int,
+    model: Model,
+    named: set[int] | None,
 ) -> list[int]:
-    """Of a session's opening and entries up to a version."""
+    """Of a session's opening and entries up to a version; of those named alone, if any are."""
     root, template, tokenizer = root_of(source, session), model.template, model.text
     if root.base_tokens is not None:
         tokens = np.frombuffer(root.base_tokens, "<i4").tolist()
     else:
         tokens = template.open_tokens(tokenizer, root.prefix or "")
     for entry in entries_of(source, session, root.base_version):
-        if entry.sequence <= version:
+        if entry.sequence <= version and (named is None or entry.sequence in named):
             first = entry.sequence == 1 and root.prefix is not None
             place = template.first_entry_place(tokenizer, root.prefix or "") if first else "text"
             tokens += template.entry_tokens(tokenizer, entry.text, place)
     return tokens
 
 
-def _kept_tokens(source: sqlite3.Connection, name: str) -> list[int]:
+def _piece(source: sqlite3.Connection, name: str) -> SegmentRow:
     row = segment_of(source, name)
     if row is None:
         raise SnapshotDamaged(
             f"what the journal says of the piece {name} is missing, or not as it was written"
         )
-    return np.frombuffer(row.tokens, "<i4").tolist()
+    return row
 
 
 def _difference(saved: Arrays, again: Arrays) -> float:

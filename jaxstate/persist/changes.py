@@ -136,6 +136,16 @@ class SnapshotRow:
         return checksum_of(self.version, self.cells, self.fingerprint, list(self.segments))
 
 
+def both(first: Change, second: Change) -> Change:
+    """Two changes, made together or not at all."""
+
+    def change(to: sqlite3.Connection) -> None:
+        first(to)
+        second(to)
+
+    return change
+
+
 def opened(opening: SessionOpened) -> Change:
     """A session begins."""
     values = (

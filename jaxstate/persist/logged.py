@@ -86,11 +86,6 @@ class LoggedWindow:
     version: int
     kept: tuple[tuple[int, int], ...]
 
-    def has(self, sequence: int) -> bool:
-        """Whether an entry is in the context, or behind what it moved behind."""
-        kept = any(first <= sequence <= last for first, last in self.kept)
-        return sequence > self.version or kept
-
 
 NO_WINDOW = LoggedWindow(settings=None, version=-1, kept=())
 
@@ -102,7 +97,7 @@ def window_of(source: sqlite3.Connection, session: int) -> LoggedWindow:
         JournalDamaged: it is not as it was written.
     """
     with readable(f"the window of session {session}"):
-        if not has_table(source, "windows"):
+        if not _has_window_table(source):
             return NO_WINDOW
         row = source.execute(
             "SELECT settings, version, kept, checksum FROM windows WHERE session = ?", (session,)
@@ -116,10 +111,17 @@ def window_of(source: sqlite3.Connection, session: int) -> LoggedWindow:
     return LoggedWindow(settings=settings, version=version, kept=ranges)
 
 
-def has_table(source: sqlite3.Connection, name: str) -> bool:
-    """Whether a journal has such a table."""
-    found = source.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,))
-    return found.fetchone() is not None
+def has_windows(source: sqlite3.Connection) -> bool:
+    """Whether some session has a window."""
+    with readable("the list of windows"):
+        wanted = "SELECT 1 FROM windows WHERE settings IS NOT NULL LIMIT 1"
+        return _has_window_table(source) and source.execute(wanted).fetchone() is not None
+
+
+def _has_window_table(source: sqlite3.Connection) -> bool:
+    """Whether any session ever had one."""
+    wanted = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'windows'"
+    return source.execute(wanted).fetchone() is not None
 
 
 def keys_of(source: sqlite3.Connection, *, ended: bool = False) -> list[tuple[int, str]]:

@@ -55,7 +55,7 @@ def seen_in(event: dict[str, object], name: str) -> list[int]:
 def test_people_see_where_the_window_begins(run: Run, tiny: str, feed: Path) -> None:
     outcome = run("stream", feed, "-m", tiny, "--cells", 480, "--window", "200t", "--ask", QUESTION)
     assert outcome.code == 0
-    assert "version 60" in outcome.out
+    assert "version 60 (" in outcome.err and " lines from " in outcome.err
 
 
 def test_a_journal_keeps_the_window_until_another_is_given(
@@ -72,9 +72,17 @@ def test_a_journal_keeps_the_window_until_another_is_given(
     assert 5 < len(seen(again.named("answer")[0])) < 30
     with feed.open("a", encoding="utf-8") as file:
         file.writelines(LINES[:20])
+    # Also without the option there was room beside it for what is read anew.
+    (done,) = again.named("done")
+    metrics = done["metrics"]
+    assert isinstance(metrics, dict) and metrics["counts"]["windows_moved_in_place"] == 0
     other = run("stream", *same, "--session", f"web={feed}", "--window", "3e", "--hop", "0.3")
     assert other.code == 0, other.err
     assert len(seen(other.named("answer")[0])) <= 4
+    verified = run("inspect", tmp_path / "j", "--verify", "--json")
+    assert verified.code == 0, verified.err
+    (session,) = verified.named("session")
+    assert session["problems"] == [] and session["differences"], "a snapshot was compared"
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from jaxstate.engine.core.ingest import (
     reads_first,
 )
 from jaxstate.engine.core.session_manager import SessionManager, close_session
+from jaxstate.engine.core.window_settings import set_window
 from jaxstate.engine.flash.registry import FlashOptions, Registered, flash_json, new_registered
 from jaxstate.engine.requests.encoding import (
     AskOptions,
@@ -503,16 +504,13 @@ class Session:
     def set_window(self, window: Window | None) -> None:
         """Another window for this session, from now on; None to keep all that is there.
 
-        What has left does not come back. Entries that were read before the session had any window
-        count from now on where age matters.
-
-        Args:
-            window: what of its entries stays in its context.
+        What has left does not come back. The age of entries that were read before it had any counts
+        from now on.
 
         Raises:
-            InvalidInput: it is larger than the session.
-            JournalError: the journal could not be written.
-            ClosedError: the session or the engine is closed.
+            InvalidInput: it is larger than the session, or smaller than an entry that waits.
+            CapacityExceeded: None, and what waits does not fit behind what is there.
+            JournalError, ClosedError: as `push`.
         """
         self._core.check_may_note()
         self._core.settled(self.noting_window(window))
@@ -520,8 +518,8 @@ class Session:
     def noting_window(self, window: Window | None) -> PendingWrite | None:
         """What `set_window` waits for."""
         decode = self._encoder.tokenizer.decode
-        return self._manager.set_window(
-            self._record, checked_window(window), lambda tokens: decode(tokens.tolist())
+        return set_window(
+            self._core, self._record, checked_window(window), lambda one: decode(one.tolist())
         )
 
     def fork(self, id: str | None = None, *, version: int | None = None) -> Session:

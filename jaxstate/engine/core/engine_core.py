@@ -24,28 +24,24 @@ from jaxstate.engine.core.metrics import EngineMetrics, Gauges, MetricsRecorder
 from jaxstate.engine.core.ready_sessions import ReadySessions
 from jaxstate.engine.core.results import Delivery, ResultProcessor
 from jaxstate.engine.core.state import EngineState
+from jaxstate.engine.core.window_moves import window_change
 from jaxstate.engine.executor.protocol import Executor, HostCells
 from jaxstate.engine.memory.cell_store import CellStore
 from jaxstate.engine.requests.futures import AskFuture, wait_for, wait_for_all
 from jaxstate.engine.requests.request import Question, Request
 from jaxstate.engine.scheduler.scheduler import Scheduler
-from jaxstate.engine.sessions.context_window import ContextWindow
 from jaxstate.engine.sessions.record import PendingAsk, SessionRecord
 from jaxstate.engine.sessions.residence import ResidencyState
-from jaxstate.engine.sessions.token_log import TokenLog, VersionEnd, merged, spans_of
+from jaxstate.engine.sessions.token_log import VersionEnd
 from jaxstate.engine.types.events import FlashMode, Subscription
 from jaxstate.engine.types.options import EngineConfig
 from jaxstate.engine.types.owner import OwnedLock, Owner
 from jaxstate.engine.types.values import Connected, SessionInfo
-from jaxstate.engine.types.window import Window
 from jaxstate.errors import ClosedError, InvalidInput, JournalError, QueueFull
-from jaxstate.persist.changes import ended, window_kept
-from jaxstate.persist.journal import Change, PendingWrite
+from jaxstate.persist.changes import ended
+from jaxstate.persist.journal import PendingWrite
 
 T = TypeVar("T")
-
-# Of the positions of a model, sessions with windows leave room for a question, at most this part.
-_TAILS_SHARE = 4
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -458,33 +454,6 @@ class EngineCore:
                 self.look_for(record)
             self.tell_loop()
 
-    def new_window(
-        self, window: Window | None, tenant: str, frozen_cells: int
-    ) -> ContextWindow | None:
-        """The window of a session, behind what it begins with; None for none.
-
-        Raises:
-            InvalidInput: the session has no cells for it.
-        """
-        if window is None:
-            return None
-        limits, quota_cells = self.limits, self.state.shares.of(tenant).quota_cells
-        # So that any question can be asked of it, up to the last position.
-        reach = limits.max_context - min(limits.tail_cells, limits.max_context // _TAILS_SHARE)
-        quota_cells = limits.session_cells if quota_cells is None else quota_cells
-        capacity = min(limits.session_cells, reach, quota_cells)
-        has_windows = any(group.window is not None for group in limits.layout.groups)
-        if window.mode == "slide" and has_windows:
-            raise InvalidInput(
-                'mode="slide" is for models whose layers all see everything; this one has '
-                'layers with windows of their own: mode="exact"'
-            )
-        cut_cells = limits.layout.block_cells if window.mode == "slide" else 0
-        bounds = (frozen_cells, capacity - cut_cells, reach, cut_cells)
-        made = ContextWindow(window, *bounds, self.clock())
-        made.check()
-        return made
-
     def note_window(self, record: SessionRecord) -> None:
         """Tells the journal of what is in a session's context; a restart is as good without it. The
         caller holds the lock."""
@@ -536,21 +505,6 @@ class EngineCore:
             prefix_cells=len(self.state.prefixes) * size,
             host_bytes=self.cell_store.bytes,
         )
-
-
-def window_change(key: int, window: ContextWindow | None, log: TokenLog) -> Change:
-    """A session's window as the journal keeps it.
-
-    Args:
-        key: of the session there.
-        window: its window; None for none.
-        log: what is in its context; of entries behind its base, that is all.
-    """
-    settings = None if window is None else window.window.as_json()
-    numbers = [number for number in log.numbers if number <= log.base_version]
-    kept = merged([*log.begins_with, *spans_of(numbers)])
-    ranges = [(one.first, one.last) for one in kept]
-    return window_kept(key, settings, log.base_version, ranges)
 
 
 def refusal(error: ClosedError) -> ClosedError:

@@ -11,7 +11,6 @@ import functools
 import itertools
 import os
 import re
-import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -19,19 +18,28 @@ from typing import TypeVar, cast
 
 import numpy as np
 
-from jaxstate.engine.core.engine_core import ControlTask, EngineCore, refusal, window_change
+from jaxstate.engine.core.engine_core import ControlTask, EngineCore, refusal
 from jaxstate.engine.core.state import border_of, may_be_shared, shared_cells, unavailable
+from jaxstate.engine.core.window_moves import window_change
+from jaxstate.engine.core.window_settings import new_window
 from jaxstate.engine.executor.protocol import Executor, HostCells, Saved, Tokens
 from jaxstate.engine.requests.encoding import PromptEncoder
-from jaxstate.engine.sessions.context_window import ContextWindow, Noted
+from jaxstate.engine.sessions.context_window import Noted
 from jaxstate.engine.sessions.record import SavedCells, SessionRecord
 from jaxstate.engine.sessions.residence import Residence, ResidencyState
 from jaxstate.engine.sessions.token_log import TokenLog, VersionEnd
 from jaxstate.engine.types.options import QueuePolicy, kept_name
 from jaxstate.engine.types.window import Window
 from jaxstate.errors import BudgetExceeded, CapacityExceeded, InvalidInput
-from jaxstate.persist.changes import SessionOpened, ended, erased, opened, reserve_given_up
-from jaxstate.persist.journal import Change, PendingWrite
+from jaxstate.persist.changes import (
+    SessionOpened,
+    both,
+    ended,
+    erased,
+    opened,
+    reserve_given_up,
+)
+from jaxstate.persist.journal import PendingWrite
 from jaxstate.records import checked_int
 from jaxstate.text import Place
 
@@ -234,7 +242,7 @@ class SessionManager:
         chain = state.prefixes.chain(opening, tenant)  # hashes all of it, so without the lock
         with self._core.changing():
             self._core.journal_writer.check()
-            context_window = self._core.new_window(window, tenant, len(opening))
+            context_window = new_window(self._core, window, tenant, len(opening))
             record = self._new_record(session_id, policy, tenant, pinned=pinned)
             record.residence.chain = chain
             self._admit(record, state.budget.blocks_of(cells), len(opening))
@@ -298,7 +306,7 @@ class SessionManager:
             len(log) + len(recovered.opening) + sum(len(tokens) for _, tokens in recovered.entries)
         )
         frozen_cells = log.first_end() or len(recovered.opening)
-        context_window = core.new_window(recovered.window, opening.tenant, frozen_cells)
+        context_window = new_window(core, recovered.window, opening.tenant, frozen_cells)
         if context_window is not None:
             cells = min(cells, max(len(log), context_window.most_cells))
         _check_holds(opening.id, cells, core.limits.session_cells)
@@ -633,92 +641,6 @@ class SessionManager:
             change = both(change, window_change(record.log_key, record.window, log))
         record.written = core.journal_writer.append(change)
         return record.written
-
-    def set_window(
-        self, record: SessionRecord, window: Window | None, text_of: Callable[[Tokens], str]
-    ) -> PendingWrite | None:
-        """Another window for a session, or none.
-
-        Args:
-            record: the session's.
-            window: what is to stay in its context; None for all that is there.
-            text_of: an entry, of its tokens.
-
-        Returns:
-            What to wait for until it counts.
-
-        Raises:
-            InvalidInput: the session has no cells for it.
-        """
-        core, residence = self._core, record.residence
-        with core.changing(record):
-            core.journal_writer.check()
-            record.check_open()
-            made = core.new_window(window, residence.tenant, record.frozen_cells)
-            log = residence.log
-            if made is None:
-                self._check_needs_none(record)
-            else:
-                made.check_waiting(len(tokens) for _, tokens in record.queue.waiting)
-            record.windows_to_come.append(made)
-            return core.journal_writer.append(
-                window_change(record.log_key, made, log),
-                lambda: self._set_window(record, made, text_of),
-            )
-
-    def _check_needs_none(self, record: SessionRecord) -> None:
-        """Refuses to take the window of a session that could not read on without it.
-
-        Raises:
-            CapacityExceeded: what waits does not fit behind what is there.
-        """
-        waits = record.queue.unread_tokens
-        cells = record.residence.cells + waits
-        most = min(self._core.limits.session_cells, self._core.state.budget.most_cells(record))
-        if cells > most:
-            raise CapacityExceeded(
-                f"session {record.id!r} has {cells - waits} cells, {waits} tokens wait, and "
-                f"without a window it holds {most}; wait until they are read"
-            )
-
-    def _set_window(
-        self, record: SessionRecord, made: ContextWindow | None, text_of: Callable[[Tokens], str]
-    ) -> None:
-        core, log, before = self._core, record.residence.log, record.window
-        record.windows_to_come.popleft()
-        core.results.settle_rebuild(record)
-        record.window = made
-        cells = record.residence.cells
-        wanted_cells = cells + record.queue.unread_tokens
-        if made is not None:
-            begun_cells = cells + record.queue.rest_tokens  # what is begun is read to its end
-            wanted_cells = min(wanted_cells, max(begun_cells, made.most_cells))
-        core.state.budget.order(record, min(wanted_cells, core.state.budget.most_cells(record)))
-        if made is not None and before is not None:
-            made.note_all(before.noted)
-        if made is not None and (before is None or before.window.key != made.window.key):
-            spans = (
-                (number, log.start_of(number), log.tokens_of(number)) for number in log.numbers
-            )
-            read = [(number, log.tokens(start, count)) for number, start, count in spans]
-            made.note_keys(
-                (number, made.window.key_of(text_of(tokens)))
-                for number, tokens in (*read, *record.queue.waiting)
-            )
-        if made is not None:
-            made.read(log)
-        core.state.touch(record)
-        core.tell_loop()
-
-
-def both(first: Change, second: Change) -> Change:
-    """Two changes, made together or not at all."""
-
-    def change(to: sqlite3.Connection) -> None:
-        first(to)
-        second(to)
-
-    return change
 
 
 def _check_whole(record: SessionRecord) -> None:

@@ -13,10 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jaxstate.engine.core.state import EngineState
+from jaxstate.engine.sessions.context_window import ContextWindow
 from jaxstate.engine.sessions.record import Rebuild, SavedCells, SessionRecord
 from jaxstate.engine.sessions.residence import Residence, ResidencyState
-from jaxstate.engine.sessions.token_log import TokenLog
+from jaxstate.engine.sessions.token_log import TokenLog, merged, spans_of
 from jaxstate.errors import BudgetExceeded
+from jaxstate.persist.changes import window_kept
+from jaxstate.persist.journal import Change
 
 
 def begin_rebuild(
@@ -33,14 +36,9 @@ def begin_rebuild(
     Returns:
         False if there is no room for it beside the session.
     """
-    window = record.window
-    assert window is not None
     log = record.residence.log.only(stays, record.version, record.frozen_cells)
-    shadow = _shadow_of(state, record, log)
-    try:
-        state.budget.admit(shadow, 0, window.most_cells)
-    except BudgetExceeded:
-        _forget(state, shadow)
+    shadow = _admitted(state, record, log)
+    if shadow is None:
         return False
     shared = _shared_cells(state, record, stays)
     if not state.budget.has_line and state.budget.has_room_for(shadow):
@@ -56,8 +54,9 @@ def begin_rebuild(
     return True
 
 
-def _shadow_of(state: EngineState, record: SessionRecord, log: TokenLog) -> SessionRecord:
-    """Bookkeeping of a rebuild, which has read nothing."""
+def _admitted(state: EngineState, record: SessionRecord, log: TokenLog) -> SessionRecord | None:
+    """Bookkeeping of a rebuild, which has read nothing; None if the pool never has room for it."""
+    assert record.window is not None
     key, old = state.new_key(), record.residence
     residence = Residence(
         name=key,
@@ -72,6 +71,11 @@ def _shadow_of(state: EngineState, record: SessionRecord, log: TokenLog) -> Sess
     shadow.rebuilds, shadow.opened, shadow.seen_cells = record, True, len(log)
     state.records[key] = shadow
     state.touch(shadow)
+    try:
+        state.budget.admit(shadow, 0, record.window.most_cells)
+    except BudgetExceeded:
+        _forget(state, shadow)
+        return None
     return shadow
 
 
@@ -117,11 +121,9 @@ def begin_slide(state: EngineState, record: SessionRecord, stays: Sequence[int])
     slid_cells = residence.slid_cells + (last - first) * size
     if last <= first or slid_cells + window.most_cells + size > window.reach_cells:
         return False
-    shadow = _shadow_of(state, record, log.without(first * size, last * size, record.version))
-    try:
-        state.budget.admit(shadow, 0, window.most_cells)
-    except BudgetExceeded:
-        _forget(state, shadow)
+    kept = log.without(first * size, last * size, record.version)
+    shadow = _admitted(state, record, kept)
+    if shadow is None:
         return False
     if not state.budget.has_room_for(shadow):
         _forget(state, shadow)
@@ -237,3 +239,18 @@ def move_in_place(
     record.saved = SavedCells()
     window.moved(log, now_s, token_s)
     state.budget.update(record)
+
+
+def window_change(key: int, window: ContextWindow | None, log: TokenLog) -> Change:
+    """A session's window as the journal keeps it.
+
+    Args:
+        key: of the session there.
+        window: its window; None for none.
+        log: what is in its context; of entries behind its base, that is all.
+    """
+    settings = None if window is None else window.window.as_json()
+    numbers = [number for number in log.numbers if number <= log.base_version]
+    kept = merged([*log.begins_with, *spans_of(numbers)])
+    ranges = [(one.first, one.last) for one in kept]
+    return window_kept(key, settings, log.base_version, ranges)

@@ -142,14 +142,18 @@ class ContextWindow:
                 "engine with more session_cells"
             )
 
+    def _too_long(self, tokens: Iterable[int]) -> int | None:
+        """Tokens of the longest entry, if it is larger than the window."""
+        longest = max(tokens, default=0)
+        return longest if longest > self.budget_tokens else None
+
     def check_waiting(self, tokens: Iterable[int]) -> None:
         """Refuses a window that is smaller than an entry which waits, by their tokens.
 
         Raises:
             InvalidInput: it is.
         """
-        longest = max(tokens, default=0)
-        if longest > self.budget_tokens:
+        if (longest := self._too_long(tokens)) is not None:
             raise InvalidInput(
                 f"an entry of {longest} tokens waits to be read, and this window keeps "
                 f"{self.budget_tokens}: wait until it is read, or give a larger window"
@@ -161,8 +165,7 @@ class ContextWindow:
         Raises:
             CapacityExceeded: one is.
         """
-        longest = max(tokens, default=0)
-        if longest > self.budget_tokens:
+        if (longest := self._too_long(tokens)) is not None:
             raise CapacityExceeded(
                 f"an entry has {longest} tokens, and the session's window keeps "
                 f"{self.budget_tokens}; nothing was added. Push it in pieces, or give the session "
@@ -265,7 +268,7 @@ class ContextWindow:
         return max(found)
 
     def old_s(self, log: TokenLog) -> float | None:
-        """When its oldest entry exceeds the age by that; None without one, or an age."""
+        """When its oldest entry exceeds the age by that much; None without one, or an age."""
         if self.window.age_s is None or log.oldest is None:
             return None
         return self._known(log.oldest).pushed_s + self.window.age_s * (1.0 + self.begins_at)

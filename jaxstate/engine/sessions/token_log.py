@@ -166,8 +166,9 @@ class TokenLog:
         # Ascending: entries that were read to their end, and how many tokens there were then.
         self._entries = array("q")
         self._ends = array("q")
-        # The last answer of `visible`: many questions are asked of one version.
-        self._visible: tuple[int, tuple[Span, ...]] | None = None
+        # What the newest version that was asked for sees: of how many entries, and which. The next
+        # sees a little more.
+        self._visible: tuple[int, tuple[Span, ...]] = 0, ()
 
     def __len__(self) -> int:
         return self._count
@@ -220,7 +221,7 @@ class TokenLog:
         """Forgets all but the first `count` tokens."""
         known = bisect_right(self._ends, count)
         del self._entries[known:], self._ends[known:]
-        self._count, self._visible = count, None
+        self._count, self._visible = count, (0, ())
 
     def copy(self, count: int | None = None) -> TokenLog:
         """The same, or its first `count` tokens, going on by itself."""
@@ -304,10 +305,13 @@ class TokenLog:
         """The entries that such a version sees. What a session was restored from counts as all
         entries up to its version."""
         known = bisect_right(self._entries, version)
-        if self._visible is None or self._visible[0] != known:
-            spans, base = spans_of(self._entries[1:known].tolist()), self._entries[:1].tolist()
-            if base and base[0] > 0:
-                spans = merged([Span(first=1, last=base[0]), *spans])
-            spans = merged([*self.begins_with, *spans])
+        at, spans = self._visible
+        if at > known or at == 0:  # of an earlier version, or the first time
+            base = self._entries[0] if self._entries else 0
+            restored = (Span(first=1, last=base),) if base > 0 else ()
+            at, spans = 1, merged([*self.begins_with, *restored])
+        if at < known:
+            spans = merged([*spans, *spans_of(self._entries[at:known].tolist())])
+        if known > self._visible[0]:
             self._visible = known, spans
-        return self._visible[1]
+        return spans
