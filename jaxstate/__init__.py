@@ -24,6 +24,7 @@ from jaxstate.engine.api.session import FlashQuery, Session
 from jaxstate.engine.core.metrics import EngineMetrics, HistogramRecord
 from jaxstate.engine.durability.recovery import RecoveredSession, Recovery
 from jaxstate.engine.flash.conditions import Changed, Condition, ConfidenceAbove, Crosses, Equals
+from jaxstate.engine.requests.answer_stream import AnswerStream, AsyncAnswerStream
 from jaxstate.engine.types.events import Subscription
 from jaxstate.engine.types.options import Coalesce, EngineConfig, Policy, Tenant
 from jaxstate.engine.types.values import (
@@ -82,6 +83,8 @@ __version__ = "0.4.0"
 
 __all__ = [
     "Answer",
+    "AnswerStream",
+    "AsyncAnswerStream",
     "AsyncEngine",
     "AsyncSession",
     "BudgetExceeded",

@@ -56,6 +56,11 @@ class AnswerCollector:
             return True
         return False
 
+    @property
+    def text(self) -> str:
+        """What is certainly text of the answer so far; "" without a tokenizer."""
+        return "" if self._text is None else self._text.kept
+
     def finish(self) -> Collected:
         """The answer, cut where a stop string says; nothing may be taken after it."""
         text, kept = None, len(self._tokens)
@@ -71,31 +76,35 @@ class AnswerCollector:
 
 
 class _Text:
-    """The answer as text, and how many tokens it takes."""
+    """The answer as text, and how many tokens it takes.
+
+    Attributes:
+        kept: what is certainly part of it so far.
+    """
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
         self._tokenizer = tokenizer
         self._decoder = IncrementalDecoder(tokenizer)
         self._stop = StopText(stop)
-        self._kept = ""
+        self.kept = ""
 
     def push(self, token: int) -> bool:
         """Adds a token's text; True if a stop string is complete."""
         if self._has_text(token):
-            self._kept += self._stop.push(self._decoder.push(token))
+            self.kept += self._stop.push(self._decoder.push(token))
         return self._stop.stopped
 
     def finish(self, tokens: list[int]) -> tuple[str, int, bool]:
         """The text before any stop string, the tokens it takes, and whether it was stopped."""
-        self._kept += self._stop.push(self._decoder.flush())
+        self.kept += self._stop.push(self._decoder.flush())
         if self._stop.stopped:
-            return self._kept, self._tokens_of_kept(tokens), True
-        return self._kept + self._stop.flush(), len(tokens), False
+            return self.kept, self._tokens_of_kept(tokens), True
+        return self.kept + self._stop.flush(), len(tokens), False
 
     def _tokens_of_kept(self, tokens: list[int]) -> int:
         """The shortest beginning of `tokens` whose text covers what was kept."""
         count = len(tokens)
-        while count and self._decode(tokens[: count - 1]).startswith(self._kept):
+        while count and self._decode(tokens[: count - 1]).startswith(self.kept):
             count -= 1
         return count
 

@@ -23,6 +23,7 @@ from jaxstate.engine.api.session import FlashQuery, Session
 from jaxstate.engine.core.metrics import EngineMetrics
 from jaxstate.engine.durability.recovery import Recovery
 from jaxstate.engine.flash.registry import FlashOptions
+from jaxstate.engine.requests.answer_stream import AsyncAnswerStream
 from jaxstate.engine.requests.encoding import AskOptions, SettingsOptions
 from jaxstate.engine.requests.futures import countdown, mark_timed_out, results_of
 from jaxstate.engine.types.events import FlashMode, Subscription, checked_timeout
@@ -180,6 +181,14 @@ class AsyncSession:
         check_known("AsyncSession.ask", options, AskOptions)
         future = self.session.submit(question, **options)
         return await result_of(future, timeout, "the question was not answered")
+
+    def stream(
+        self, question: str, *, timeout: float | None = None, **options: Unpack[AskOptions]
+    ) -> AsyncAnswerStream:
+        """As `Session.stream`, for `async for`; to be called within the event loop."""
+        checked_timeout(timeout)
+        submit = self.session.streaming("AsyncSession.stream", question, options)
+        return AsyncAnswerStream(submit, timeout)
 
     def check(self, question: str, **options: Unpack[SettingsOptions]) -> int:
         """As `Session.check`."""

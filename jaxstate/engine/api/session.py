@@ -26,6 +26,7 @@ from jaxstate.engine.core.ingest import (
 from jaxstate.engine.core.session_manager import SessionManager, close_session
 from jaxstate.engine.core.window_settings import set_window
 from jaxstate.engine.flash.registry import FlashOptions, Registered, flash_json, new_registered
+from jaxstate.engine.requests.answer_stream import AnswerStream, Submit
 from jaxstate.engine.requests.encoding import (
     AskOptions,
     PromptEncoder,
@@ -419,6 +420,38 @@ class Session:
         settings, wanted = wanted_of(options)
         return given_or_submitted(
             self._core, self._encoder, self._record, question, settings, wanted
+        )
+
+    def stream(
+        self, question: str, *, timeout: float | None = None, **options: Unpack[AskOptions]
+    ) -> AnswerStream:
+        """Answers a question like `ask`, and gives the text in pieces while it is being chosen.
+
+            for piece in session.stream("What happened?"):
+                print(piece, end="", flush=True)
+
+        Args:
+            question, options: as for `ask`.
+            timeout: seconds for the whole answer; None for ever.
+
+        Returns:
+            An iterator over pieces of text, none of which ends within a character; its `.answer` is
+            the `Answer`, once it has ended.
+
+        Raises:
+            InvalidInput, PromptTooLong, VersionUnavailable, ClosedError: as `ask`; what happens
+                later is raised by the iterator.
+        """
+        checked_timeout(timeout)
+        return AnswerStream(self.streaming("Session.stream", question, options), timeout)
+
+    def streaming(self, call: str, question: str, options: AskOptions) -> Submit:
+        """What `stream` asks, once it is told who hears of the text."""
+        check_known(call, options, AskOptions)
+        settings, wanted = wanted_of(options)
+        core, encoder, record = self._core, self._encoder, self._record
+        return lambda on_text: given_or_submitted(
+            core, encoder, record, question, settings, wanted, on_text
         )
 
     def flash(self, question: str, **options: Unpack[FlashOptions]) -> FlashQuery:

@@ -7,7 +7,7 @@ query of that text, without the engine's lock, or futures. Does not know: how it
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jaxstate.engine.core.engine_core import EngineCore
 from jaxstate.engine.core.state import border_of, holds_version, unavailable
@@ -90,6 +90,7 @@ def given_or_submitted(
     question: str,
     settings: Settings,
     wanted: VersionWanted,
+    on_text: Callable[[str], None] | None = None,
 ) -> Answer | AskFuture:
     """The answer to a question if it is there already, or its future.
 
@@ -97,6 +98,7 @@ def given_or_submitted(
         core, encoder: of the engine.
         record: the session's.
         question, settings, wanted: what is asked, how, and at which version.
+        on_text: as in `PendingAsk`.
 
     Raises:
         InvalidInput, PromptTooLong: the question cannot be asked.
@@ -106,7 +108,8 @@ def given_or_submitted(
     given, same = flash_hit(core, record, question, settings, wanted, started_s)
     if given is not None:
         return given
-    return submit_one(core, record, same or encoder.ask(question, settings), wanted, started_s)
+    asked = same or encoder.ask(question, settings)
+    return submit_one(core, record, asked, wanted, started_s, on_text)
 
 
 def submit_one(
@@ -115,6 +118,7 @@ def submit_one(
     asked: Question,
     wanted: VersionWanted,
     arrived_s: float,
+    on_text: Callable[[str], None] | None = None,
 ) -> AskFuture:
     """A question to one session, noted.
 
@@ -124,6 +128,7 @@ def submit_one(
         asked: the question.
         wanted: which version it is about.
         arrived_s: when it was asked.
+        on_text: as in `PendingAsk`.
 
     Raises:
         InvalidInput: the session has no such version.
@@ -131,13 +136,22 @@ def submit_one(
         QueueFull: the session has as many asks as it may.
         ClosedError: the session or the engine is closed.
     """
-    if wanted.as_of is None:
-        return core.ask([(record, asked, wanted.least)], arrived_s)[0]
     with core.changing() as state:
         core.check_asks([record])
-        version_end = border_of(record, "as_of", wanted.as_of)
-        if not holds_version(state, record, version_end):
-            raise unavailable(state, record, version_end)
-        key, future = core.note(record, asked, arrived_s, as_of=version_end)
+        version_end = None
+        if wanted.as_of is None:
+            record.check_reads(wanted.least)
+        else:
+            version_end = border_of(record, "as_of", wanted.as_of)
+            if not holds_version(state, record, version_end):
+                raise unavailable(state, record, version_end)
+        key, future = core.note(
+            record,
+            asked,
+            arrived_s,
+            min_version=wanted.least,
+            as_of=version_end,
+            on_text=on_text,
+        )
     core.follow(record, key, future)
     return future

@@ -352,11 +352,18 @@ class EngineCore:
         *,
         min_version: int = 0,
         as_of: VersionEnd | None = None,
+        on_text: Callable[[str], None] | None = None,
     ) -> tuple[int, AskFuture]:
         """One question in the records, its name and its future; the caller holds the lock, and has
         it followed afterwards."""
         request, future = Request(self.state.new_key(), "ask", asked, arrived_s), AskFuture()
-        ask = PendingAsk(request=request, future=future, min_version=min_version, as_of=as_of)
+        ask = PendingAsk(
+            request=request,
+            future=future,
+            min_version=min_version,
+            as_of=as_of,
+            on_text=on_text,
+        )
         record.asks[request.key] = ask
         self.state.touch(record)
         record.residence.used_s = arrived_s

@@ -112,6 +112,14 @@ class ResultProcessor:
             request.take(output, first, len(one.rows))
             if request.finished:
                 self._finish(record, request, now_s)
+            else:
+                self._tell_text(record, request)
+
+    def _tell_text(self, record: SessionRecord, request: Request) -> None:
+        """Lets whoever reads an answer along hear what it begins with."""
+        ask = record.asks.get(request.key)
+        if ask is not None and ask.on_text is not None and (text := request.text):
+            self._outbox.append(functools.partial(ask.on_text, text))
 
     def fail(self, step: ScheduledStep, error: Exception) -> None:
         """The device failed in a step."""

@@ -267,6 +267,11 @@ class Request:
         """Tokens chosen so far, the one that ended the answer included."""
         return self._taken
 
+    @property
+    def text(self) -> str:
+        """What the answer's text certainly begins with; "" where choices are scored."""
+        return "" if self._collector is None else self._collector.text.strip()
+
     def answer(self, latency_s: float) -> Answer:
         """What came out."""
         if self.asked.choices is not None:
@@ -295,6 +300,7 @@ class Request:
                 question_tokens=len(self.asked.tokens),
                 answer_tokens=len(collected.tokens),
             ),
+            token_logprobs=collected.logprobs,
             seed=self.asked.sampling.seed if self.asked.sampling.temperature > 0 else None,
             visible=self._visible,
             window=self._window,

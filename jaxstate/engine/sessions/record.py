@@ -7,7 +7,7 @@ batching look at. Does not know: other sessions, devices, threads, text.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -36,12 +36,15 @@ class PendingAsk:
         future: its answer.
         min_version: it waits until its session has that version.
         as_of: the earlier version that it is about; None for the newest.
+        on_text: told what the answer's text begins with, whenever that has grown, on the engine's
+            thread; None where nobody reads along.
     """
 
     request: Request
     future: Future[Answer]
     min_version: int
     as_of: VersionEnd | None = None
+    on_text: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,7 @@ class Answer(Record):
         probability: with choices, the best one's share: softmax over the total log-probabilities,
             at the model's `choice_temperature`.
         choice_logprobs: with choices, their total log-probabilities, in the order given.
+        token_logprobs: without choices, one for each of `token_ids`.
         seed: that it was drawn with; None for a greedy answer.
         visible: of a session with a window, the entries that it saw; None without one: it saw all
             up to its version, but for those that were displaced from the queue.
@@ -99,6 +100,7 @@ class Answer(Record):
     usage: Usage
     probability: float | None = None
     choice_logprobs: tuple[float, ...] | None = None
+    token_logprobs: tuple[float, ...] | None = None
     seed: int | None = None
     visible: tuple[Span, ...] | None = None
     window: WindowMode | None = None
@@ -117,6 +119,7 @@ class Answer(Record):
             usage=self.usage,
             probability=self.probability,
             choice_logprobs=self.choice_logprobs,
+            token_logprobs=self.token_logprobs,
             seed=self.seed,
             visible=self.visible,
             window=self.window,
