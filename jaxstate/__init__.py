@@ -77,7 +77,14 @@ from jaxstate.persist.files import SnapshotInfo, inspect_snapshot
 from jaxstate.persist.snapshot import restore_state, save_state
 from jaxstate.records import QueryResult, Sampling
 from jaxstate.steps.functional import extend, init_state, query, ready_logits, warm_up
-from jaxstate.text import IncrementalDecoder, Template, Tokenizer, chat_template, plain_template
+from jaxstate.text import (
+    IncrementalDecoder,
+    Message,
+    Template,
+    Tokenizer,
+    chat_template,
+    plain_template,
+)
 
 __version__ = "0.4.0"
 
@@ -117,6 +124,7 @@ __all__ = [
     "JournalError",
     "JournalInUse",
     "LayerAttention",
+    "Message",
     "Model",
     "ModelConfig",
     "Moved",

@@ -20,6 +20,7 @@ refuses or drops system messages, to the start of the user's turn, with an empty
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -61,7 +62,7 @@ def chat_template(
     Raises:
         UnsupportedModel: the template fails, loses or repeats a message, or cannot be cut.
     """
-    program = _Program(jinja_source, bos=bos, eos=eos, now=now or datetime.now())
+    program = ChatProgram(jinja_source, bos=bos, eos=eos, now=now or datetime.now())
     bare, *asking = program.cut([_user(_ASKED)], [_DATA, _QUESTION])
     before, after, *asking_after_prefix = _with_prefix(program)
     if asking != asking_after_prefix:
@@ -70,8 +71,8 @@ def chat_template(
             "a session cannot be opened before its questions"
         )
     return Template(
-        bare=_open(bare, bos, add_bos),
-        opening=(_open(before, bos, add_bos), after),
+        bare=opened(bare, bos, add_bos),
+        opening=(opened(before, bos, add_bos), after),
         asking=(asking[0], asking[1] + closes_reasoning(asking[1])),
         answer_end=_answer_end(program),
         next_turn=_next_turn(program),
@@ -127,7 +128,7 @@ def template_from_gguf(
     )
 
 
-class _Program:
+class ChatProgram:
     """A compiled chat template with the names that transformers gives it."""
 
     def __init__(self, source: str, *, bos: str, eos: str, now: datetime) -> None:
@@ -154,6 +155,31 @@ class _Program:
         except Exception as error:  # a template is a program: it may fail in any way
             raise UnsupportedModel(f"the chat template fails: {error}") from error
 
+    @functools.cached_property
+    def takes_system(self) -> bool:
+        """Whether it has a place for a system message."""
+        try:
+            return _PREFIX in self.render([_system(_PREFIX), _user(_ASKED)])
+        except UnsupportedModel:  # "System role not supported"
+            return False
+
+    @functools.cached_property
+    def strips(self) -> frozenset[str]:
+        """The roles around whose messages it takes the white space away."""
+        padded = f"  {_PREFIX}  "
+        written = {
+            "system": [_system(padded), _user(_ASKED)],
+            "user": [_user(padded)],
+            "assistant": [_user(_ASKED), {"role": "assistant", "content": padded}, _user(_DATA)],
+        }
+        return frozenset(role for role, turns in written.items() if self._loses(padded, turns))
+
+    def _loses(self, text: str, turns: Sequence[_Message]) -> bool:
+        try:
+            return text not in self.render(turns)
+        except UnsupportedModel:  # it takes no such message at all
+            return False
+
     def cut(
         self, messages: Sequence[_Message], markers: Sequence[str], *, answer: bool = True
     ) -> list[str]:
@@ -174,25 +200,20 @@ class _Program:
         return [*pieces, text]
 
 
-def _with_prefix(program: _Program) -> list[str]:
+def _with_prefix(program: ChatProgram) -> list[str]:
     """Before the prefix, after it, before the question, after it."""
-    messages = [{"role": "system", "content": _PREFIX}, _user(_ASKED)]
     markers = [_PREFIX, _DATA, _QUESTION]
-    try:
-        kept = _PREFIX in program.render(messages)
-    except UnsupportedModel:  # "System role not supported"
-        kept = False
-    if kept:
-        return program.cut(messages, markers)
+    if program.takes_system:
+        return program.cut([_system(_PREFIX), _user(_ASKED)], markers)
     return program.cut([_user(f"{_PREFIX}\n\n{_ASKED}")], markers)
 
 
-def _answer_end(program: _Program) -> str:
+def _answer_end(program: ChatProgram) -> str:
     messages = [_user(_ASKED), {"role": "assistant", "content": _ANSWER}]
     return program.cut(messages, [_ANSWER], answer=False)[1]
 
 
-def _next_turn(program: _Program) -> str:
+def _next_turn(program: ChatProgram) -> str:
     """What stands between an answer and what the user says next; "" if the template takes no
     further turn."""
     messages = [_user(_ASKED), {"role": "assistant", "content": _ANSWER}, _user(_PREFIX)]
@@ -227,11 +248,16 @@ def closes_reasoning(text: str) -> str:
     return "\n" * max(0, 2 - rest.count("\n")) + closing + "\n\n"
 
 
+def _system(content: str) -> _Message:
+    return {"role": "system", "content": content}
+
+
 def _user(content: str) -> _Message:
     return {"role": "user", "content": content}
 
 
-def _open(text: str, bos: str, add_bos: bool) -> str:
+def opened(text: str, bos: str, add_bos: bool) -> str:
+    """What a text begins with: BOS once, if the template writes it or texts open with it."""
     if not bos:
         return text
     written = text.startswith(bos)

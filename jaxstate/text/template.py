@@ -21,6 +21,7 @@ that has no text yet is encoded as if it had some.)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from jaxstate.text.pieces import Place
@@ -190,34 +191,48 @@ def _line(text: str) -> str:
 def _tokens(
     tokenizer: Tokenizer, parts: tuple[str, str, str], start: Place, after_special: Place
 ) -> list[int]:
-    """Our text, the user's, ours again; plain stretches that touch are encoded as one.
+    """Our text, the user's, ours again, as `mixed_tokens`."""
+    before, user, after = parts
+    mixed = (Part(before, trusted=True), Part(user), Part(after, trusted=True))
+    return mixed_tokens(tokenizer, mixed, start, after_special)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of what a model is to read.
+
+    Attributes:
+        text: it.
+        trusted: whether special tokens may be in it: it is the template's, and nobody else's.
+    """
+
+    text: str
+    trusted: bool = field(default=False, kw_only=True)
+
+
+def mixed_tokens(
+    tokenizer: Tokenizer, parts: Sequence[Part], start: Place, after_special: Place
+) -> list[int]:
+    """Text of several hands in tokens; plain stretches that touch are encoded as one.
 
     Args:
         tokenizer: the model's.
-        parts: those three.
+        parts: in order.
         start: what all of it follows.
         after_special: what text behind a special token follows, as the tokenizer sees it.
+
+    Raises:
+        InvalidInput: a part is no text.
     """
-    before, user, after = parts
-    spans_before, spans_after = tokenizer.special_spans(before), tokenizer.special_spans(after)
-    head = spans_before[-1][1] if spans_before else 0
-    tail = spans_after[0][0] if spans_after else len(after)
-    place = after_special if spans_before else start
-    return [
-        *_trusted(tokenizer, before[:head], start),
-        *_plain(tokenizer, before[head:] + user + after[:tail], place),
-        *_trusted(tokenizer, after[tail:], "special"),
-    ]
-
-
-def _trusted(tokenizer: Tokenizer, text: str, start: Place) -> list[int]:
-    """Our own text with its special tokens; each stretch between them is encoded by itself."""
     ids: list[int] = []
-    at, place = 0, start
-    for begin, end, token in tokenizer.special_spans(text):
-        ids += [*_plain(tokenizer, text[at:begin], place), token]
-        at, place = end, "special"
-    return ids + _plain(tokenizer, text[at:], place)
+    plain, place = "", start
+    for part in parts:
+        at = 0
+        for begin, end, token in tokenizer.special_spans(part.text) if part.trusted else ():
+            ids += [*_plain(tokenizer, plain + part.text[at:begin], place), token]
+            plain, place, at = "", after_special, end
+        plain += part.text[at:]
+    return ids + _plain(tokenizer, plain, place)
 
 
 def _plain(tokenizer: Tokenizer, text: str, place: Place) -> list[int]:

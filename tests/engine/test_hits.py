@@ -154,7 +154,9 @@ def test_a_hit_is_the_answer_in_everything_but_how_it_came() -> None:
             query.answer, source="flash", latency_s=hit.latency_s, usage=hit.usage
         )
         assert hit == alike
-        assert hit.usage == Usage(context_tokens=5, question_tokens=0, answer_tokens=0)
+        assert hit.usage == Usage(
+            context_tokens=5, question_tokens=0, answer_tokens=0, cached_tokens=5
+        )
 
 
 def test_before_the_first_answer() -> None:
@@ -259,6 +261,7 @@ def test_an_answer_that_is_given_again_keeps_every_field() -> None:
         usage=Usage(context_tokens=1, question_tokens=2, answer_tokens=3),
         probability=0.7,
         choice_logprobs=(-1.0, -2.0),
+        token_logprobs=(-1.0,),
         seed=9,
         visible=(Span(first=1, last=3),),
         window="slide",

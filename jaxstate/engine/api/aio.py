@@ -34,6 +34,7 @@ from jaxstate.errors import ClosedError, TimedOut
 from jaxstate.model.bundle import Model
 from jaxstate.persist.journal import PendingWrite
 from jaxstate.records import checked_path
+from jaxstate.text import Messages
 
 T = TypeVar("T")
 
@@ -175,7 +176,11 @@ class AsyncSession:
         return self.session.version
 
     async def ask(
-        self, question: str, *, timeout: float | None = None, **options: Unpack[AskOptions]
+        self,
+        question: str | Messages,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[AskOptions],
     ) -> Answer:
         """As `Session.ask`; cancelling the task ends the question."""
         check_known("AsyncSession.ask", options, AskOptions)
@@ -183,14 +188,18 @@ class AsyncSession:
         return await result_of(future, timeout, "the question was not answered")
 
     def stream(
-        self, question: str, *, timeout: float | None = None, **options: Unpack[AskOptions]
+        self,
+        question: str | Messages,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[AskOptions],
     ) -> AsyncAnswerStream:
         """As `Session.stream`, for `async for`; to be called within the event loop."""
         checked_timeout(timeout)
         submit = self.session.streaming("AsyncSession.stream", question, options)
         return AsyncAnswerStream(submit, timeout)
 
-    def check(self, question: str, **options: Unpack[SettingsOptions]) -> int:
+    def check(self, question: str | Messages, **options: Unpack[SettingsOptions]) -> int:
         """As `Session.check`."""
         return self.session.check(question, **options)
 
@@ -397,6 +406,33 @@ class AsyncEngine:
                 one.cancel()
                 if seen.done() and not seen.cancelled():
                     seen.exception()  # else asyncio tells of it as never retrieved
+
+    async def chat(
+        self,
+        messages: Messages,
+        *,
+        tenant: str = "default",
+        timeout: float | None = None,
+        **options: Unpack[SettingsOptions],
+    ) -> Answer:
+        """As `Engine.chat`; cancelling the task ends it."""
+        check_known("AsyncEngine.chat", options, SettingsOptions)
+        future = self.engine.submit_chat(messages, tenant=tenant, **options)
+        return await result_of(future, timeout, "the conversation was not answered")
+
+    def stream_chat(
+        self,
+        messages: Messages,
+        *,
+        tenant: str = "default",
+        timeout: float | None = None,
+        **options: Unpack[SettingsOptions],
+    ) -> AsyncAnswerStream:
+        """As `Engine.stream_chat`, for `async for`; to be called within the event loop."""
+        checked_timeout(timeout)
+        check_known("AsyncEngine.stream_chat", options, SettingsOptions)
+        submit = self.engine.streaming_chat(messages, tenant, options)
+        return AsyncAnswerStream(submit, timeout)
 
     def session(self, id: str) -> AsyncSession:
         """As `Engine.session`."""

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TypedDict, Unpack
 
 from jaxstate.engine.api.session import Session
-from jaxstate.engine.core.asks import submit
+from jaxstate.engine.core.asks import converse, submit
 from jaxstate.engine.core.engine_core import EngineCore
 from jaxstate.engine.core.loop import EngineLoop
 from jaxstate.engine.core.metrics import EngineMetrics
@@ -28,6 +28,7 @@ from jaxstate.engine.durability.transfer import Durable, opened_journal
 from jaxstate.engine.executor.device import DeviceExecutor
 from jaxstate.engine.executor.pool_size import PoolSize, pool_size
 from jaxstate.engine.executor.protocol import Executor
+from jaxstate.engine.requests.answer_stream import AnswerStream, Submit
 from jaxstate.engine.requests.encoding import (
     PromptEncoder,
     Settings,
@@ -51,6 +52,7 @@ from jaxstate.errors import (
 from jaxstate.model.bundle import Model
 from jaxstate.persist.journal import PendingWrite
 from jaxstate.records import Durability, checked_path, checked_type, shown
+from jaxstate.text import Messages
 
 Progress = Callable[[int, int], None]
 
@@ -357,6 +359,80 @@ class SessionHost:
                 if not record.closed and self._core.state.records.get(record.key) is not record:
                     raise InvalidInput(f"session {record.id!r} is not of this engine; ask its own")
         return submit(self._core, self._encoder, records, question, settings)
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        tenant: str = "default",
+        timeout: float | None = None,
+        **options: Unpack[SettingsOptions],
+    ) -> Answer:
+        """Answers a conversation that no session has read. Nothing of it is kept, but for cells of
+        its beginning, which a later one of the tenant with the same beginning shares.
+
+        Args:
+            messages: {"role": "system" | "user" | "assistant", "content": text}, a system message
+                first if at all, then the user's and the assistant's in turn; the last is what is
+                asked.
+            tenant: who asks.
+            timeout: seconds at most; None for ever.
+            max_tokens: of the answer; None for as many as a tail holds (`StepConfig.tail_cells`).
+            choices, stop, temperature, top_p, seed: as for `Session.ask`.
+
+        Raises:
+            InvalidInput, PromptTooLong, CapacityExceeded: it cannot be asked.
+            BudgetExceeded: there are no cells for it.
+            TimedOut, StepFailed, ClosedError: as `Session.ask`.
+        """
+        checked_timeout(timeout)
+        check_known("Engine.chat", options, SettingsOptions)
+        future = self.submit_chat(messages, tenant=tenant, **options)
+        return self._core.outcome(future, timeout, "the conversation was not answered")
+
+    def submit_chat(
+        self, messages: Messages, *, tenant: str = "default", **options: Unpack[SettingsOptions]
+    ) -> AskFuture:
+        """Like `chat`, but returns a future at once; cancelling it ends it."""
+        check_known("Engine.submit_chat", options, SettingsOptions)
+        return self._converse(messages, tenant, settings_of(**options), None)
+
+    def stream_chat(
+        self,
+        messages: Messages,
+        *,
+        tenant: str = "default",
+        timeout: float | None = None,
+        **options: Unpack[SettingsOptions],
+    ) -> AnswerStream:
+        """Like `chat`, but gives the text in pieces, as `Session.stream`."""
+        checked_timeout(timeout)
+        check_known("Engine.stream_chat", options, SettingsOptions)
+        return AnswerStream(self.streaming_chat(messages, tenant, options), timeout)
+
+    def streaming_chat(self, messages: Messages, tenant: str, options: SettingsOptions) -> Submit:
+        """What `stream_chat` asks, once it is told who hears of the text."""
+        settings = settings_of(**options)
+        return lambda on_text: self._converse(messages, tenant, settings, on_text)
+
+    def _converse(
+        self,
+        messages: Messages,
+        tenant: str,
+        settings: Settings,
+        on_text: Callable[[str], None] | None,
+    ) -> AskFuture:
+        core, manager, encoder = self._core, self._manager, self._encoder
+        return converse(core, manager, encoder, messages, settings, tenant, on_text)
+
+    def count_tokens(self, messages: Messages) -> int:
+        """The tokens of a conversation as `chat` reads it.
+
+        Raises:
+            InvalidInput, CapacityExceeded: as `chat`.
+        """
+        opening, asked = self._encoder.conversation(messages, Settings(max_tokens=1))
+        return len(opening) + len(asked.tokens)
 
     def session(self, id: str) -> Session:
         """The open session of that name.

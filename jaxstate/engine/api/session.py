@@ -45,6 +45,7 @@ from jaxstate.errors import ClosedError, JournalError
 from jaxstate.persist.changes import asked_from_now_on, no_longer_asked
 from jaxstate.persist.journal import PendingWrite
 from jaxstate.records import checked_int, checked_path, checked_type
+from jaxstate.text import Messages
 
 
 class FlashQuery:
@@ -358,7 +359,11 @@ class Session:
                     written.settled.result()
 
     def ask(
-        self, question: str, *, timeout: float | None = None, **options: Unpack[AskOptions]
+        self,
+        question: str | Messages,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[AskOptions],
     ) -> Answer:
         """Answers a question at the newest committed version, or an earlier one; waits for it.
 
@@ -366,7 +371,8 @@ class Session:
         the same; what is left at None is then what the flash query has.
 
         Args:
-            question: its text.
+            question: its text; or messages ({"role", "content"}) that end with it, as a chat goes
+                on: they are asked of what the session has read, and it does not keep them.
             max_tokens: of the answer; None for 16.
             choices: score these, each as a whole answer with what ends it, and answer with the
                 best. With them nothing is drawn and nothing stops early: `stop`, `temperature`,
@@ -393,7 +399,7 @@ class Session:
             return outcome
         return self._core.outcome(outcome, timeout, "the question was not answered")
 
-    def check(self, question: str, **options: Unpack[SettingsOptions]) -> int:
+    def check(self, question: str | Messages, **options: Unpack[SettingsOptions]) -> int:
         """Refuses what `ask` would refuse of the question itself, without asking it.
 
         Args:
@@ -408,13 +414,13 @@ class Session:
         check_known("Session.check", options, SettingsOptions)
         return len(self._encoder.ask(question, settings_of(**options)).tokens)
 
-    def submit(self, question: str, **options: Unpack[AskOptions]) -> AskFuture:
+    def submit(self, question: str | Messages, **options: Unpack[AskOptions]) -> AskFuture:
         """Like `ask`, but returns a future at once; cancelling it ends the question."""
         outcome = self._given_or_submitted("Session.submit", question, options)
         return AskFuture.of(outcome) if isinstance(outcome, Answer) else outcome
 
     def _given_or_submitted(
-        self, call: str, question: str, options: AskOptions
+        self, call: str, question: str | Messages, options: AskOptions
     ) -> Answer | AskFuture:
         check_known(call, options, AskOptions)
         settings, wanted = wanted_of(options)
@@ -423,7 +429,11 @@ class Session:
         )
 
     def stream(
-        self, question: str, *, timeout: float | None = None, **options: Unpack[AskOptions]
+        self,
+        question: str | Messages,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[AskOptions],
     ) -> AnswerStream:
         """Answers a question like `ask`, and gives the text in pieces while it is being chosen.
 
@@ -445,7 +455,7 @@ class Session:
         checked_timeout(timeout)
         return AnswerStream(self.streaming("Session.stream", question, options), timeout)
 
-    def streaming(self, call: str, question: str, options: AskOptions) -> Submit:
+    def streaming(self, call: str, question: str | Messages, options: AskOptions) -> Submit:
         """What `stream` asks, once it is told who hears of the text."""
         check_known(call, options, AskOptions)
         settings, wanted = wanted_of(options)

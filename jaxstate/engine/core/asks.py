@@ -10,18 +10,20 @@ import functools
 from collections.abc import Callable, Sequence
 
 from jaxstate.engine.core.engine_core import EngineCore
+from jaxstate.engine.core.session_manager import SessionManager, close_session
 from jaxstate.engine.core.state import border_of, holds_version, unavailable
 from jaxstate.engine.requests.encoding import ANY, PromptEncoder, Settings, VersionWanted
 from jaxstate.engine.requests.futures import AskFuture
 from jaxstate.engine.requests.request import Question
 from jaxstate.engine.sessions.record import SessionRecord
 from jaxstate.engine.types.values import Answer
+from jaxstate.text import Messages
 
 
 def flash_hit(
     core: EngineCore,
     record: SessionRecord,
-    question: str,
+    question: str | None,
     settings: Settings,
     wanted: VersionWanted,
     started_s: float,
@@ -31,8 +33,8 @@ def flash_hit(
     Args:
         core: of the engine.
         record: the session's.
-        question: as it was asked.
-        settings: likewise.
+        question: as it was asked; None for what no flash query can be.
+        settings: how.
         wanted: the version that the answer must have seen.
         started_s: when it was asked.
 
@@ -87,7 +89,7 @@ def given_or_submitted(
     core: EngineCore,
     encoder: PromptEncoder,
     record: SessionRecord,
-    question: str,
+    question: str | Messages,
     settings: Settings,
     wanted: VersionWanted,
     on_text: Callable[[str], None] | None = None,
@@ -105,11 +107,53 @@ def given_or_submitted(
         JaxstateError: as `submit_one`.
     """
     started_s = core.clock()
-    given, same = flash_hit(core, record, question, settings, wanted, started_s)
+    given, same = flash_hit(core, record, text_alone(question), settings, wanted, started_s)
     if given is not None:
         return given
     asked = same or encoder.ask(question, settings)
     return submit_one(core, record, asked, wanted, started_s, on_text)
+
+
+def text_alone(question: str | Messages) -> str | None:
+    """The text of a question that has nothing before it."""
+    if isinstance(question, str):
+        return question
+    match question:
+        case [{"role": "user", "content": str(content)}]:
+            return content
+    return None
+
+
+def converse(
+    core: EngineCore,
+    manager: SessionManager,
+    encoder: PromptEncoder,
+    messages: Messages,
+    settings: Settings,
+    tenant: str,
+    on_text: Callable[[str], None] | None = None,
+) -> AskFuture:
+    """A conversation that no session has read, to be answered.
+
+    Args:
+        core, manager, encoder: of the engine.
+        messages: they end with what is asked.
+        settings: how it is to be answered.
+        tenant: who asks.
+        on_text: as in `PendingAsk`.
+
+    Raises:
+        InvalidInput, PromptTooLong, CapacityExceeded: it cannot be asked.
+        BudgetExceeded: there are no cells for it.
+        ClosedError: the engine is closed.
+    """
+    started_s = core.clock()
+    opening, asked = encoder.conversation(messages, settings)
+    record = manager.open_passing(opening, tenant)
+    with core.or_closed(record):
+        future = submit_one(core, record, asked, ANY, started_s, on_text)
+    future.add_done_callback(lambda _: close_session(core, record, "its answer was given"))
+    return future
 
 
 def submit_one(

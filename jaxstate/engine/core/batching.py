@@ -226,6 +226,7 @@ class BatchBuilder:
             seen,
             blocks,
             self._tokenizer,
+            cached_tokens=record.shared_cells if record.passing else version_end.cells,
             visible=record.visible(version_end.version),
             window=None if record.window is None else record.window.window.mode,
         )

@@ -495,7 +495,7 @@ class EngineCore:
         asks = [ask.request for record in records for ask in record.asks.values()]
         oldest_s = [one for record in records if (one := record.oldest_s) is not None]
         return Gauges(
-            sessions=len(records),
+            sessions=sum(not record.passing for record in records),
             pending_entries=sum(record.pending for record in records),
             pending_tokens=sum(record.pending_tokens for record in records),
             asks_waiting=sum(not request.begun for request in asks),

@@ -254,6 +254,33 @@ class SessionManager:
                 state.budget.arrive(record, state.steps)
             return record, self._note(record, Origins(prefix=prefix, opening=opening))
 
+    def open_passing(self, opening: Tokens, tenant: str) -> SessionRecord:
+        """A session for one answer to a conversation: no user sees it, no journal hears of it.
+
+        Args:
+            opening: the conversation in tokens, int32 [n], but for what is asked.
+            tenant: whose it is.
+
+        Raises:
+            InvalidInput: the tenant's name is malformed.
+            BudgetExceeded, CapacityExceeded: as `open`.
+        """
+        _check_name("tenant", tenant)
+        state = self._core.state
+        _check_holds("the conversation", len(opening), self._core.limits.session_cells)
+        chain = state.prefixes.chain(opening, tenant)
+        with self._core.changing():
+            # No user's session can have that name.
+            record = self._add_record(f"~{state.new_key()}", "reject", tenant)
+            state.by_id[record.id] = record
+            record.passing, record.residence.chain = True, chain
+            self._admit(record, 0, len(opening))
+            record.queue.open_with(opening)
+            record.opened = record.opens = True
+            if not state.budget.has_line and state.budget.has_room_for(record):
+                state.budget.arrive(record, state.steps)
+            return record
+
     def load(self, path: str | os.PathLike[str]) -> Saved:
         """Reads a saved session, on the caller's thread."""
         return self._executor.load(path)

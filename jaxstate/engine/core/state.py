@@ -129,7 +129,7 @@ class EngineState:
         cells = self.prefixes.adopt(residence.table, residence.chain)
         if cells > len(residence.log):
             residence.log.append(record.queue.skip(cells - len(residence.log)))
-        residence.there_cells = cells
+        record.shared_cells = residence.there_cells = cells
         residence.landed_cells = max(residence.landed_cells, cells)
         whole = cells // self.limits.layout.block_cells
         self.computing.update({link.name: record.key for link in residence.chain[whole:]})

@@ -421,7 +421,7 @@ def _answer_of(kept: object) -> Answer:
     usage = fields.pop("usage")
     if fields.get("visible") is not None:
         fields["visible"] = tuple(Span(**one) for one in fields["visible"])
-    tuples = ("token_ids", "choice_logprobs")
+    tuples = ("token_ids", "choice_logprobs", "token_logprobs")
     shaped = {
         name: tuple(value) if name in tuples and isinstance(value, list) else value
         for name, value in fields.items()

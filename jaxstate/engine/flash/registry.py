@@ -126,6 +126,7 @@ class Registered:
             totals,
             version=answer.version,
             context_tokens=answer.usage.context_tokens,
+            cached_tokens=answer.usage.cached_tokens,
             latency_s=0.0,
             visible=answer.visible,
             window=answer.window,
@@ -353,7 +354,8 @@ class FlashRegistry:
 
 def as_given(answer: Answer, source: Source) -> Answer:
     """An answer as whoever asks gets it that did not have to be computed for it."""
-    usage = Usage(context_tokens=answer.usage.context_tokens, question_tokens=0, answer_tokens=0)
+    seen = answer.usage.context_tokens
+    usage = Usage(context_tokens=seen, question_tokens=0, answer_tokens=0, cached_tokens=seen)
     return dataclasses.replace(answer, source=source, usage=usage)
 
 

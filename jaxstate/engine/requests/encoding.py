@@ -6,6 +6,7 @@ what is allowed. Does not know: sessions, versions, devices.
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +20,22 @@ from jaxstate.engine.types.values import Answer
 from jaxstate.errors import CapacityExceeded, InvalidInput, PromptTooLong
 from jaxstate.records import Sampling, checked_int, shown
 from jaxstate.steps.checks import checked_stop
-from jaxstate.text import Place, Template, Tokenizer
+from jaxstate.text import (
+    Message,
+    Messages,
+    Place,
+    Template,
+    Tokenizer,
+    checked_messages,
+    conversation_tokens,
+    turn_tokens,
+)
 
 DEFAULT_MAX_TOKENS = 16
+
+
+# Of a conversation's tokens, those that are read as its question, with each answer anew.
+CONVERSATION_TAIL = 16
 
 
 GREEDY = Sampling()
@@ -273,25 +287,66 @@ class PromptEncoder:
     vocab_size: int | None = None
     choice_temperature: float = 1.0
 
-    def ask(self, question: str, settings: Settings) -> Question:
+    def ask(self, question: str | Messages, settings: Settings) -> Question:
         """A question with its settings, in tokens.
 
         Raises:
-            InvalidInput: the question is no text or empty, or a choice cannot be scored.
+            InvalidInput: the question is no text or empty, messages are none that end with a
+                question, or a choice cannot be scored.
             PromptTooLong: question and answer exceed the largest declared tail.
         """
-        checked_text("question", question)
-        if not question:
+        if isinstance(question, list | tuple):
+            return self._turn(checked_messages(question), settings)
+        text = checked_text("question", question)
+        if not text:
             raise InvalidInput("question='' is empty; ask something")
-        if len(question) > _CHARACTERS_PER_CELL * self.limits.tail_cells:
+        self._check_tail("question", len(text))
+        tokens = self._int32(self.template.question_tokens(self.tokenizer, text))
+        return self._question(text, tokens, settings)
+
+    def conversation(self, messages: Messages, settings: Settings) -> tuple[Tokens, Question]:
+        """A conversation in two halves: what is read first, which conversations that go on with it
+        share, and the end of it as a question. An answer whose length is left open may be as long
+        as a tail holds, and as the model's positions go.
+
+        Raises:
+            InvalidInput: the messages are none that end with a question, or as `ask`.
+            CapacityExceeded: no session has cells for them.
+            PromptTooLong: the answer is longer than the largest declared tail.
+        """
+        checked = checked_messages(messages)
+        self.check_characters("the conversation", sum(len(one["content"]) for one in checked))
+        tokens = self._int32(conversation_tokens(self.template, self.tokenizer, checked))
+        asked = tokens[-CONVERSATION_TAIL:]
+        opening = tokens[: len(tokens) - len(asked)]
+        if settings.max_tokens is None and settings.choices is None:
+            left = self.limits.max_context - len(tokens)
+            most = min(left, self.limits.tail_cells - len(asked)) + 1
+            settings = dataclasses.replace(settings, max_tokens=max(1, most))
+        question = self._question(checked[-1]["content"], asked, settings)
+        question.check_reach(len(opening), self.limits)
+        return opening, question
+
+    def _turn(self, messages: Sequence[Message], settings: Settings) -> Question:
+        """Messages that are asked of what a session has read."""
+        if len(messages) == 1:
+            return self.ask(messages[0]["content"], settings)
+        self._check_tail("the conversation", sum(len(one["content"]) for one in messages))
+        tokens = self._int32(turn_tokens(self.template, self.tokenizer, messages))
+        return self._question(messages[-1]["content"], tokens, settings)
+
+    def _check_tail(self, what: str, characters: int) -> None:
+        if characters > _CHARACTERS_PER_CELL * self.limits.tail_cells:
             raise PromptTooLong(
-                f"question has {len(question):,} characters, and at most {self.limits.tail_cells} "
+                f"{what} has {characters:,} characters, and at most {self.limits.tail_cells} "
                 "tokens with its answer; push what is to be read, and ask about it"
             )
-        choices = settings.choices
-        tokens = self._int32(self.template.question_tokens(self.tokenizer, question))
+
+    def _question(self, question: str, tokens: Tokens, settings: Settings) -> Question:
+        """A question in tokens, with its settings."""
         if len(tokens) == 0:
             raise InvalidInput(f"question={question!r} has no tokens in this model's vocabulary")
+        choices = settings.choices
         stop = self.template.stops(self.tokenizer) if settings.stop is None else settings.stop
         asked = Question(
             question=question,

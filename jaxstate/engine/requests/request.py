@@ -131,6 +131,7 @@ class Request:
         self.blocks: tuple[int, ...] = ()
         self.finished = False
         self._seen: Seen | None = None
+        self._cached_tokens = 0
         self._visible: tuple[Span, ...] | None = None
         self._window: WindowMode | None = None
         self._read_tokens = 0
@@ -146,10 +147,13 @@ class Request:
         seen: Seen,
         blocks: tuple[int, ...],
         tokenizer: Tokenizer | None,
+        *,
+        cached_tokens: int,
         visible: tuple[Span, ...] | None = None,
         window: WindowMode | None = None,
     ) -> None:
         """Pins what it looks at."""
+        self._cached_tokens = cached_tokens
         self._visible, self._window = visible, window
         self.version, self._seen, self.blocks = version, seen, blocks
         self._collector = AnswerCollector(tokenizer, self.asked.stop)
@@ -280,6 +284,7 @@ class Request:
                 self._totals,
                 version=self.version,
                 context_tokens=self.seen_cells,
+                cached_tokens=self._cached_tokens,
                 latency_s=latency_s,
                 visible=self._visible,
                 window=self._window,
@@ -299,6 +304,7 @@ class Request:
                 context_tokens=self.seen_cells,
                 question_tokens=len(self.asked.tokens),
                 answer_tokens=len(collected.tokens),
+                cached_tokens=self._cached_tokens,
             ),
             token_logprobs=collected.logprobs,
             seed=self.asked.sampling.seed if self.asked.sampling.temperature > 0 else None,
@@ -318,6 +324,7 @@ def chosen_answer(
     *,
     version: int,
     context_tokens: int,
+    cached_tokens: int,
     latency_s: float,
     visible: tuple[Span, ...] | None = None,
     window: WindowMode | None = None,
@@ -341,6 +348,7 @@ def chosen_answer(
             context_tokens=context_tokens,
             question_tokens=len(asked.tokens),
             answer_tokens=sum(map(len, asked.choice_tokens)),
+            cached_tokens=cached_tokens,
         ),
         probability=float(1.0 / shares.sum()),
         choice_logprobs=tuple(totals),

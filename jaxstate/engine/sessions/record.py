@@ -134,6 +134,8 @@ class SessionRecord:
         tasks_waiting: forks and saves that wait for the end of the entry that is half read.
         first_place: what its first entry follows; all others follow text.
         frozen_cells: of what it begins with, which is always in its context.
+        shared_cells: of its opening, that it did not have to read.
+        passing: whether it is there for one conversation's answer: no user sees it, and no journal.
         opens: whether it begins with an opening, and is not made from another or a saved one.
         ending: its end is on the way to the journal, and it is open until it is there; what came
             now would be behind it.
@@ -173,6 +175,8 @@ class SessionRecord:
         self.opens = False
         self.first_place: Place = "text"
         self.frozen_cells = 0
+        self.shared_cells = 0
+        self.passing = False
         self.tasks_waiting = 0
         self.closed_because: str | None = None
         self.ending = self.has_ended = False
@@ -323,7 +327,7 @@ class SessionRecord:
     @property
     def usable(self) -> bool:
         """Whether users may see it: not before what it is made from is there."""
-        return self.version >= 0 or self.opens
+        return (self.version >= 0 or self.opens) and not self.passing
 
     @property
     def up_to_date(self) -> bool:

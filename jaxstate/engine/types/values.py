@@ -49,10 +49,12 @@ class Receipt(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage(Record):
-    """What an answer cost, in tokens; all zero but the context for one that was there already.
+    """What an answer cost, in tokens; of one that was there already, only the context counts.
 
     Attributes:
         context_tokens: committed cells that it saw.
+        cached_tokens: of those, what had been read before it was asked: all of a session, and what
+            a conversation shares with earlier ones.
         question_tokens: of the question, with its template.
         answer_tokens: of the answer, or of all choices that were scored.
     """
@@ -60,6 +62,7 @@ class Usage(Record):
     context_tokens: int
     question_tokens: int
     answer_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
