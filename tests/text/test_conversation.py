@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_template import BYTE_CHAT, GEMMA2, GEMMA3, LLAMA3, MISTRAL, QWEN3, QWEN25
 
 from jaxstate.errors import InvalidInput
 from jaxstate.testing.byte_tokenizer import ByteTokenizer
@@ -20,8 +21,6 @@ from jaxstate.text import (
     plain_template,
     turn_tokens,
 )
-
-from test_template import BYTE_CHAT, GEMMA2, GEMMA3, LLAMA3, MISTRAL, QWEN3, QWEN25
 
 TEMPLATES = [LLAMA3, GEMMA3, GEMMA2, QWEN25, QWEN3, MISTRAL]
 NAMES = ["llama3", "gemma3", "gemma2", "qwen2.5", "qwen3", "mistral"]
@@ -163,7 +162,7 @@ def test_what_is_no_conversation_is_refused(messages: Any, says: str) -> None:  
 def test_a_template_that_cannot_write_them_says_so() -> None:
     each = "{% for m in messages %}{{ m.content }}{% endfor %}"
     refuses = each + "{% if messages|length > 3 %}{{ raise_exception('too long') }}{% endif %}"
-    with pytest.raises(InvalidInput, match="cannot write these messages: .* too long"):
+    with pytest.raises(InvalidInput, match=r"cannot write these messages: .* too long"):
         text_of(refuses, TALKS["turns"])
     loses = "{% for m in messages[:3] %}{{ m.content }}{% endfor %}"
     with pytest.raises(InvalidInput, match=r"each of these messages once \(times: \[1, 1, 1, 0, 0"):

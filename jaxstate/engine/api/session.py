@@ -75,6 +75,23 @@ class FlashQuery:
             return self._record.flash.is_fresh(self._registered)
 
     @property
+    def max_tokens(self) -> int:
+        """Of an answer at most."""
+        return self._registered.asked.max_tokens
+
+    @property
+    def tokens(self) -> int:
+        """Of the question, with its template."""
+        return len(self._registered.asked.tokens)
+
+    @property
+    def age_s(self) -> float | None:
+        """Seconds since the newest answer was computed; None before the first, and for one that a
+        journal brought back."""
+        answered_s = self._registered.answered_s
+        return None if answered_s is None else self._core.clock() - answered_s
+
+    @property
     def error(self) -> str | None:
         """Why it could not be answered at the newest version; None if it could."""
         return self._registered.error

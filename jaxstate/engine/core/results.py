@@ -262,6 +262,7 @@ class ResultProcessor:
         answer = request.answer(now_s - request.arrived_s)
         missed_s = record.flash.missed_s(registered, now_s)
         fired = record.flash.answered(registered, answer, request.taken_tokens)
+        registered.answered_s = now_s
         behind = record.version - answer.version
         self.recorder.flash_answered(
             behind_entries=behind,

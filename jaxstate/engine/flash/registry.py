@@ -54,6 +54,7 @@ class Registered:
             cut off included.
         error: why it could not be computed at the newest version, if so.
         answered_version: the newest version that was answered or refused.
+        answered_s: when `answer` came; None for one that was brought back.
         running: whether it is under way.
         started_s: when it was last begun, but for those beginnings that were given up.
         stale_since_s: since when its answer is out of date (or missing).
@@ -75,6 +76,7 @@ class Registered:
     answer_steps: int = 0
     error: str | None = None
     answered_version: int = -1
+    answered_s: float | None = None
     running: bool = False
     started_s: float | None = None
     stale_since_s: float = 0.0
