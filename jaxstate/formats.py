@@ -143,7 +143,7 @@ def format_of(line: str) -> FormatName:
         return "syslog"
     names = text.split(_delimiter(text))
     is_header = len(names) > 1 and all(
-        re.fullmatch(r'"?[A-Za-z_][\w .%()/-]*"?', one.strip()) for one in names
+        re.fullmatch(r'"?[A-Za-z_][\w .%()/-]*"?', one) for one in names
     )
     return "csv" if is_header else "lines"
 

@@ -2,8 +2,8 @@
 compile.
 
     records, errors, config, textfiles, formats -> text | weights | cells -> model -> steps
-        -> persist -> engine -> the package itself -> serve -> cli, __main__      (testing: up to engine;
-        training: up to model)
+        -> persist -> engine -> the package itself -> serve -> cli, __main__      (testing: up
+        to engine; training: up to model)
 
 The rules are functions of source text, so the test of the test can give them a violation.
 """

@@ -29,7 +29,7 @@ from jaxstate.serve.dialects import (
     text_of,
     turn_of,
 )
-from jaxstate.serve.wire import Count, Request
+from jaxstate.serve.wire import Anything, Count, Request
 
 _USAGE = (
     "input_tokens",
@@ -64,11 +64,11 @@ class Counted(Request, kw_only=True):
     messages: Annotated[list[InputMessage], Meta(min_length=1)]
     model: str = ""
     system: Content = None
-    tools: Annotated[list[object], Meta(max_length=0)] | None = None
-    tool_choice: dict[str, object] | None = None
+    tools: Annotated[list[Anything], Meta(max_length=0)] | None = None
+    tool_choice: dict[str, Anything] | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
-    cache_control: dict[str, object] | None = None
+    cache_control: dict[str, Anything] | None = None
 
 
 class CountTokens(Counted, kw_only=True):
@@ -87,7 +87,7 @@ class MessageCreate(Counted, kw_only=True):
     ignore_eos: Literal[False] = False
     stop_sequences: list[Annotated[str, Meta(min_length=1, max_length=64)]] | None = None
     stream: bool = False
-    metadata: dict[str, object] | None = None
+    metadata: dict[str, Anything] | None = None
     service_tier: str | None = None
     choices: Annotated[list[str], Meta(min_length=1)] | None = None
 

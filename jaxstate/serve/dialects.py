@@ -20,7 +20,7 @@ from msgspec import Meta
 import jaxstate
 from jaxstate.serve.calls import Call
 from jaxstate.serve.service import ServedSession
-from jaxstate.serve.wire import Request
+from jaxstate.serve.wire import Anything, Request
 
 SESSION_HEADER = "x-layerscale-session-id"
 Temperature = Annotated[float, Meta(ge=0, le=100)]
@@ -32,7 +32,7 @@ class TextPart(Request, tag_field="type", tag="text"):
     """A piece of a message's text."""
 
     text: str
-    cache_control: dict[str, object] | None = None
+    cache_control: dict[str, Anything] | None = None
 
 
 Content = str | list[TextPart] | None

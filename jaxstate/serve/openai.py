@@ -35,7 +35,7 @@ from jaxstate.serve.dialects import (
 )
 from jaxstate.serve.errors import ApiError
 from jaxstate.serve.service import ServedModel
-from jaxstate.serve.wire import Count, Request, TemplateOptions
+from jaxstate.serve.wire import Anything, Count, Request, TemplateOptions
 
 _FEW = Annotated[list[Annotated[str, Meta(min_length=1, max_length=64)]], Meta(max_length=4)]
 Stop = _FEW | Annotated[str, Meta(min_length=1, max_length=64)] | None
@@ -48,7 +48,7 @@ class ChatMessage(Request, kw_only=True):
     content: Content = None
     name: str | None = None
     refusal: str | None = None
-    annotations: list[object] | None = None
+    annotations: list[Anything] | None = None
 
 
 class StreamOptions(Request, kw_only=True):
@@ -61,7 +61,7 @@ class StreamOptions(Request, kw_only=True):
 class JsonSchema(Request, kw_only=True):
     """A schema whose values are few: a list of texts (`enum`), or one (`const`)."""
 
-    schema: dict[str, object]
+    schema: dict[str, Anything]
     name: str = ""
     description: str = ""
     strict: bool | None = None
@@ -94,7 +94,7 @@ class Sampled(Request, kw_only=True):
     presence_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     user: str | None = None
-    metadata: dict[str, object] | None = None
+    metadata: dict[str, Anything] | None = None
     store: bool | None = None
     service_tier: str | None = None
 
@@ -124,7 +124,7 @@ class ChatCompletionCreate(Sampled, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Literal[0] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[object], Meta(max_length=0)] | None = None
+    tools: Annotated[list[Anything], Meta(max_length=0)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low"] | None = None

@@ -386,7 +386,9 @@ async def flash(call: Call) -> Response:
     wanted, served = await call.body(wire.FlashCreate), call.session
     condition = None if wanted.when is None else wanted.when.condition()
     on_fire = call.service.webhooks.sender(served.name, wanted.query, wanted.webhook)
-    max_tokens = max(_FLASH_TOKENS[0], min(wanted.max_tokens, _FLASH_TOKENS[-1]))
+    asked = served.session.check(wanted.query, max_tokens=1)
+    room = call.service.model.tail_cells - asked + 1
+    max_tokens = max(_FLASH_TOKENS[0], min(wanted.max_tokens, _FLASH_TOKENS[-1], room))
     try:
         query = served.session.flash(
             wanted.query,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 import jaxstate
 
@@ -20,6 +20,7 @@ Text = Annotated[str, Meta(min_length=1)]
 Count = Annotated[int, Meta(ge=1)]
 Number = Annotated[int, Meta(ge=0)]
 Stops = Annotated[list[Annotated[str, Meta(min_length=1, max_length=64)]], Meta(max_length=4)]
+Anything = Annotated[object, Meta(extra_json_schema={"description": "any JSON"})]
 # A choice alone has an infinite lead over the others, which JSON has no number for.
 _MOST_CONFIDENT = 1e9
 
@@ -107,9 +108,9 @@ class SessionReply(Reply, kw_only=True):
     lag_s: float
     dropped: int
     flash_queries: int
-    object: str = "session"
+    kind: str = field(default="session", name="object")
     window: int | UnsetType = UNSET
-    window_spec: dict[str, object] | UnsetType = UNSET
+    window_spec: dict[str, Anything] | UnsetType = UNSET
     visible: list[SpanReply] | UnsetType = UNSET
     stopped: str | UnsetType = UNSET
     resume_s: float | UnsetType = UNSET
@@ -119,7 +120,7 @@ class SessionList(Reply, kw_only=True):
     """Sessions by creation."""
 
     data: list[SessionReply]
-    object: str = "list"
+    kind: str = field(default="list", name="object")
 
 
 class SessionDeleted(Reply, kw_only=True):
@@ -127,7 +128,7 @@ class SessionDeleted(Reply, kw_only=True):
 
     id: str
     deleted: bool = True
-    object: str = "session.deleted"
+    kind: str = field(default="session.deleted", name="object")
 
 
 class ForkCreate(Request, kw_only=True):
@@ -236,7 +237,7 @@ class GenerationReply(Reply, kw_only=True):
     source: str
     latency_s: float
     logprob: float
-    object: str = "session.generation"
+    kind: str = field(default="session.generation", name="object")
     text: str | UnsetType = UNSET
     done: bool | UnsetType = UNSET
     flash: bool | UnsetType = UNSET
@@ -254,9 +255,9 @@ class GenerationReply(Reply, kw_only=True):
 class WarmCreate(Request, kw_only=True):
     """The conversation that is to be asked next; only what shapes it is read."""
 
-    messages: list[dict[str, object]]
-    tools: list[object] | None = None
-    tool_choice: object = None
+    messages: list[dict[str, Anything]]
+    tools: list[Anything] | None = None
+    tool_choice: Anything = None
     reasoning_effort: Literal["none", "minimal", "low"] | None = None
     chat_template_kwargs: TemplateOptions | None = None
 
@@ -271,7 +272,7 @@ class WarmReply(Reply, kw_only=True):
     cached_tokens: int
     data_version: int
     prefix_cached_tokens: int = 0
-    object: str = "session.warm"
+    kind: str = field(default="session.warm", name="object")
 
 
 # --- flash queries ---
@@ -338,7 +339,7 @@ class FlashReply(Reply, kw_only=True):
     max_tokens: int
     tokens: int
     fresh: bool
-    object: str = "session.flash_query"
+    kind: str = field(default="session.flash_query", name="object")
     value: str | UnsetType = UNSET
     data_version: int | UnsetType = UNSET
     confidence: float | UnsetType = UNSET
@@ -352,7 +353,7 @@ class FlashList(Reply, kw_only=True):
 
     data: list[FlashReply]
     data_version: int
-    object: str = "list"
+    kind: str = field(default="list", name="object")
 
 
 class FlashDeleted(Reply, kw_only=True):
@@ -361,7 +362,7 @@ class FlashDeleted(Reply, kw_only=True):
     id: int
     remaining: int
     deleted: bool = True
-    object: str = "session.flash_query.deleted"
+    kind: str = field(default="session.flash_query.deleted", name="object")
 
 
 # --- events ---
