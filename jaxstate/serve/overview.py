@@ -71,7 +71,11 @@ def _check_operator(call: Call) -> None:
 
 async def overview(call: Call) -> Response:
     """The engine's figures, for operators; and whether this key is one's."""
-    body: dict[str, object] = {"tenant": call.tenant.name, "operator": call.tenant.operator}
+    body: dict[str, object] = {
+        "model": call.service.model.name,
+        "tenant": call.tenant.name,
+        "operator": call.tenant.operator,
+    }
     if call.tenant.operator:
         body["metrics"] = call.service.engine.metrics().as_dict()
     return replied(body)

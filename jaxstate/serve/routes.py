@@ -126,6 +126,13 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         method="GET",
+        path=f"{_ONE}/entries",
+        run=sessions.entries,
+        reply=wire.EntryList,
+        query={"last": "how many of the newest; 20 without it"},
+    ),
+    Operation(
+        method="GET",
         path=f"{_ONE}/position",
         run=sessions.position,
         reply=wire.PositionReply,

@@ -27,6 +27,8 @@ from jaxstate.text import Message
 
 # Of an answer whose length the client left open.
 _USUAL_TOKENS = 256
+# Of its entries, that a session is asked to show at once.
+_MOST_ENTRIES = 1000
 _FLASH_TOKENS = range(1, 257)
 
 
@@ -228,6 +230,15 @@ async def position(call: Call) -> Response:
         raise ApiError(400, "client is missing in the query: the name that the pushes had")
     return replied(
         wire.PositionReply(client=client, client_seq=await call.session.session.client_seq(client))
+    )
+
+
+async def entries(call: Call) -> Response:
+    """The newest entries that a session sees, made of its tokens: `?last=20` of them."""
+    served, last = call.session, call.number("last")
+    newest = served.session.newest_entries(min(20 if last is None else last, _MOST_ENTRIES))
+    return replied(
+        wire.EntryList(data=[wire.EntryReply(number=number, text=text) for number, text in newest])
     )
 
 

@@ -173,6 +173,20 @@ class PositionReply(Reply, kw_only=True):
     client_seq: int | None
 
 
+class EntryReply(Reply):
+    """An entry that a session sees."""
+
+    number: int
+    text: str
+
+
+class EntryList(Reply):
+    """The newest of them, ascending."""
+
+    data: list[EntryReply]
+    kind: str = field(default="list", name="object")
+
+
 class WaitReply(Reply, kw_only=True):
     """The version that a session has now."""
 

@@ -243,6 +243,10 @@ class AsyncSession:
         """As `Session.info`."""
         return self.session.info()
 
+    def newest_entries(self, count: int = 20) -> list[tuple[int, str]]:
+        """As `Session.newest_entries`."""
+        return self.session.newest_entries(count)
+
     async def fork(self, id: str | None = None, *, version: int | None = None) -> AsyncSession:
         """As `Session.fork`; if the task is cancelled, what comes of it is closed."""
         record, future = self.session.forking(id, version)

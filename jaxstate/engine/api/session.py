@@ -7,6 +7,7 @@ record and the engine; a `Session` is a handle on it. Does not know: devices, wh
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -41,7 +42,7 @@ from jaxstate.engine.types.events import FlashMode, Subscription, checked_timeou
 from jaxstate.engine.types.options import check_known
 from jaxstate.engine.types.values import Answer, Event, Receipt, SessionInfo
 from jaxstate.engine.types.window import Window, checked_window
-from jaxstate.errors import ClosedError, JournalError
+from jaxstate.errors import ClosedError, InvalidInput, JournalError
 from jaxstate.persist.changes import asked_from_now_on, no_longer_asked
 from jaxstate.persist.journal import PendingWrite
 from jaxstate.records import checked_int, checked_path, checked_type
@@ -187,6 +188,25 @@ class Session:
     def info(self) -> SessionInfo:
         """Facts about this session at this moment."""
         return self._core.info(self._record)
+
+    def newest_entries(self, count: int = 20) -> list[tuple[int, str]]:
+        """The newest entries that its version sees, ascending: their numbers and texts, made of
+        their tokens, without the line break at their end.
+
+        Args:
+            count: at most.
+
+        Raises:
+            InvalidInput: `count` is below 1.
+        """
+        if checked_int("count", count) < 1:
+            raise InvalidInput(f"count={count} must be at least 1")
+        with self._core.lock:
+            log, cells = self._record.residence.log, self._record.seen_cells
+            newest = itertools.islice(log.newest_first(cells), count)
+            read = [(number, log.tokens(log.start_of(number), size)) for number, size in newest]
+        decode = self._encoder.tokenizer.decode
+        return [(number, decode(one.tolist()).rstrip("\n")) for number, one in reversed(read)]
 
     def suspend(self, timeout: float | None = None) -> None:
         """Moves its cells off the device; waits for it. It gives its reserve up.
