@@ -24,6 +24,7 @@ from jaxstate.weights.known import EMBEDDED
 DTypeOption = Literal["float32", "bfloat16", "float16"]
 DurabilityOption = Literal["memory", "os", "fsync"]
 PolicyOption = Literal["block", "reject", "drop_oldest"]
+FormatOption = Literal["auto", "lines", "jsonl", "csv", "syslog"]
 LogOption = Literal["text", "json", "off"]
 
 app = typer.Typer(
@@ -210,8 +211,31 @@ def stream(
         ),
     ] = "os",
     replace_invalid: Annotated[
-        bool, typer.Option("--replace-invalid", help="Read bytes that are not UTF-8 as U+FFFD.")
+        bool, typer.Option("--replace-invalid", help="Read bytes that are no text as U+FFFD.")
     ] = False,
+    encoding: Annotated[str, typer.Option(help="Of the text; gz, bz2, xz and zst are read.")] = (
+        "utf-8"
+    ),
+    format: Annotated[
+        FormatOption,
+        typer.Option(
+            help="Of lines: as they are; objects of JSON; a table, whose first line names the "
+            "columns; logs, shortened; or what the first line looks like."
+        ),
+    ] = "lines",
+    fields: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEMPLATE", help="Of JSON's objects, such as '{time} {user.name}: {message}'."
+        ),
+    ] = None,
+    grep: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="Take only entries in which this is found."),
+    ] = None,
+    max_line: Annotated[
+        int, typer.Option(min=1, metavar="BYTES", help="A longer line is an error.")
+    ] = 1 << 20,
     follow: Annotated[
         bool,
         typer.Option(
@@ -242,6 +266,8 @@ def stream(
 
     jaxstate stream -m gemma3-270m --journal kept --session web=web.log
     """
+    from jaxstate.cli.decoding import checked_encoding
+    from jaxstate.cli.inputs import Reading, checked_pattern
     from jaxstate.cli.stream import StreamOptions, run_stream
     from jaxstate.cli.streaming import Plan
     from jaxstate.engine.types.window import Window
@@ -252,9 +278,17 @@ def stream(
         max_tokens=max_tokens,
         flash=tuple(flash or ()),
         flash_max_tokens=flash_max_tokens,
-        invalid="replace" if replace_invalid else "refuse",
-        follow=follow,
+        reading=Reading(
+            invalid="replace" if replace_invalid else "refuse",
+            follow=follow,
+            encoding=checked_encoding(encoding),
+            format=format,
+            template=fields,
+            grep=checked_pattern(grep),
+            max_bytes=max_line,
+        ),
     )
+    plan.reading.entries()  # or it says what is wrong with the format
     if (hop is not None or slide) and not window:
         raise InvalidInput("--hop and --slide say how a --window moves: add --window")
     if source and len(source) > 1:

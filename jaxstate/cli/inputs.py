@@ -21,11 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from jaxstate.cli.lines import InvalidBytes, Line, line_of, read_lines
+from jaxstate.cli.decoding import UTF8, in_utf8, is_compressed
+from jaxstate.cli.lines import MAX_LINE_BYTES, InvalidBytes, Line, line_of, read_lines
 from jaxstate.cli.runtime import LOOK_S, in_thread
 from jaxstate.cli.saving import check_writable
 from jaxstate.cli.tailing import follow_lines
 from jaxstate.errors import InvalidInput
+from jaxstate.formats import EntryFormat, FormatName
 from jaxstate.persist.files import RECORD_NAME, check_snapshot_target
 from jaxstate.textfiles import encoding_of
 
@@ -34,15 +36,43 @@ STANDARD_INPUT = "-"
 _BULK_BYTES = 512
 # What is looked at of a file before anything is loaded for it.
 _FIRST_BYTES = 1 << 16
-_COMPRESSED = (
-    (b"\x1f\x8b", "gzip", "zcat"),
-    (b"BZh91AY&SY", "bzip2", "bzcat"),
-    (b"\xfd7zXZ", "xz", "xzcat"),
-    (b"\x28\xb5\x2f\xfd", "zstd", "zstdcat"),
-    (b"PK\x03\x04", "zip", "unzip -p"),
-)
 # A session's id that is also the name of a directory, and no option.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the bytes of inputs become entries.
+
+    Attributes:
+        invalid: what to do with bytes that are no text.
+        follow: go on after the end of a file, through its rotations.
+        encoding: of the text.
+        format, template: as for `EntryFormat`.
+        grep: entries in which this is not found are left out.
+        max_bytes: of a line at most, its line break included.
+    """
+
+    invalid: InvalidBytes = "refuse"
+    follow: bool = False
+    encoding: str = UTF8
+    format: FormatName = "lines"
+    template: str | None = None
+    grep: re.Pattern[str] | None = None
+    max_bytes: int = MAX_LINE_BYTES
+
+    def entries(self) -> Callable[[str], str | None]:
+        """Makes entries of one input's lines, in order; None for a line that makes none."""
+        form = EntryFormat(self.format, self.template)
+
+        def entry(line: str) -> str | None:
+            # Lines as they are keep their blanks, and are entries even when they are empty.
+            made = line if self.format == "lines" else form.entry(line)
+            if made is None or (self.grep is not None and not self.grep.search(made)):
+                return None
+            return made
+
+        return entry
 
 
 @dataclass(frozen=True)
@@ -94,6 +124,18 @@ class Input:
         return standard_input() if self.source == STANDARD_INPUT else open(self.source, "rb")
 
 
+def checked_pattern(given: str | None) -> re.Pattern[str] | None:
+    """`--grep`, as given.
+
+    Raises:
+        InvalidInput: it is no regular expression.
+    """
+    try:
+        return None if given is None else re.compile(given)
+    except re.error as error:
+        raise InvalidInput(f"--grep {given!r} is no regular expression: {error}") from error
+
+
 def standard_input() -> BinaryIO:
     """Not `sys.stdin`: a thread that still waits for a line would keep Python from ending."""
     return open(0, "rb", closefd=False)
@@ -124,18 +166,18 @@ def inputs_of(source: str | None, named: Sequence[str]) -> tuple[Input, ...]:
     return inputs
 
 
-def check_text(inputs: Sequence[Input], invalid: InvalidBytes, *, follow: bool) -> None:
+def check_text(inputs: Sequence[Input], reading: Reading) -> None:
     """Refuses files whose beginning shows that they cannot be read line by line as text, before
     anything is loaded for them. Pipes are not looked into; and of several inputs those that cannot
     be read are left to fail alone, as long as one can.
 
     Args:
         inputs: readable ones.
-        invalid: what will be done with bytes that are not UTF-8.
-        follow: whether more may come of an empty file.
+        reading: how they will be read.
 
     Raises:
-        InvalidInput: all of them are empty, compressed, a document of another kind, or no UTF-8.
+        InvalidInput: all of them are empty, archives, a document of another kind, or not of the
+            encoding.
     """
     refusals: list[InvalidInput] = []
     for one in inputs:
@@ -143,23 +185,28 @@ def check_text(inputs: Sequence[Input], invalid: InvalidBytes, *, follow: bool) 
             return
         try:
             with open(one.source, "rb") as file:
-                _check_first_bytes(one.source, file.read(_FIRST_BYTES), invalid, follow=follow)
+                _check_first_bytes(one.source, file.read(_FIRST_BYTES), reading)
             return
         except InvalidInput as refusal:
             refusals.append(refusal)
     raise refusals[0]
 
 
-def _check_first_bytes(source: str, first: bytes, invalid: InvalidBytes, *, follow: bool) -> None:
-    if not first and not follow:
+def _check_first_bytes(source: str, first: bytes, reading: Reading) -> None:
+    if not first and not reading.follow:
         raise InvalidInput(f"{source} is empty: nothing was read")
-    for magic, kind, tool in _COMPRESSED:
-        if first.startswith(magic):
-            raise InvalidInput(
-                f"{source} is compressed ({kind}): {tool} {source} | jaxstate stream - …"
-            )
+    if is_compressed(first):
+        if reading.follow:
+            raise InvalidInput(f"--follow: {source} is compressed, and no file that still grows is")
+        return
+    if first.startswith(b"PK\x03\x04"):
+        raise InvalidInput(f"{source} is a zip archive: unzip -p {source} | jaxstate stream - …")
     if first.startswith(b"%PDF"):
         raise InvalidInput(f"{source} is a PDF: pdftotext {source} - | jaxstate stream - …")
+    if reading.encoding != UTF8:
+        if reading.follow:
+            raise InvalidInput("--follow reads UTF-8: leave --encoding out, or convert the file")
+        return
     if encoding_of(first) not in ("utf-8", "utf-8-sig"):
         line_of(first.split(b"\n")[0], 1)  # which says what it is
     if b"\0" in first:
@@ -167,7 +214,7 @@ def _check_first_bytes(source: str, first: bytes, invalid: InvalidBytes, *, foll
             f"{source} is no text: byte {first.index(bytes(1)) + 1} of it is zero; it is read line "
             "by line, as text in UTF-8"
         )
-    if invalid == "refuse":
+    if reading.invalid == "refuse":
         _check_utf8(source, first)
 
 
@@ -247,14 +294,12 @@ class LineReader:
 
     Args:
         one: what to read.
-        invalid: as for `read_lines`.
-        follow: go on after the end of a file, as `follow_lines`.
+        reading: how.
     """
 
-    def __init__(self, one: Input, invalid: InvalidBytes, *, follow: bool = False) -> None:
+    def __init__(self, one: Input, reading: Reading) -> None:
         self._input = one
-        self._follow = follow
-        self._invalid: InvalidBytes = invalid
+        self._reading = reading
         self._wanted = threading.Semaphore(0)
         self._found: queue.SimpleQueue[Line | Exception | None] = queue.SimpleQueue()
         self._ended = threading.Event()
@@ -299,20 +344,25 @@ class LineReader:
 
     def _run(self) -> None:
         """In the thread."""
+        reading = self._reading
         try:
-            if self._follow and self._input.is_file:
+            if reading.follow and self._input.is_file:
                 self._pass_on(
                     follow_lines(
                         self._input.source,
                         self._ended.wait,
-                        invalid=self._invalid,
+                        invalid=reading.invalid,
+                        max_bytes=reading.max_bytes,
                         opened=self._opened,
                     )
                 )
             else:
-                with self._input.open() as stream:
-                    self._opened(stream)
-                    self._pass_on(read_lines(stream, invalid=self._invalid))
+                with self._input.open() as raw:
+                    self._opened(raw)
+                    stream = in_utf8(raw, reading.encoding, reading.invalid)
+                    self._pass_on(
+                        read_lines(stream, invalid=reading.invalid, max_bytes=reading.max_bytes)
+                    )
         except OSError as error:
             self._found.put(_unreadable(self._input, error))
         except Exception as error:

@@ -82,7 +82,7 @@ def line_of(
     if encoding not in ("utf-8", "utf-8-sig"):
         raise InvalidInput(
             f"this is {encoding.upper()} by its byte order mark, and lines are read as UTF-8; "
-            f"convert it (iconv -f {encoding} -t utf-8)"
+            f"give --encoding {encoding}"
         )
     return Line(number, _decode(raw, number, invalid), turn)
 
@@ -95,5 +95,5 @@ def _decode(raw: bytes, number: int, invalid: InvalidBytes) -> str:
     except UnicodeDecodeError as error:
         raise InvalidInput(
             f"line {number} is not UTF-8: byte 0x{raw[error.start]:02x} at column "
-            f"{error.start + 1}; convert the file (iconv -f … -t utf-8), or pass --replace-invalid"
+            f"{error.start + 1}; give its --encoding, or --replace-invalid"
         ) from error

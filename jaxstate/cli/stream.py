@@ -76,7 +76,7 @@ def run_stream(show: Show, options: StreamOptions) -> int:
     if options.plan.every is not None and not options.plan.questions:
         raise InvalidInput("--every says when to ask, but not what: add --ask, or drop --every")
     inputs = inputs_of(options.source, options.sessions)
-    check_text(inputs, options.plan.invalid, follow=options.plan.follow)
+    check_text(inputs, options.plan.reading)
     check_targets(inputs, options.save)
     _check_journal(options)
     steps = read_steps(options.steps)

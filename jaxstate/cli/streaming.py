@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxstate.cli.follow import Follower
-from jaxstate.cli.inputs import Input, LineReader
-from jaxstate.cli.lines import InvalidBytes, Line
+from jaxstate.cli.inputs import Input, LineReader, Reading
+from jaxstate.cli.lines import Line
 from jaxstate.cli.runtime import wait_until_answered
 from jaxstate.cli.saving import save_somewhere
 from jaxstate.cli.show import Show
 from jaxstate.cli.signals import Interrupt
-from jaxstate.cli.tailing import line_at
+from jaxstate.cli.tailing import entry_at
 from jaxstate.cli.view import StreamView, flash_fields
 from jaxstate.engine.api.engine import Engine
 from jaxstate.engine.api.session import Session
@@ -48,8 +48,7 @@ class Plan:
         max_tokens: of their answers.
         flash: questions that are kept answered.
         flash_max_tokens: of those answers.
-        invalid: what to do with bytes that are no text.
-        follow: go on after the end of a file, through its rotations, until it is stopped.
+        reading: how lines become entries.
     """
 
     questions: tuple[str, ...]
@@ -57,8 +56,7 @@ class Plan:
     max_tokens: int
     flash: tuple[str, ...]
     flash_max_tokens: int
-    invalid: InvalidBytes
-    follow: bool = False
+    reading: Reading
 
 
 class Streaming:
@@ -106,7 +104,7 @@ class Streaming:
             session.check(question, max_tokens=plan.max_tokens)
         self.view = StreamView(source, engine, session, self._queries)
         self._dropped = _Dropped(self._show)
-        self._pushed = 0
+        self._pushed = self._skipped = 0
         self._asked_version = -1
 
     def run(self, interrupt: Interrupt) -> int:
@@ -141,14 +139,16 @@ class Streaming:
         """Pushes until the stream ends or Ctrl-C, and waits until all of it is read."""
         self._turns = self._turns_before()
         every, before, unfinished = self._plan.every, self._read_before(), False
-        turn, plan = 0, self._plan
-        with LineReader(self._source, plan.invalid, follow=plan.follow) as lines:
+        turn, entry_of = 0, self._plan.reading.entries()
+        with LineReader(self._source, self._plan.reading) as lines:
             self.view.behind_bytes = lines.behind_bytes
             for line in lines.until(lambda: _goes_on(interrupt, follower)):
                 if line.turn > turn:
                     turn, before = line.turn, 0
+                    entry_of = self._plan.reading.entries()
                     self._turns += 1
                     self._note_turn(line.turn)
+                entry = self._entry(entry_of, line)
                 if line.number < before:
                     continue
                 if self._client is not None and not line.text.endswith("\n"):
@@ -158,7 +158,11 @@ class Streaming:
                     )
                     unfinished = True
                     break
-                receipt = self._push(line)  # the last one again: is it the same file?
+                if entry is None:
+                    self._skipped += 1
+                    continue
+                # The last one again: is it the same file?
+                receipt = self._push(line, entry)
                 self._pushed += 1
                 if every and receipt.last % every == 0:
                     self._session.wait(receipt.last)
@@ -167,11 +171,21 @@ class Streaming:
         self._session.wait()
         if before and self._pushed <= 1 and not interrupt.pressed:
             self._show.note(f"nothing new in {self._source.source}")
+        if self._skipped:
+            self._show.note(f"{self._skipped:,} lines of {self._source.source} made no entry")
         if self._pushed == 0 and not interrupt.pressed and not unfinished:
             raise InvalidInput(self._nothing(before))
 
+    def _entry(self, entry_of: Callable[[str], str | None], line: Line) -> str | None:
+        try:
+            return entry_of(line.text)
+        except InvalidInput as error:
+            raise InvalidInput(f"line {line.number}: {error}") from error
+
     def _nothing(self, before: int) -> str:
         """Why nothing was read."""
+        if self._skipped and not before:
+            return f"no line of {self._source.source} made an entry: nothing was read"
         if not before:
             return f"{self._source.source} is empty: nothing was read"
         return (
@@ -189,14 +203,14 @@ class Streaming:
         while self._session.client_seq(_client_of(self._client, turns + 1)) is not None:
             turns += 1
         before = self._session.client_seq(_client_of(self._client, turns)) or 0
-        if not self._plan.follow or before == 0 or self._is_same(turns, before):
+        if not self._plan.reading.follow or before == 0 or self._is_same(turns, before):
             return turns
         self._note_turn(turns + 1)
         return turns + 1
 
     def _is_same(self, turns: int, before: int) -> bool:
         """Whether a line is still what the session has read there."""
-        text = line_at(self._source.source, before)
+        text = entry_at(self._source.source, before, self._plan.reading.entries())
         if text is None:
             return False
         try:
@@ -241,15 +255,15 @@ class Streaming:
             self._show.error(f"{query.question} was not answered: {query.error}")
         return FAILED if failed else DONE
 
-    def _push(self, line: Line) -> Receipt:
+    def _push(self, line: Line, entry: str) -> Receipt:
         try:
             if self._client is None:
-                receipt = self._session.push(line.text)
+                receipt = self._session.push(entry)
             else:
                 client = _client_of(self._client, self._turns)
-                receipt = self._session.push(line.text, client=client, client_seq=line.number)
+                receipt = self._session.push(entry, client=client, client_seq=line.number)
         except CapacityExceeded as error:
-            raise CapacityExceeded(f"line {line.number}: {self._no_room(line)}") from error
+            raise CapacityExceeded(f"line {line.number}: {self._no_room(entry)}") from error
         except InvalidInput as error:
             if self._client is None or line.number > self._read_before():
                 raise InvalidInput(f"line {line.number}: {error}") from error
@@ -264,9 +278,9 @@ class Streaming:
         self._dropped.add(receipt.dropped)
         return receipt
 
-    def _no_room(self, line: Line) -> str:
+    def _no_room(self, entry: str) -> str:
         """Why the session's cells are not enough, once all before that line is read."""
-        tokens = len(self._model.template.entry_tokens(self._model.text, line.text))
+        tokens = len(self._model.template.entry_tokens(self._model.text, entry))
         self._session.wait()
         info = self._session.info()
         if tokens > info.cells:

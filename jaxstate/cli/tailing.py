@@ -22,6 +22,7 @@ def follow_lines(
     rest: Callable[[float], bool],
     *,
     invalid: InvalidBytes = "refuse",
+    max_bytes: int = MAX_LINE_BYTES,
     opened: Callable[[BinaryIO], object] = lambda _: None,
 ) -> Iterator[Line]:
     """Complete lines, numbered within each file; `Line.turn` counts rotations.
@@ -31,7 +32,7 @@ def follow_lines(
     Args:
         path: of the file.
         rest: waits so many seconds for nothing; True once nobody wants more.
-        invalid: as for `read_lines`.
+        invalid, max_bytes: as for `read_lines`.
         opened: is told each file that is read from now on.
 
     Raises:
@@ -43,18 +44,19 @@ def follow_lines(
     try:
         while True:
             number, begun = 0, b""
-            for raw in _pieces(path, stream, rest):
+            for raw in _pieces(path, stream, rest, max_bytes):
                 if raw is None:
                     break
                 begun += raw
-                if begun.endswith(b"\n") or len(begun) > MAX_LINE_BYTES:
+                if begun.endswith(b"\n") or len(begun) > max_bytes:
                     number += 1
-                    yield line_of(begun, number, invalid=invalid, turn=turn)
+                    yield line_of(begun, number, invalid=invalid, max_bytes=max_bytes, turn=turn)
                     begun = b""
             else:
                 return
             if begun:
-                yield line_of(begun, number + 1, invalid=invalid, turn=turn)
+                number += 1
+                yield line_of(begun, number, invalid=invalid, max_bytes=max_bytes, turn=turn)
             turn += 1
             if _is_cut(stream):
                 stream.seek(0)
@@ -66,17 +68,19 @@ def follow_lines(
         stream.close()
 
 
-def _pieces(path: str, stream: BinaryIO, rest: Callable[[float], bool]) -> Iterator[bytes | None]:
+def _pieces(
+    path: str, stream: BinaryIO, rest: Callable[[float], bool], max_bytes: int
+) -> Iterator[bytes | None]:
     """Lines, and the beginnings of lines; None once the file was rotated or cut, and all of it was
     read; the end if nobody wants more."""
     while True:
-        if raw := stream.readline(MAX_LINE_BYTES + 1):
+        if raw := stream.readline(max_bytes + 1):
             yield raw
         elif _is_cut(stream):
             yield None
         elif _is_another(path, stream):
             # Whoever writes may not have noticed yet.
-            while raw := stream.readline(MAX_LINE_BYTES + 1):
+            while raw := stream.readline(max_bytes + 1):
                 yield raw
             yield None
         elif rest(_LOOK_S):
@@ -96,16 +100,17 @@ def _is_another(path: str, stream: BinaryIO) -> bool:
     return (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino)
 
 
-def line_at(path: str, number: int) -> str | None:
-    """The text of a complete line; None if the file has fewer.
+def entry_at(path: str, number: int, entry: Callable[[str], str | None]) -> str | None:
+    """The entry that a complete line makes; None if the file has fewer, or it makes none.
 
     Args:
         path: of the file.
         number: from 1.
+        entry: makes entries of lines, all from the first on.
     """
     with open(path, "rb") as stream:
         for count, raw in enumerate(stream, start=1):
+            made = entry(line_of(raw, count, invalid="replace").text)
             if count == number:
-                whole = raw.endswith(b"\n")
-                return line_of(raw, number, invalid="replace").text if whole else None
+                return made if raw.endswith(b"\n") else None
     return None
