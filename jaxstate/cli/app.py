@@ -319,10 +319,11 @@ def stream(
 @app.command()
 def ask(
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
-            metavar="SAVED",
-            help="What `jaxstate stream --save` wrote, or the directory of --journal.",
+            metavar="SAVED|URL",
+            help="What `jaxstate stream --save` wrote, the directory of --journal, or the address "
+            "of a running server (http://…).",
         ),
     ],
     questions: Annotated[
@@ -334,7 +335,13 @@ def ask(
     ] = None,
     session: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Of a journal's sessions, this one; several times."),
+        typer.Option(
+            metavar="NAME", help="Of a journal's, or a server's, sessions, this one; several times."
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="JAXSTATE_API_KEY", help="The key that a server wants."),
     ] = None,
     max_tokens: MaxTokens = 32,
     cells: Cells = None,
@@ -344,15 +351,25 @@ def ask(
     steps: Steps = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a saved session, or all sessions of a journal.
+    """Ask a saved session, all sessions of a journal, or one of a running server.
 
     A saved session stays as it is; it must have been saved with the same model, tokenizer and
     dtype. A journal must not be in use; what its sessions had not read yet is read first.
     """
     from jaxstate.cli.ask import AskOptions, run_ask
 
+    if source.startswith(("http://", "https://")):
+        from jaxstate.cli.extras import needs_extra
+
+        with needs_extra("serve"):
+            from jaxstate.cli.push import run_ask_server
+
+        code = run_ask_server(
+            Show(as_json=as_json), source, session or [], questions, api_key, max_tokens
+        )
+        raise typer.Exit(code)
     options = AskOptions(
-        source=source,
+        source=Path(source),
         sessions=tuple(session or ()),
         questions=tuple(questions),
         model=model,
@@ -505,6 +522,107 @@ def serve(
     )
     code = run_serve(Show(as_json=False), options)
     raise typer.Exit(code)
+
+
+Url = Annotated[str, typer.Argument(metavar="URL", help="Of the server: http://host:8080.")]
+Key = Annotated[
+    str | None,
+    typer.Option("--api-key", envvar="JAXSTATE_API_KEY", help="The key that the server wants."),
+]
+Patience = Annotated[
+    float,
+    typer.Option("--patience", help="Seconds for which a server that does not answer is tried."),
+]
+
+
+@app.command()
+def push(
+    url: Url,
+    session: Annotated[str, typer.Argument(metavar="SESSION", help="Opened if it is not there.")],
+    source: Annotated[str, typer.Argument(metavar="FILE|-", help="A text file, or - for a pipe.")],
+    api_key: Key = None,
+    window: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="4096t|500e|10m", help="Of a session that is opened, as for `stream`."
+        ),
+    ] = None,
+    flash: Annotated[
+        list[str] | None, typer.Option(help="A question that is kept answered; several times.")
+    ] = None,
+    patience: Patience = 600.0,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on when a file has come to its end, as tail -F.")
+    ] = False,
+    replace_invalid: Annotated[
+        bool, typer.Option("--replace-invalid", help="Read bytes that are no text as U+FFFD.")
+    ] = False,
+    encoding: Annotated[str, typer.Option(help="Of the text.")] = "utf-8",
+    format: Annotated[FormatOption, typer.Option(help="Of lines, as for `stream`.")] = "lines",
+    fields: Annotated[str | None, typer.Option(metavar="TEMPLATE", help="Likewise.")] = None,
+    grep: Annotated[str | None, typer.Option(metavar="REGEX", help="Likewise.")] = None,
+    max_line: Annotated[int, typer.Option(min=1, metavar="BYTES", help="Likewise.")] = 1 << 20,
+    as_json: AsJson = False,
+) -> None:
+    """Push a document or a pipe into a session of a running server, line by line.
+
+    Lines are numbered: a file that is pushed again goes on where the server has it, and
+    whatever is lost on the way is sent again, and counts once. Exit code 0 once
+    all of it is acknowledged and read.
+
+    Example:
+
+    tail -F app.log | jaxstate push http://127.0.0.1:8080 app -
+    """
+    from jaxstate.cli.decoding import checked_encoding
+    from jaxstate.cli.extras import needs_extra
+    from jaxstate.cli.inputs import Reading, checked_pattern
+    from jaxstate.engine.types.window import Window
+
+    with needs_extra("serve"):
+        from jaxstate.cli.push import PushOptions, run_push
+
+    reading = Reading(
+        invalid="replace" if replace_invalid else "refuse",
+        follow=follow,
+        encoding=checked_encoding(encoding),
+        format=format,
+        template=fields,
+        grep=checked_pattern(grep),
+        max_bytes=max_line,
+    )
+    reading.entries()  # or it says what is wrong with the format
+    options = PushOptions(
+        url=url,
+        session=session,
+        source=source,
+        key=api_key,
+        window=dict(Window.parse(window).as_dict()) if window else None,
+        flash=tuple(flash or ()),
+        patience_s=patience,
+        reading=reading,
+    )
+    raise typer.Exit(run_push(Show(as_json=as_json), options))
+
+
+@app.command()
+def attach(
+    url: Url,
+    session: Annotated[str, typer.Argument(metavar="SESSION")],
+    api_key: Key = None,
+    patience: Patience = 600.0,
+    as_json: AsJson = False,
+) -> None:
+    """Watch a session of a running server: its flash answers as they change.
+
+    Goes on through restarts of the server, until the session is closed or Ctrl-C.
+    """
+    from jaxstate.cli.extras import needs_extra
+
+    with needs_extra("serve"):
+        from jaxstate.cli.push import run_attach
+
+    raise typer.Exit(run_attach(Show(as_json=as_json), url, session, api_key, patience))
 
 
 @app.command()
