@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -117,11 +116,11 @@ class Gate:
         origin = headers.get("origin")
         if origin is None or origin in self._service.settings.cors_origins:
             return
-        if urlsplit(origin).netloc != host:
+        if origin.partition("://")[2] != host:
             raise ApiError(403, f"pages of {origin[:80]!r} may not use this server (--cors)")
 
     def _is_own(self, host: str) -> bool:
-        name = urlsplit(f"//{host}").hostname or ""
+        name = host if host.endswith("]") else host.rpartition(":")[0] or host
         settings = self._service.settings
         return name in _LOCAL or name == settings.host or not settings.is_local
 

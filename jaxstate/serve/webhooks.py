@@ -21,7 +21,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import httpx
 import msgspec
@@ -94,9 +93,12 @@ class Webhooks:
         return on_fire
 
     def _checked(self, url: str) -> str:
-        parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2].lower()
-        if parts.scheme not in ("http", "https") or host not in self._hosts:
+        try:
+            parts = httpx.URL(url)
+        except httpx.InvalidURL:
+            parts = httpx.URL("")
+        host = parts.netloc.decode("ascii").lower()
+        if parts.scheme not in ("http", "https") or parts.userinfo or host not in self._hosts:
             allowed = ", ".join(sorted(self._hosts)) or "none (see --webhook-host)"
             raise ApiError(403, f"webhook.url may name http(s) hosts of these: {allowed}")
         return host

@@ -84,10 +84,11 @@ def test_no_route_without_a_key(keyed: Server) -> None:
                     assert status == 401 or free, (method, path, status)
             assert one.get("/health").status_code == one.get("/").status_code == 200
     assert httpx.get(f"{keyed.url}/v1/models", headers={"x-api-key": "other-key"}).is_success
-    with pytest.raises(layerscale.AuthenticationError):
-        layerscale.LayerScale(base_url=keyed.url, api_key="wrong").sessions.list()
-    with pytest.raises(layerscale.AuthenticationError):
-        layerscale.LayerScale(base_url=keyed.url, api_key="wrong").sessions.ws("feed")
+    with layerscale.LayerScale(base_url=keyed.url, api_key="wrong") as one:
+        with pytest.raises(layerscale.AuthenticationError):
+            one.sessions.list()
+        with pytest.raises(layerscale.AuthenticationError):
+            one.sessions.ws("feed")
 
 
 def test_a_tenant_sees_its_own_alone(acme: httpx.Client, other: httpx.Client) -> None:
@@ -142,6 +143,11 @@ def test_other_sites_pages_are_refused(server: Server, keyed: Server) -> None:
     assert httpx.get(f"{server.url}/v1/sessions", headers=own).status_code == 200
     assert httpx.get(f"{server.url}/health", headers={"host": "evil.example"}).status_code == 403
     assert httpx.get(f"{keyed.url}/health", headers={"host": "ours.example"}).status_code == 200
+    for odd in ("[::1", "a:b:c", "@", "127.0.0.1@evil.example", "", ":8080"):
+        assert httpx.get(f"{server.url}/health", headers={"host": odd}).status_code in (400, 403)
+        assert httpx.get(f"{server.url}/health", headers={"origin": odd}).status_code == 403
+    for own_name in ("localhost", "localhost:80", "[::1]:8080", "[::1]", "127.0.0.1"):
+        assert httpx.get(f"{server.url}/health", headers={"host": own_name}).status_code == 200
     url = f"ws{server.url.removeprefix('http')}/v1/sessions/feed/ws"
     with pytest.raises(websockets.exceptions.InvalidStatus) as refused:
         websockets.sync.client.connect(url, origin="http://evil.example")  # pyright: ignore
