@@ -31,8 +31,8 @@ _TIMES = ("time", "timestamp", "@timestamp", "ts", "date", "datetime")
 _LEVELS = ("level", "severity", "lvl", "log.level")
 _MESSAGES = ("message", "msg", "log", "text", "body", "data", "event")
 _FIELD = re.compile(r"\{([^{}]+)\}")
-# A quoted field may hold line breaks; one that holds more is no table.
-_MOST_QUOTED = 1000
+# A quoted field may hold line breaks; a row that holds more is no row.
+_MOST_CHARACTERS = 1 << 20
 
 _SYSLOG = re.compile(
     r"""(?:<\d{1,3}>)?                                    # priority
@@ -73,6 +73,7 @@ class EntryFormat:
         self._columns: list[str] | None = None
         self._delimiter = ","
         self._quoted: list[str] = []
+        self._characters = self._quotes = 0
 
     def entry(self, line: str) -> str | None:
         """The entry that a line makes; None if it makes none.
@@ -107,12 +108,15 @@ class EntryFormat:
         if not text.strip() and not self._quoted:
             return None
         self._quoted.append(text)
-        whole = "\n".join(self._quoted)
-        if whole.count('"') % 2:  # a quoted field goes on
-            if len(self._quoted) > _MOST_QUOTED:
-                raise InvalidInput(f"a quoted field has more than {_MOST_QUOTED} lines")
+        self._characters += len(text) + 1
+        self._quotes += text.count('"')
+        if self._characters > _MOST_CHARACTERS:
+            raise InvalidInput(f"a row of the table has more than {_MOST_CHARACTERS:,} characters")
+        if self._quotes % 2:  # a quoted field goes on
             return None
+        whole = "\n".join(self._quoted)
         self._quoted.clear()
+        self._characters = self._quotes = 0
         if self._columns is None:
             self._delimiter = _delimiter(whole)
             self._columns = [name.strip() for name in self._cells(whole)]

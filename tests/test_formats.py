@@ -144,6 +144,7 @@ def test_what_a_first_line_looks_like(line: str, name: str) -> None:
         ("csv", "a,b\n1", "a row has 1 fields, and the header 2"),
         ("csv", 'a,b\n"1', "within a quoted field"),
         ("csv", 'a,b\n"1"x,2', "cannot be read"),
+        ("csv", 'a,b\n"' + "x\n" * 600_000, "more than 1,048,576 characters"),
     ],
 )
 def test_what_is_not_of_the_format_is_refused(name: FormatName, text: str, says: str) -> None:

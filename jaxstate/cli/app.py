@@ -443,6 +443,9 @@ def serve(
     most_sessions: Annotated[int, typer.Option(min=1, help="Of each tenant, open at once.")] = 256,
     connections: Annotated[int, typer.Option(min=1, help="At once.")] = 1024,
     body_bytes: Annotated[int, typer.Option(min=1, help="Of a request at most.")] = 16 << 20,
+    body_timeout: Annotated[
+        float, typer.Option(help="Seconds for a request to arrive, but for lines that are pushed.")
+    ] = 30.0,
     ask_timeout: Annotated[float, typer.Option(help="Seconds for an answer at most.")] = 600.0,
     push_timeout: Annotated[
         float, typer.Option(help="Seconds that a push waits for room in a full queue.")
@@ -509,6 +512,7 @@ def serve(
             host=host,
             port=port,
             body_bytes=body_bytes,
+            body_s=body_timeout,
             push_s=push_timeout,
             ask_s=ask_timeout,
             close_s=close_timeout,

@@ -123,4 +123,5 @@ def _described(source: str, model: Model) -> ServedModel:
         max_tokens=model.config.max_context,
         tail_cells=model.steps.tail_cells[-1],
         tokenizer=model.text,
+        stops=model.template.stops(model.text),
     )

@@ -43,7 +43,7 @@ class InputMessage(Request, kw_only=True):
     """One message."""
 
     role: Literal["user", "assistant"]
-    content: str | Annotated[list[TextPart], Meta(min_length=1)]
+    content: str | list[TextPart]
 
 
 class Thinking(Request, kw_only=True):
@@ -114,26 +114,30 @@ async def messages(call: Call) -> Response:
         return event_stream(_events(turn, turn.stream(), wanted), "anthropic")
     answer = await turn.answer()
     text = [{"type": "text", "text": answer.text}] if answer.text else []
-    return replied(_message(turn, text, _stop_reason(answer), _usage(answer)))
+    ended = _ended(answer, wanted)
+    return replied({**_message(turn, text, _usage(answer)), **ended})
 
 
-def _message(
-    turn: Turn, content: list[dict[str, str]], stop_reason: str | None, usage: dict[str, int]
-) -> dict[str, object]:
+def _message(turn: Turn, content: list[dict[str, str]], usage: dict[str, int]) -> dict[str, object]:
     return {
         "id": f"msg_{uuid.uuid4().hex}",
         "type": "message",
         "role": "assistant",
         "model": turn.call.service.model.name,
         "content": content,
-        "stop_reason": stop_reason,
+        "stop_reason": None,
         "stop_sequence": None,
         "usage": usage,
     }
 
 
-def _stop_reason(answer: jaxstate.Answer) -> str:
-    return "end_turn" if answer.finish_reason == "stop" else "max_tokens"
+def _ended(answer: jaxstate.Answer, wanted: MessageCreate) -> dict[str, object]:
+    """Why: the model's own end, the client's stop sequence, or its `max_tokens`."""
+    if answer.finish_reason == "length":
+        return {"stop_reason": "max_tokens", "stop_sequence": None}
+    if answer.stopped_by in (wanted.stop_sequences or ()):
+        return {"stop_reason": "stop_sequence", "stop_sequence": answer.stopped_by}
+    return {"stop_reason": "end_turn", "stop_sequence": None}
 
 
 def _usage(answer: jaxstate.Answer) -> dict[str, int]:
@@ -152,7 +156,7 @@ async def _events(
     """A conversation's answer as it grows."""
     nothing = {name: 0 for name in _USAGE}
     async with stream:
-        yield _event("message_start", message=_message(turn, [], None, nothing))
+        yield _event("message_start", message=_message(turn, [], nothing))
         yield _event("content_block_start", index=0, content_block={"type": "text", "text": ""})
         with turn.under_way():
             async for piece in stream:
@@ -161,7 +165,7 @@ async def _events(
     if stream.answer is None:
         raise ClientDisconnect
     yield _event("content_block_stop", index=0)
-    ended = {"stop_reason": _stop_reason(stream.answer), "stop_sequence": None}
+    ended = _ended(stream.answer, wanted)
     yield _event("message_delta", delta=ended, usage=_usage(stream.answer))
     yield _event("message_stop")
 

@@ -92,13 +92,49 @@ class Call:
             raise ApiError(400, f"{name}={given[:40]!r} in the query must be a number, 0 or more")
         return int(given)
 
-    async def unless_gone(self, work: Coroutine[None, None, T]) -> T:
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Its body as it comes, until the server is to stop.
+
+        Raises:
+            ApiError: it is.
+            ClientDisconnect: the client has gone away.
+        """
+        stream = aiter(self.request.stream())
+        while (piece := await self.unless_stopped(anext(stream, None))) is not None:
+            yield piece
+
+    async def unless_stopped(self, work: Awaitable[T]) -> T:
+        """What comes of some work, which is cancelled if the server is to stop.
+
+        Raises:
+            ApiError: it is.
+        """
+        task = asyncio.ensure_future(work)
+        stopped = asyncio.ensure_future(self.service.stopped.wait())
+        try:
+            await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return await task
+            raise stopping()
+        finally:
+            task.cancel()
+            stopped.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
+
+    async def unless_gone(self, work: Coroutine[None, None, T], *, until_stop: bool = False) -> T:
         """What comes of some work, which is cancelled if the client goes away meanwhile.
+
+        Args:
+            work: it.
+            until_stop: whether it is cancelled as well if the server is to stop.
 
         Raises:
             ClientDisconnect: it did.
+            ApiError: the server is to stop.
         """
-        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._gone())
+        waiting = self.unless_stopped(work) if until_stop else work
+        task, gone = asyncio.ensure_future(waiting), asyncio.ensure_future(self._gone())
         try:
             await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
             if task.done():
@@ -129,6 +165,11 @@ def decoded(body: bytes, kind: type[T]) -> T:
         raise ApiError(400, f"the body is no JSON: {error}") from error
     except (UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"the body is no JSON in UTF-8: {error}") from error
+
+
+def stopping() -> ApiError:
+    """What a client is told whose request would go on for ever."""
+    return ApiError(503, "the server is being stopped", code="not_ready", retry_after_s=1)
 
 
 def too_large(body_bytes: int) -> ApiError:
@@ -170,7 +211,10 @@ def answering(
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it
         except Exception as error:
-            return refused(as_refusal(error), dialect)
+            refusal = as_refusal(error)
+            # As the tenant names its sessions, and not as the engine does.
+            refusal.message = refusal.message.replace(f"'{tenant.name}.", "'")
+            return refused(refusal, dialect)
 
     return endpoint
 

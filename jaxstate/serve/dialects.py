@@ -19,7 +19,7 @@ from msgspec import Meta
 
 import jaxstate
 from jaxstate.serve.calls import Call
-from jaxstate.serve.service import ServedSession
+from jaxstate.serve.service import ServedModel, ServedSession
 from jaxstate.serve.wire import Anything, Request
 
 SESSION_HEADER = "x-layerscale-session-id"
@@ -55,7 +55,7 @@ class Chat:
         messages: in order, the last the user's.
         max_tokens: as it said; None for as many as there can be.
         choices: the only answers allowed.
-        stop: strings that end the answer, instead of the template's own.
+        stop: strings that end the answer, beside the template's own.
         temperature, top_p, seed: None where it said nothing: nothing is drawn then.
     """
 
@@ -67,14 +67,14 @@ class Chat:
     top_p: float | None = None
     seed: int | None = None
 
-    def options(self, most: int) -> dict[str, object]:
+    def options(self, model: ServedModel, most: int) -> dict[str, object]:
         """As the engine has them; an answer is never longer than `most`, and says so
         (`finish_reason`)."""
         tokens = min(self.max_tokens or most, most)
         given = {
             "max_tokens": None if self.choices else tokens,
             "choices": self.choices,
-            "stop": self.stop or None,
+            "stop": model.with_own(self.stop),
             "temperature": self.temperature,
             "top_p": self.top_p,
             "seed": self.seed,
@@ -147,7 +147,9 @@ class Turn:
         service, messages = self.call.service, self.chat.messages
         timeout, options = service.settings.ask_s, self._options()
         if self.session is not None:
-            return self.session.session.stream(messages, timeout=timeout, **options)  # pyright: ignore
+            stream = self.session.session.stream(messages, timeout=timeout, **options)  # pyright: ignore
+            self.session.streams.add(stream)
+            return stream
         tenant = self.call.tenant.name
         return service.engine.stream_chat(messages, tenant=tenant, timeout=timeout, **options)  # pyright: ignore
 
@@ -164,9 +166,9 @@ class Turn:
         """Of what a tail holds, the question takes its part first."""
         model = self.call.service.model
         if self.session is None:
-            return self.chat.options(model.answer_tokens)
+            return self.chat.options(model, model.answer_tokens)
         asked = self.session.session.check(self.chat.messages, max_tokens=1)
-        return self.chat.options(model.tail_cells - asked + 1)
+        return self.chat.options(model, model.tail_cells - asked + 1)
 
 
 def turn_of(call: Call, chat: Chat) -> Turn:

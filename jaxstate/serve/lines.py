@@ -3,8 +3,9 @@
 Comes in: a body of any length, one entry a line. Goes out: pushes of some lines each, as fast as
 the session takes them, and in the end what became of all. Does not know: formats (`formats`).
 
-A body whose lines are numbered (`?client=…&client_seq=…`) is one push, all or nothing, and as large
-as any other. Without numbers what came before an error stays, and the error says how much.
+A body whose lines are numbered (`?client=…&client_seq=…`, Idempotency-Key) is one push, all or
+nothing, and as large as any other. Without numbers what came before an error stays, and the error
+says how much.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from jaxstate.formats import EntryFormat, FormatName
 from jaxstate.serve import wire
 from jaxstate.serve.calls import Call, as_refusal, too_large
 from jaxstate.serve.errors import ApiError
-from jaxstate.serve.pushing import pushed
+from jaxstate.serve.pushing import numbered, pushed
 from jaxstate.serve.service import ServedSession
 
 _LINES = 256
@@ -40,7 +41,8 @@ async def push_lines(call: Call, served: ServedSession, kind: str) -> wire.PushR
         JaxstateError: as `Session.push`.
     """
     form = _format(call, kind)
-    client, client_seq = call.request.query_params.get("client"), call.number("client_seq")
+    client = call.request.query_params.get("client")
+    client, client_seq = numbered(call, client, call.number("client_seq"))
     timeout_s = call.service.settings.push_s
     if client is not None or client_seq is not None:
         body = await call.read()
@@ -119,7 +121,7 @@ async def _lines(call: Call) -> AsyncIterator[list[bytes]]:
     """Whole lines of the body, some at a time: as many as a piece of it has."""
     body_bytes = call.service.settings.body_bytes
     rest = b""
-    async for piece in call.request.stream():  # which may be silent for as long as it likes
+    async for piece in call.pieces():  # which may be silent for as long as it likes
         *whole, rest = (rest + piece).split(b"\n")
         if len(rest) > body_bytes:
             raise too_large(body_bytes)

@@ -155,7 +155,7 @@ def _choices(wanted: ChatCompletionCreate) -> list[str] | None:
     if form.type == "json_schema" and form.json_schema is not None:
         schema = form.json_schema.schema
         values = [schema["const"]] if "const" in schema else schema.get("enum")
-        if schema.get("type") == "boolean":
+        if values is None and schema.get("type") == "boolean":
             values = [True, False]
     if not isinstance(values, list) or not values:
         raise ApiError(

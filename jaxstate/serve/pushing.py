@@ -1,19 +1,44 @@
 """A push over HTTP or a WebSocket, and what its client is told of it.
 
-Comes in: entries. Goes out: the session's receipt with what stands then. Does not know: requests.
+Comes in: entries. Goes out: the session's receipt with what stands then. Does not
+know: bodies.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import jaxstate
 from jaxstate.serve import wire
+from jaxstate.serve.calls import Call
 from jaxstate.serve.errors import ApiError
 from jaxstate.serve.service import ServedSession
 
 # Bytes that a token takes in a session's queue.
 _TOKEN_BYTES = 4
+
+
+def numbered(
+    call: Call, client: str | None, client_seq: int | None
+) -> tuple[str | None, int | None]:
+    """Who pushes, and for the how manieth time: as the body or the query says, or the header
+    Idempotency-Key, `client/17`, or any text, which is then a client of its own that pushes once.
+
+    Raises:
+        ApiError: both say it, or the header is too long.
+    """
+    key = call.request.headers.get("idempotency-key")
+    if key is None:
+        return client, client_seq
+    if client is not None or client_seq is not None:
+        raise ApiError(400, "give client and client_seq, or Idempotency-Key, and not both")
+    name, _, number = key.rpartition("/")
+    if name and number.isdecimal() and len(number) < 19:
+        return name, int(number)
+    if not 1 <= len(key) <= 256:
+        raise ApiError(400, "Idempotency-Key has 1 to 256 characters")
+    return f"key:{hashlib.sha256(key.encode()).hexdigest()[:40]}", 1
 
 
 async def pushed(

@@ -140,7 +140,11 @@ def _protocol(header_s: float) -> type[HttpToolsProtocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore
             super().connection_made(transport)
-            self._watch = self.loop.call_later(header_s, transport.close)
+            self._wait()
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self._wait()
 
         def on_headers_complete(self) -> None:
             self._forget()
@@ -149,6 +153,10 @@ def _protocol(header_s: float) -> type[HttpToolsProtocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._forget()
             super().connection_lost(exc)
+
+        def _wait(self) -> None:
+            self._forget()
+            self._watch = self.loop.call_later(header_s, self.transport.close)
 
         def _forget(self) -> None:
             if self._watch is not None:

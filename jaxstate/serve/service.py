@@ -10,13 +10,15 @@ A tenant's session `feed` is `tenant.feed` in the engine, where names are everyb
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+from weakref import WeakSet
 
 import jaxstate
 from jaxstate import Subscription
@@ -42,7 +44,8 @@ class ServedSession:
         tenant: whose it is.
         created_s, used_s: Unix seconds.
         turns: questions answered, flash answers not counted.
-        under_way: questions that are being answered.
+        under_way: questions that are being answered, but for those in pieces.
+        streams: answers in pieces, ended or not.
     """
 
     session: jaxstate.AsyncSession
@@ -52,6 +55,12 @@ class ServedSession:
     used_s: float
     turns: int = 0
     under_way: int = 0
+    streams: WeakSet[jaxstate.AsyncAnswerStream] = field(default_factory=WeakSet)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a question of a client is being answered."""
+        return self.under_way > 0 or not all(one.ended for one in self.streams)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -75,6 +84,7 @@ class ServedModel:
         max_tokens: of a conversation with its answer.
         tail_cells: of a question with its answer.
         tokenizer: for the bytes of tokens.
+        stops: strings that end an answer by the model's template.
     """
 
     name: str
@@ -82,6 +92,11 @@ class ServedModel:
     max_tokens: int
     tail_cells: int
     tokenizer: jaxstate.Tokenizer
+    stops: tuple[str, ...] = ()
+
+    def with_own(self, stop: Sequence[str] | None) -> list[str] | None:
+        """A client's stop strings and the model's own; None where it has none."""
+        return [*dict.fromkeys((*stop, *self.stops))] if stop else None
 
     @property
     def answer_tokens(self) -> int:
@@ -106,6 +121,7 @@ class Service:
         self.failed: str | None = None
         self.on_failure: Callable[[], None] | None = None
         self.stopping = False
+        self.stopped = asyncio.Event()
         self._engine: jaxstate.AsyncEngine | None = None
         self._model: ServedModel | None = None
         self._sessions: dict[tuple[str, str], ServedSession] = {}
@@ -120,6 +136,10 @@ class Service:
             name = session.id.removeprefix(_prefix(tenant))
             self._sessions[tenant, name] = ServedSession(session, name, tenant, now_s, now_s)
         self._engine, self._model = engine, model
+
+    def ask_s(self, wanted_s: float | None) -> float:
+        """Seconds for an answer, as a client wants them, if it may have them."""
+        return min(wanted_s or self.settings.ask_s, self.settings.ask_s)
 
     def fail(self, reason: str) -> None:
         """The engine cannot be made."""
@@ -143,6 +163,7 @@ class Service:
     def stop(self) -> None:
         """From now on nothing new is begun, and streams of events end; answers go on."""
         self.stopping = True
+        self.stopped.set()
         for one in tuple(self._watching):
             one.close("the server is being stopped")
 

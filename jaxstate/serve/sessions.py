@@ -5,7 +5,6 @@ Comes in: calls. Goes out: replies of `wire`, and streams of them. Does not know
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import AsyncIterator
 from typing import cast
@@ -21,7 +20,7 @@ from jaxstate.serve.errors import ApiError
 from jaxstate.serve.events import flash_number, watched
 from jaxstate.serve.keys import ServedTenant
 from jaxstate.serve.lines import LINE_TYPES, push_lines
-from jaxstate.serve.pushing import pushed
+from jaxstate.serve.pushing import numbered, pushed
 from jaxstate.serve.service import ServedSession
 from jaxstate.text import Message
 
@@ -86,7 +85,7 @@ def described(served: ServedSession) -> wire.SessionReply:
         last_used=int(served.used_s),
         tokens=info.tokens,
         kv_tokens=info.tokens,
-        busy=served.under_way > 0,
+        busy=served.busy,
         turns=served.turns,
         data_end=info.tokens,
         data_version=max(info.version, 0),
@@ -134,7 +133,7 @@ async def get(call: Call) -> Response:
 async def delete(call: Call) -> Response:
     """Ends a session, once the journal knows; with `?erase=true` nothing of it stays."""
     served = call.session
-    if served.under_way:
+    if served.busy:
         raise ApiError(
             409, f"session {served.name!r} is answering a question; wait for it", code="busy"
         )
@@ -193,7 +192,7 @@ async def push(call: Call) -> Response:
             "text/plain",
         )
     wanted = await call.body(wire.PushCreate)
-    client, client_seq = _numbered(call, wanted)
+    client, client_seq = numbered(call, wanted.client, wanted.client_seq)
     entries = [wanted.data] if isinstance(wanted.data, str) else wanted.data
     return replied(
         await pushed(
@@ -205,22 +204,6 @@ async def push(call: Call) -> Response:
             timeout_s=call.service.settings.push_s,
         )
     )
-
-
-def _numbered(call: Call, wanted: wire.PushCreate) -> tuple[str | None, int | None]:
-    """Who pushes, and for the how manieth time: as the body says, or the header Idempotency-Key,
-    `client/17`, or any text, which is then a client of its own that pushes once."""
-    key = call.request.headers.get("idempotency-key")
-    if key is None:
-        return wanted.client, wanted.client_seq
-    if wanted.client is not None or wanted.client_seq is not None:
-        raise ApiError(400, "give client and client_seq, or Idempotency-Key, and not both")
-    client, _, number = key.rpartition("/")
-    if client and number.isdecimal() and len(number) < 19:
-        return client, int(number)
-    if not 1 <= len(key) <= 256:
-        raise ApiError(400, "Idempotency-Key has 1 to 256 characters")
-    return f"key:{hashlib.sha256(key.encode()).hexdigest()[:40]}", 1
 
 
 async def position(call: Call) -> Response:
@@ -246,7 +229,8 @@ async def wait(call: Call) -> Response:
     """Waits until entries are read: up to `?version=`, or all that was pushed."""
     served, settings = call.session, call.service.settings
     waiting = served.session.wait(call.number("version"), settings.ask_s)
-    return replied(wire.WaitReply(data_version=await call.unless_gone(waiting)))
+    version = await call.unless_gone(waiting, until_stop=True)
+    return replied(wire.WaitReply(data_version=version))
 
 
 # --- questions ---
@@ -256,6 +240,7 @@ def options_of(call: Call, served: ServedSession, wanted: wire.Generate) -> dict
     """A question's settings as the engine has them. Where no length is given, it is that of the
     flash question of that text, or the usual one."""
     stop = [wanted.stop] if isinstance(wanted.stop, str) else wanted.stop
+    ends = call.service.model.with_own(stop)
     max_tokens = wanted.max_tokens or wanted.max_completion_tokens
     if max_tokens is None and wanted.choices is None:
         is_flash = any(one.question == wanted.prompt for one in served.session.flashes())
@@ -264,7 +249,7 @@ def options_of(call: Call, served: ServedSession, wanted: wire.Generate) -> dict
     given = {
         "max_tokens": max_tokens,
         "choices": wanted.choices,
-        "stop": stop or None,
+        "stop": ends,
         "temperature": wanted.temperature,
         "top_p": wanted.top_p,
         "seed": wanted.seed,
@@ -277,14 +262,17 @@ def options_of(call: Call, served: ServedSession, wanted: wire.Generate) -> dict
 async def generate(call: Call) -> Response:
     """An answer; in pieces if `stream`."""
     wanted, served = await call.body(wire.Generate), call.session
+    ends_s = time.monotonic() + call.service.ask_s(wanted.timeout_s)
     if wanted.fast_answer:
-        quick = await call.unless_gone(_fast_answer(served, wanted))
+        with served.turn():
+            quick = await call.unless_gone(_fast_answer(served, wanted, ends_s))
         if quick is not None:
             return _fast_reply(served, wanted, quick)
-    timeout_s = min(wanted.timeout_s or call.service.settings.ask_s, call.service.settings.ask_s)
+    timeout_s = max(0.0, ends_s - time.monotonic())
     options = options_of(call, served, wanted)
     if wanted.stream:
         stream = served.session.stream(wanted.prompt, timeout=timeout_s, **options)  # pyright: ignore
+        served.streams.add(stream)
         return event_stream(_pieces(served, stream, wanted.prompt), "openai")
     asking = served.session.ask(wanted.prompt, timeout=timeout_s, **options)  # pyright: ignore
     with served.turn():
@@ -306,9 +294,12 @@ async def _pieces(
     yield DONE
 
 
-async def _fast_answer(served: ServedSession, wanted: wire.Generate) -> jaxstate.Answer | None:
+async def _fast_answer(
+    served: ServedSession, wanted: wire.Generate, ends_s: float
+) -> jaxstate.Answer | None:
     """One of the candidates, if it leads by enough."""
-    answer = await served.session.ask(wanted.prompt, choices=wanted.fast_answer)
+    timeout_s = max(0.0, ends_s - time.monotonic())
+    answer = await served.session.ask(wanted.prompt, choices=wanted.fast_answer, timeout=timeout_s)
     return answer if answer.confidence >= wanted.gap_threshold else None
 
 
@@ -396,7 +387,9 @@ async def flash(call: Call) -> Response:
     """Registers a question, once the journal has it."""
     wanted, served = await call.body(wire.FlashCreate), call.session
     condition = None if wanted.when is None else wanted.when.condition()
-    on_fire = call.service.webhooks.sender(served.name, wanted.query, wanted.webhook)
+    on_fire = call.service.webhooks.sender(
+        call.tenant.name, served.name, wanted.query, wanted.webhook
+    )
     asked = served.session.check(wanted.query, max_tokens=1)
     room = call.service.model.tail_cells - asked + 1
     max_tokens = max(_FLASH_TOKENS[0], min(wanted.max_tokens, _FLASH_TOKENS[-1], room))

@@ -19,6 +19,7 @@ import hashlib
 import hmac
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ def signature(secret: str, body: bytes, at_s: int) -> str:
 
 
 class Webhooks:
-    """Sends notices, one receiver's in order.
+    """Sends notices: those of one tenant to one address in order, and none behind another's.
 
     Args:
         hosts: that may be sent to: `example.com`, or `example.com:8443`.
@@ -57,14 +58,14 @@ class Webhooks:
     """
 
     def __init__(self, hosts: tuple[str, ...], pauses_s: tuple[float, ...] = _PAUSES_S) -> None:
-        self._hosts = frozenset(hosts)
+        self._hosts = frozenset(one.lower() for one in hosts)
         self._pauses_s = pauses_s
-        self._queues: dict[str, asyncio.Queue[_Notice]] = {}
-        self._workers: list[asyncio.Task[None]] = []
+        self._waiting: dict[tuple[str, str], deque[_Notice]] = {}
+        self._workers: set[asyncio.Task[None]] = set()
         self._client = httpx.AsyncClient(timeout=_SEND_S, follow_redirects=False)
 
     def sender(
-        self, session: str, query: str, spec: wire.WebhookSpec | None
+        self, tenant: str, session: str, query: str, spec: wire.WebhookSpec | None
     ) -> Callable[[jaxstate.Answer], None] | None:
         """What is called with each answer that is news; None where no webhook is wanted.
 
@@ -73,7 +74,7 @@ class Webhooks:
         """
         if spec is None:
             return None
-        host = self._checked(spec.url)
+        self._check(spec.url)
         loop = asyncio.get_running_loop()
 
         def on_fire(answer: jaxstate.Answer) -> None:
@@ -87,12 +88,13 @@ class Webhooks:
                     "probability": answer.probability,
                 }
             )
+            notice = _Notice(spec.url, spec.secret, body)
             with contextlib.suppress(RuntimeError):  # the server has ended
-                loop.call_soon_threadsafe(self._put, host, _Notice(spec.url, spec.secret, body))
+                loop.call_soon_threadsafe(self._put, (tenant, spec.url), notice)
 
         return on_fire
 
-    def _checked(self, url: str) -> str:
+    def _check(self, url: str) -> None:
         try:
             parts = httpx.URL(url)
         except httpx.InvalidURL:
@@ -101,28 +103,33 @@ class Webhooks:
         if parts.scheme not in ("http", "https") or parts.userinfo or host not in self._hosts:
             allowed = ", ".join(sorted(self._hosts)) or "none (see --webhook-host)"
             raise ApiError(403, f"webhook.url may name http(s) hosts of these: {allowed}")
-        return host
 
-    def _put(self, host: str, notice: _Notice) -> None:
-        if host not in self._queues:
-            self._queues[host] = asyncio.Queue(_WAITING)
-            self._workers.append(asyncio.ensure_future(self._work(self._queues[host])))
-        queue = self._queues[host]
-        if queue.full():
-            queue.get_nowait()
-            _log.error("a notice to %s was dropped: %d wait", host, _WAITING)
-        queue.put_nowait(notice)
+    def _put(self, whose: tuple[str, str], notice: _Notice) -> None:
+        waiting = self._waiting.get(whose)
+        if waiting is None:
+            waiting = self._waiting[whose] = deque(maxlen=_WAITING)
+            worker = asyncio.ensure_future(self._work(whose, waiting))
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
+        if len(waiting) == _WAITING:
+            _log.error("a notice was dropped: %d wait for the same receiver", _WAITING)
+        waiting.append(notice)
 
-    async def _work(self, queue: asyncio.Queue[_Notice]) -> None:
-        while True:
-            notice = await queue.get()
-            for pause_s in self._pauses_s:
-                if await self._sent(notice):
-                    break
-                await asyncio.sleep(pause_s)
-            else:
-                if not await self._sent(notice):
-                    _log.error("a notice was given up after %d attempts", len(self._pauses_s) + 1)
+    async def _work(self, whose: tuple[str, str], waiting: deque[_Notice]) -> None:
+        """Sends what waits, and ends."""
+        try:
+            while waiting:
+                await self._send(waiting.popleft())
+        finally:
+            self._waiting.pop(whose, None)
+
+    async def _send(self, notice: _Notice) -> None:
+        for pause_s in self._pauses_s:
+            if await self._sent(notice):
+                return
+            await asyncio.sleep(pause_s)
+        if not await self._sent(notice):
+            _log.error("a notice was given up after %d attempts", len(self._pauses_s) + 1)
 
     async def _sent(self, notice: _Notice) -> bool:
         headers = {"content-type": "application/json"}
@@ -131,8 +138,8 @@ class Webhooks:
             headers["x-jaxstate-signature"] = signed
         try:
             response = await self._client.post(notice.url, content=notice.body, headers=headers)
-        except httpx.HTTPError as error:
-            _log.warning("a notice could not be sent: %s", error)
+        except Exception as error:  # whatever it is, those behind it are still to be sent
+            _log.warning("a notice could not be sent: %r", error)
             return False
         if response.status_code >= 500 or response.status_code in (408, 429):
             _log.warning("a notice was not taken: status %d", response.status_code)
@@ -141,7 +148,7 @@ class Webhooks:
 
     async def close(self) -> None:
         """What waits is not sent any more."""
-        for one in self._workers:
+        for one in tuple(self._workers):
             one.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
         await self._client.aclose()

@@ -21,12 +21,14 @@ class Collected:
         logprobs: one for each token.
         text: decoded, cut before a stop string; None without a tokenizer.
         finish_reason: "stop" if a stop token or stop string ended it, else "length".
+        stopped_by: the stop string that ended it; None for none.
     """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str | None
     finish_reason: FinishReason
+    stopped_by: str | None = None
 
 
 class AnswerCollector:
@@ -72,6 +74,7 @@ class AnswerCollector:
             logprobs=tuple(self._logprobs[:kept]),
             text=text,
             finish_reason=self._finish,
+            stopped_by=None if self._text is None else self._text.stopped_by,
         )
 
 
@@ -87,6 +90,11 @@ class _Text:
         self._decoder = IncrementalDecoder(tokenizer)
         self._stop = StopText(stop)
         self.kept = ""
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that has come."""
+        return self._stop.found
 
     def push(self, token: int) -> bool:
         """Adds a token's text; True if a stop string is complete."""

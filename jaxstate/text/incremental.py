@@ -53,6 +53,9 @@ class StopText:
     Args:
         stops: the stop strings; none at all lets everything through.
 
+    Attributes:
+        found: the one that has come.
+
     Raises:
         InvalidInput: a stop string is empty.
     """
@@ -63,6 +66,7 @@ class StopText:
         self._stops = stops
         self._held = ""
         self._stopped = False
+        self.found: str | None = None
 
     @property
     def stopped(self) -> bool:
@@ -77,14 +81,14 @@ class StopText:
         # The first to end, and of those the first to begin.
         found = min(
             (
-                (start + len(stop), start)
+                (start + len(stop), start, stop)
                 for stop in self._stops
                 if (start := self._held.find(stop)) >= 0
             ),
             default=None,
         )
         if found is not None:
-            self._stopped = True
+            self._stopped, self.found = True, found[2]
             return self._release(found[1], keep=False)
         return self._release(len(self._held) - self._undecided(), keep=True)
 

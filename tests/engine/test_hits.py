@@ -262,6 +262,7 @@ def test_an_answer_that_is_given_again_keeps_every_field() -> None:
         probability=0.7,
         choice_logprobs=(-1.0, -2.0),
         token_logprobs=(-1.0,),
+        stopped_by="\n",
         seed=9,
         visible=(Span(first=1, last=3),),
         window="slide",

@@ -122,6 +122,11 @@ def test_numbers_make_a_push_happen_once(http: httpx.Client, feed: str) -> None:
             for _ in range(2)
         ]
         assert replies[0]["last"] == replies[1]["last"]
+        replies = [
+            http.post(f"{feed}/push", content=b"y", headers={**plain, "idempotency-key": f"l{key}"})
+            for _ in range(2)
+        ]
+        assert replies[0].json()["last"] == replies[1].json()["last"]
     both = http.post(f"{feed}/push", json=numbered, headers={"idempotency-key": "x"})
     assert both.status_code == 400
 

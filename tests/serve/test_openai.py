@@ -85,6 +85,7 @@ def test_one_of_few_values(client: openai.OpenAI) -> None:
     assert json.loads(said({"enum": ["up", "down"]})) in ("up", "down")
     assert json.loads(said({"type": "boolean"})) in (True, False)
     assert json.loads(said({"const": 3})) == 3
+    assert json.loads(said({"type": "boolean", "const": False})) is False
     with pytest.raises(openai.BadRequestError, match="schema whose values are few"):
         said({"type": "object"})
     plain = client.chat.completions.create(
@@ -203,6 +204,22 @@ def test_messages_and_their_stream_say_the_same(claude: anthropic.Anthropic) -> 
     assert final.usage.input_tokens + (final.usage.cache_read_input_tokens or 0) == prompt
     counted = claude.messages.count_tokens(model="-", system="Be brief", messages=talk)  # pyright: ignore
     assert counted.input_tokens == prompt
+
+
+def test_a_stop_sequence_is_named_and_an_answer_may_be_empty(claude: anthropic.Anthropic) -> None:
+    talk = [{"role": "user", "content": "two?"}]
+    every = [chr(code) for code in range(32, 127)]
+    stopped = claude.messages.create(
+        model="-",
+        max_tokens=200,
+        messages=talk,  # pyright: ignore
+        stop_sequences=every,
+        extra_body={"temperature": 1.0, "seed": 5},
+    )
+    assert stopped.stop_reason == "stop_sequence" and stopped.stop_sequence in every
+    empty = [*talk, {"role": "assistant", "content": []}, *talk]
+    again = claude.messages.create(model="-", max_tokens=4, messages=empty)  # pyright: ignore
+    assert again.stop_reason in ("max_tokens", "end_turn")
 
 
 def test_errors_in_anthropics_words(claude: anthropic.Anthropic) -> None:

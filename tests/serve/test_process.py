@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -41,7 +43,7 @@ def test_told_to_stop_it_finishes_and_ends_with_0(
         httpx.get(f"{url}/feed/wait")
         events: list[str] = []
         answers: list[httpx.Response] = []
-        listening = threading.Thread(target=lambda: events.extend(_lines(f"{url}/feed/events")))
+        listening = threading.Thread(target=_listen, args=(f"{url}/feed/events", events))
         asked = {"prompt": "What?", "max_tokens": 200, "temperature": 9.0, "seed": 1, "stop": []}
         asking = threading.Thread(
             target=lambda: answers.append(
@@ -49,7 +51,7 @@ def test_told_to_stop_it_finishes_and_ends_with_0(
             )
         )
         listening.start(), asking.start()
-        while not httpx.get(f"{url}/feed").json()["busy"]:
+        while not (events and httpx.get(f"{url}/feed").json()["busy"]):
             time.sleep(0.005)
         assert server.stop(how) == 0
         listening.join(10), asking.join(10)
@@ -61,9 +63,10 @@ def test_told_to_stop_it_finishes_and_ends_with_0(
         assert again.stop() == 0
 
 
-def _lines(url: str) -> list[str]:
+def _listen(url: str, heard: list[str]) -> None:
     with httpx.stream("GET", url, timeout=60) as events:
-        return [*events.iter_lines()]
+        for line in events.iter_lines():
+            heard.append(line)
 
 
 def test_killed_under_load_nothing_acknowledged_is_missing(tiny: str, place: Path) -> None:
@@ -113,6 +116,71 @@ def _push_on(url: str, name: str, acknowledged: dict[str, int], stop: threading.
                 acknowledged[name] = number
         except httpx.HTTPError:
             return  # it was killed
+
+
+def test_what_would_go_on_for_ever_ends_with_the_server(tiny: str, place: Path) -> None:
+    """A push that is silent, and a wait for what nobody pushes."""
+    with served(tiny, place) as server:
+        httpx.post(f"{server.url}/v1/sessions", json={"id": "feed"})
+        ends, replies = threading.Event(), list[httpx.Response]()
+
+        def silent() -> Iterator[bytes]:
+            yield b"one\ntwo\n"
+            ends.wait(60)
+
+        calls = [
+            lambda: httpx.post(
+                f"{server.url}/v1/sessions/feed/push",
+                content=silent(),
+                headers={"content-type": "text/plain"},
+                timeout=60,
+            ),
+            lambda: httpx.get(f"{server.url}/v1/sessions/feed/wait?version=99", timeout=60),
+        ]
+        threads = [threading.Thread(target=lambda one=one: replies.append(one())) for one in calls]
+        for one in threads:
+            one.start()
+        while httpx.get(f"{server.url}/v1/sessions/feed").json()["data_version"] < 2:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        began_s = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - began_s < 20  # and not when nobody has anything to say any more
+        ends.set()
+        for one in threads:
+            one.join(10)
+    assert [one.status_code for one in replies] == [503, 503]
+    assert any("2 entries before it are taken" in one.text for one in replies)
+
+
+def test_half_a_header_is_not_waited_for(tiny: str, place: Path) -> None:
+    """On a new connection, and on one that has had a request."""
+    with served(tiny, place, "--body-timeout", "1") as server:
+        for requests in (0, 1):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=30) as one:
+                for _ in range(requests):
+                    one.sendall(b"GET /livez HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+                    reply = b""
+                    while b"ok" not in reply:
+                        reply += one.recv(4096)
+                one.sendall(b"GET /livez HTT")
+                assert one.recv(4096) == b""
+        slow = b"POST /v1/sessions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 9\r\n\r\n{"
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as one:
+            one.sendall(slow)
+            assert b"408" in one.recv(4096)
+
+
+def test_a_session_that_answers_is_not_deleted(tiny: str, place: Path) -> None:
+    with served(tiny, place) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        client.post("/v1/sessions", json={"id": "feed"})
+        late = {"prompt": "?", "min_version": 1, "stream": True, "max_tokens": 4}
+        with client.stream("POST", "/v1/sessions/feed/generate", json=late) as stream:
+            busy = httpx.delete(f"{server.url}/v1/sessions/feed")
+            assert busy.status_code == 409 and busy.json()["error"]["code"] == "busy"
+            httpx.post(f"{server.url}/v1/sessions/feed/push", json={"data": "one"})
+            assert "[DONE]" in stream.read().decode()
+        assert client.delete("/v1/sessions/feed").status_code == 200
 
 
 @pytest.mark.parametrize(

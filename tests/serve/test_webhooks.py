@@ -102,6 +102,7 @@ def test_answers_that_are_news_are_sent_signed_and_again(
         "//{host}/x",
         "x",
         "http://[::1",
+        "http://{host}/\u0001",
     ],
 )
 def test_nothing_is_sent_where_it_may_not(hooked: Server, receiver: Receiver, url: str) -> None:

@@ -73,6 +73,11 @@ class _Pieces:
             return None
         return future.result()
 
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing more to come, whatever was taken of it."""
+        return self._feed.future.done()
+
     def close(self) -> None:
         """Ends it: a question that is not answered leaves the device."""
         self._feed.future.cancel()

@@ -307,6 +307,7 @@ class Request:
                 cached_tokens=self._cached_tokens,
             ),
             token_logprobs=collected.logprobs,
+            stopped_by=collected.stopped_by,
             seed=self.asked.sampling.seed if self.asked.sampling.temperature > 0 else None,
             visible=self._visible,
             window=self._window,

@@ -86,6 +86,7 @@ class Answer(Record):
             at the model's `choice_temperature`.
         choice_logprobs: with choices, their total log-probabilities, in the order given.
         token_logprobs: without choices, one for each of `token_ids`.
+        stopped_by: the stop string that ended it; None for any other end.
         seed: that it was drawn with; None for a greedy answer.
         visible: of a session with a window, the entries that it saw; None without one: it saw all
             up to its version, but for those that were displaced from the queue.
@@ -104,6 +105,7 @@ class Answer(Record):
     probability: float | None = None
     choice_logprobs: tuple[float, ...] | None = None
     token_logprobs: tuple[float, ...] | None = None
+    stopped_by: str | None = None
     seed: int | None = None
     visible: tuple[Span, ...] | None = None
     window: WindowMode | None = None
@@ -123,6 +125,7 @@ class Answer(Record):
             probability=self.probability,
             choice_logprobs=self.choice_logprobs,
             token_logprobs=self.token_logprobs,
+            stopped_by=self.stopped_by,
             seed=self.seed,
             visible=self.visible,
             window=self.window,
