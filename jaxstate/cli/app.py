@@ -142,6 +142,34 @@ def stream(
     flash_max_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of a flash answer at most.")
     ] = 16,
+    choices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,…", help="The only answers that --flash questions may have, scored whole."
+        ),
+    ] = None,
+    when: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="Which flash answers are news: changed, equals=TEXT, crosses=NUMBER, "
+            "rises-above=NUMBER, falls-below=NUMBER, confidence=NUMBER.",
+            show_default="each that differs from the one before",
+        ),
+    ] = None,
+    exec_: Annotated[
+        str | None,
+        typer.Option(
+            "--exec",
+            metavar="COMMAND",
+            help="Run it for each flash answer that is news; it gets the answer as JSON on its "
+            "standard input.",
+        ),
+    ] = None,
+    webhook: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Post each flash answer that is news there, as JSON."),
+    ] = None,
     policy: Annotated[
         PolicyOption,
         typer.Option(
@@ -266,12 +294,14 @@ def stream(
 
     jaxstate stream -m gemma3-270m --journal kept --session web=web.log
     """
+    from jaxstate.cli.actions import action_of, checked_choices, condition_of
     from jaxstate.cli.decoding import checked_encoding
     from jaxstate.cli.inputs import Reading, checked_pattern
     from jaxstate.cli.stream import StreamOptions, run_stream
     from jaxstate.cli.streaming import Plan
     from jaxstate.engine.types.window import Window
 
+    show = Show(as_json=as_json)
     plan = Plan(
         questions=tuple(ask or ()),
         every=every,
@@ -287,7 +317,12 @@ def stream(
             grep=checked_pattern(grep),
             max_bytes=max_line,
         ),
+        choices=checked_choices(choices),
+        when=condition_of(when),
+        act=action_of(show, exec_, webhook),
     )
+    if (plan.choices or plan.when or plan.act) and not plan.flash:
+        raise InvalidInput("--choices, --when, --exec, --webhook are of --flash questions: add one")
     plan.reading.entries()  # or it says what is wrong with the format
     if (hop is not None or slide) and not window:
         raise InvalidInput("--hop and --slide say how a --window moves: add --window")
@@ -313,7 +348,7 @@ def stream(
         durability=durability,
         plan=plan,
     )
-    raise typer.Exit(run_stream(Show(as_json=as_json), options))
+    raise typer.Exit(run_stream(show, options))
 
 
 @app.command()

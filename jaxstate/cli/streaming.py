@@ -11,12 +11,14 @@ happens.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxstate.cli.actions import Act
 from jaxstate.cli.follow import Follower
 from jaxstate.cli.inputs import Input, LineReader, Reading
 from jaxstate.cli.lines import Line
@@ -27,7 +29,8 @@ from jaxstate.cli.signals import Interrupt
 from jaxstate.cli.tailing import entry_at
 from jaxstate.cli.view import StreamView, flash_fields
 from jaxstate.engine.api.engine import Engine
-from jaxstate.engine.api.session import Session
+from jaxstate.engine.api.session import FlashQuery, Session
+from jaxstate.engine.flash.conditions import Condition
 from jaxstate.engine.types.values import Receipt, Span
 from jaxstate.errors import CapacityExceeded, InvalidInput, JaxstateError
 from jaxstate.model.bundle import Model
@@ -47,7 +50,10 @@ class Plan:
         every: None for at the end only.
         max_tokens: of their answers.
         flash: questions that are kept answered.
-        flash_max_tokens: of those answers.
+        flash_max_tokens: of those answers; nothing with `choices`.
+        choices: the only answers of flash questions; None for any.
+        when: which of their answers are news; None: those that differ from the one before.
+        act: what is done with those; None for nothing.
         reading: how lines become entries.
     """
 
@@ -57,6 +63,9 @@ class Plan:
     flash: tuple[str, ...]
     flash_max_tokens: int
     reading: Reading
+    choices: tuple[str, ...] | None = None
+    when: Condition | None = None
+    act: Act | None = None
 
 
 class Streaming:
@@ -97,15 +106,23 @@ class Streaming:
         self._model = model
         self._engine = engine
         self._session = session
-        self._queries = [
-            session.flash(question, max_tokens=plan.flash_max_tokens) for question in plan.flash
-        ]
+        self._queries = [self._flash(question) for question in plan.flash]
         for question in plan.questions:
             session.check(question, max_tokens=plan.max_tokens)
         self.view = StreamView(source, engine, session, self._queries)
         self._dropped = _Dropped(self._show)
         self._pushed = self._skipped = 0
         self._asked_version = -1
+
+    def _flash(self, question: str) -> FlashQuery:
+        plan = self._plan
+        return self._session.flash(
+            question,
+            max_tokens=None if plan.choices else plan.flash_max_tokens,
+            choices=plan.choices,
+            when=plan.when,
+            on_fire=None if plan.act is None else functools.partial(plan.act, question),
+        )
 
     def run(self, interrupt: Interrupt) -> int:
         """Reads, answers, saves, whatever ends it; returns the exit code."""

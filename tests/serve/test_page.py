@@ -56,7 +56,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     service = webdriver.ChromeService(executable_path=DRIVER or "")
     with webdriver.Chrome(options=options, service=service) as one:
-        one.set_window_size(1280, 900)
+        one.set_window_size(1280, 1240)
         yield one
 
 
@@ -99,6 +99,7 @@ def keep(browser: webdriver.Chrome, name: str, place: Path) -> None:
     """A picture to look at: in JAXSTATE_ARTEFACTS if that is set."""
     kept = Path(os.environ.get("JAXSTATE_ARTEFACTS", place))
     kept.mkdir(parents=True, exist_ok=True)
+    browser.execute_script("scrollTo(0, 0)")
     assert browser.save_screenshot(str(kept / name))
 
 
