@@ -129,7 +129,7 @@ def test_register_push_and_see_the_answer_change(
     until(page, "prompt").send_keys("What is the last open of ACME?" + Keys.ENTER)
     wait(page, lambda: "computed" in text(page, "#answers .state"))
     wait(page, lambda: "ACME open 101.20 close 87.50" in text(page, "#entries"))
-    assert "version 2" in text(page, "#sessions small")
+    wait(page, lambda: "version 2" in text(page, "#sessions small"))
     # From elsewhere: the events stream says it.
     httpx.post(
         f"{server.url}/v1/sessions/prices/push",
@@ -137,7 +137,7 @@ def test_register_push_and_see_the_answer_change(
         headers={"x-api-key": "secret"},
     )
     wait(page, lambda: text(page, "#flashes .value") == "120.00")
-    wait(page, lambda: page.find_elements(By.CSS_SELECTOR, "#idle polyline[points]"))
+    wait(page, lambda: page.find_elements(By.CSS_SELECTOR, "#latency polyline[points]"))
     keep(page, "page.png", tmp_path)
     page.find_element(By.CSS_SELECTOR, "#flashes button").send_keys(Keys.ENTER)
     wait(page, lambda: page.find_elements(By.CSS_SELECTOR, "#flashes li") == [])
