@@ -163,6 +163,7 @@ class Load:
         clients, sessions: how many.
         seconds: how long.
         pause_s: of each client between requests, on average.
+        window: entries that stay in a session's context; 0 for all.
     """
 
     port: int
@@ -170,6 +171,7 @@ class Load:
     sessions: int
     seconds: float
     pause_s: float
+    window: int
     times: Times = field(default_factory=lambda: defaultdict(list))
     errors: list[str] = field(default_factory=list[str])
     acknowledged: dict[str, int] = field(default_factory=dict[str, int])
@@ -239,13 +241,14 @@ def started(model: str, options: list[str]) -> tuple[subprocess.Popen[str], int]
         text=True,
     )
     assert process.stderr is not None
-    port = 0
+    port, said = 0, list[str]()
     for line in iter(process.stderr.readline, ""):
+        said.append(line)
         if found := re.search(r"listening at http://[^ ]*:(\d+)", line):
             port = int(found[1])
         if line.startswith("ready: "):
             return process, port
-    raise SystemExit(f"the server ended: {process.wait()}")
+    raise SystemExit(f"the server ended with {process.wait()}: {''.join(said)}")
 
 
 def shown(title: str, times: Times) -> dict[str, dict[str, float]]:
@@ -277,6 +280,7 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--pause", type=float, default=1.0, help="of each client, seconds")
+    parser.add_argument("--window", type=int, default=20, help="entries of a session; 0: all")
     parser.add_argument("--alone", type=int, default=100, help="rounds of one client")
     parser.add_argument("--journal", type=Path, help="keep it there")
     parser.add_argument("--json", type=Path)
@@ -288,9 +292,16 @@ def main() -> None:
         work: Callable[[int], Awaitable[Times]] = lambda count: one_at_a_time(port, count)  # noqa: E731
         asyncio.run(_awaited(work(20)))  # compiles what is used
         over_http = shown("one client over HTTP", asyncio.run(_awaited(work(options.alone))))
-        warm = Load(port, options.clients, options.sessions, 10.0, options.pause)
+        warm = Load(port, options.clients, options.sessions, 10.0, options.pause, options.window)
         asyncio.run(warm.run())
-        load = Load(port, options.clients, options.sessions, options.seconds, options.pause)
+        load = Load(
+            port,
+            options.clients,
+            options.sessions,
+            options.seconds,
+            options.pause,
+            options.window,
+        )
         asyncio.run(load.run())
         title = f"{options.clients} clients on {options.sessions} sessions, {options.seconds:g} s"
         under_load = shown(title, load.times)

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -26,6 +27,9 @@ from jaxstate.serve.settings import ServeSettings
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PING_S, _PONG_S = 15.0, 30.0
+# How long the engine's thread may keep the interpreter to itself while requests wait for it: each
+# call that lets go of it for a moment, such as a tokenizer's, waits for so long to have it again.
+_SWITCH_S = 0.0005
 _log = logging.getLogger("jaxstate.serve")
 
 
@@ -59,6 +63,7 @@ def serve(
     Raises:
         InvalidInput: the address cannot be listened to.
     """
+    sys.setswitchinterval(_SWITCH_S)
     service = Service(settings, keys)
     listening = _bound(settings)
     config = uvicorn.Config(

@@ -243,7 +243,7 @@ def options_of(call: Call, served: ServedSession, wanted: wire.Generate) -> dict
     ends = call.service.model.with_own(stop)
     max_tokens = wanted.max_tokens or wanted.max_completion_tokens
     if max_tokens is None and wanted.choices is None:
-        is_flash = any(one.question == wanted.prompt for one in served.session.flashes())
+        is_flash = served.session.flash_of(wanted.prompt) is not None
         usual = min(_USUAL_TOKENS, call.service.model.tail_cells // 2)
         max_tokens = None if is_flash else usual
     given = {
@@ -341,9 +341,9 @@ def generation(
         window=UNSET if answer.window is None else answer.window,
     )
     if answer.source != "computed":
-        queries = [one for one in served.session.flashes() if one.question == question]
+        query = served.session.flash_of(question)
         reply.flash = True
-        reply.flash_id = flash_number(queries[0].id) if queries else UNSET
+        reply.flash_id = UNSET if query is None else flash_number(query.id)
     return reply
 
 
@@ -406,7 +406,7 @@ async def flash(call: Call) -> Response:
             staleness_s=wanted.staleness_s,
         )
     except jaxstate.InvalidInput as error:
-        if any(one.question == wanted.query for one in served.session.flashes()):
+        if served.session.flash_of(wanted.query) is not None:
             raise ApiError(409, str(error), code="flash_exists") from error
         raise
     await served.session.journaled()

@@ -197,7 +197,7 @@ class Pool:
             stop=(),
         )
         request = Request(self.keys, "ask", asked, 0.0)
-        request.begin(0, record.residence.seen(record.seen_cells), (), None)
+        request.begin(0, record.residence.seen(record.seen_cells), (), None, cached_tokens=0)
         ask = PendingAsk(request=request, future=Future(), min_version=0)
         record.asks[request.key] = record.asks_begun[request.key] = ask
 

@@ -213,6 +213,10 @@ class AsyncSession:
         """As `Session.flashes`."""
         return self.session.flashes()
 
+    def flash_of(self, question: str) -> FlashQuery | None:
+        """As `Session.flash_of`."""
+        return self.session.flash_of(question)
+
     def unflash(self, flash_id: str) -> None:
         """As `Session.unflash`, without waiting for the journal."""
         self.session.noting_unflash(flash_id)

@@ -556,6 +556,12 @@ class Session:
             registered = list(self._record.flash)
         return [FlashQuery(self._core, self._record, one) for one in registered]
 
+    def flash_of(self, question: str) -> FlashQuery | None:
+        """The registered question of that text; None if there is none. Does not wait for the
+        engine's lock, however busy it is."""
+        registered = self._record.flash.of_text(question)
+        return None if registered is None else FlashQuery(self._core, self._record, registered)
+
     def unflash(self, flash_id: str) -> None:
         """Forgets a registered question.
 
