@@ -279,6 +279,34 @@ def test_a_push_waits_for_room_without_blocking_the_event_loop() -> None:
     run(push())
 
 
+def test_tokens_of_long_entries_are_made_beside_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made_in: list[bool] = []
+    prepare = jaxstate.Session.prepare
+
+    def noting(*args: object, **options: object) -> object:
+        made_in.append(threading.current_thread() is threading.main_thread())
+        return prepare(*args, **options)  # pyright: ignore
+
+    monkeypatch.setattr(jaxstate.Session, "prepare", noting)
+
+    async def work(engine: jaxstate.Engine) -> None:
+        session = jaxstate.AsyncSession(engine.open())
+        await session.push("short")
+        with pytest.raises(jaxstate.CapacityExceeded):
+            await session.push("x" * 20_000)
+        with pytest.raises(jaxstate.CapacityExceeded):
+            await session.push(["x" * 9_000, "y" * 9_000])
+        for wrong in (None, 3, [None]):
+            with pytest.raises(jaxstate.InvalidInput):
+                await session.push(wrong)  # pyright: ignore
+
+    with faked() as engine:
+        run(work(engine))
+    assert made_in == [True, False, False, True, True, True]
+
+
 def test_a_journal_in_asyncio(tmp_path: Path) -> None:
     """What was pushed is there again; a session goes through a file, and is erased."""
 

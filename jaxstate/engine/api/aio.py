@@ -38,6 +38,9 @@ from jaxstate.text import Messages
 
 T = TypeVar("T")
 
+# Tokens of so many characters take milliseconds.
+_LONG_CHARACTERS = 16_384
+
 
 async def result_of(future: Future[T], timeout: float | None, what: str) -> T:
     """A future's result; a timeout, or the task's end, cancels it.
@@ -86,6 +89,15 @@ async def made_of(make: Callable[[], T], discard: Callable[[T], None]) -> T:
 async def on_a_thread(work: Callable[[], T]) -> T:
     """What comes of something that waits; it goes on if nobody waits for it any more."""
     return await made_of(work, lambda _: None)
+
+
+def _is_long(entries: str | Sequence[str]) -> bool:
+    """Whether making tokens of them would hold up an event loop for more than a moment."""
+    if isinstance(entries, str):
+        return len(entries) > _LONG_CHARACTERS
+    if not isinstance(entries, list | tuple):
+        return False  # if it is no sequence at all, that is found elsewhere
+    return sum(len(one) for one in entries if isinstance(one, str)) > _LONG_CHARACTERS
 
 
 async def written_to_journal(written: PendingWrite | None, timeout: float | None) -> None:
@@ -147,8 +159,9 @@ class AsyncSession:
         timeout: float | None = None,
     ) -> Receipt:
         """As `Session.push`; what a cancelled task has pushed may be there all the same."""
-        new = self.session.prepare(entries, client, client_seq, strict)
         left_s = countdown(timeout)
+        prepare = lambda: self.session.prepare(entries, client, client_seq, strict)  # noqa: E731
+        new = await on_a_thread(prepare) if _is_long(entries) else prepare()
         while (read := self.session.reads_first(new)) is not None:
             await on_a_thread(read)
         try:
