@@ -67,7 +67,10 @@ class EntryFormat:
         if template is not None and name not in ("jsonl", "auto"):
             raise InvalidInput(f"a template is for the format jsonl, and not for {name!r}")
         if template is not None and not _FIELD.search(template):
-            raise InvalidInput(f"template={shown(template)} names no field, such as {{message}}")
+            raise InvalidInput(
+                f"template={shown(template)} names no field, such as {{message}} (curl takes "
+                "braces away: write %7Bmessage%7D)"
+            )
         self.name: FormatName = name
         self._template = template
         self._columns: list[str] | None = None
@@ -173,7 +176,7 @@ def json_entry(text: str, template: str | None = None) -> str:
             have is left out.
 
     Raises:
-        InvalidInput: it is no JSON, or neither.
+        InvalidInput: it is no JSON, or neither, or has none of the template's fields.
     """
     try:
         made = json.loads(text)
@@ -184,6 +187,9 @@ def json_entry(text: str, template: str | None = None) -> str:
     if not isinstance(made, dict):
         raise InvalidInput(f"a line of JSON must be an object or a string: {shown(text)}")
     if template is not None:
+        names = _FIELD.findall(template)
+        if all(_field(made, name) is None for name in names):
+            raise InvalidInput(f"an object has none of {', '.join(names)}: {shown(text)}")
         return _FIELD.sub(lambda found: _shown(_field(made, found[1])), template).strip()
     message = _first(made, _MESSAGES)
     if message is None:

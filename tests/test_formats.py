@@ -46,6 +46,8 @@ def test_objects_by_a_template() -> None:
     line = json.dumps({"t": 1, "user": {"name": "Ann"}, "text": "hi", "user.x": 2})
     assert EntryFormat("jsonl", template).entry(line) == "1 Ann: hi"
     assert EntryFormat("jsonl", "{user.x}").entry(line) == "2"
+    with pytest.raises(InvalidInput, match="an object has none of a, b"):
+        EntryFormat("jsonl", "{a} {b}").entry(line)
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])

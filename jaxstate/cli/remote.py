@@ -46,7 +46,7 @@ class RemoteSession:
     """
 
     def __init__(self, show: Show, url: str, name: str, key: str | None, patience_s: float) -> None:
-        base = url.rstrip("/")
+        base = url.rstrip("/").removesuffix("/v1")
         if not base.startswith(("http://", "https://")):
             raise InvalidInput(f"the server {url!r} must begin with http:// or https://")
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
@@ -117,19 +117,23 @@ class RemoteSession:
 
         Raises:
             UnknownSession: it is gone.
+            TimedOut: the server did not answer for as long as we are patient.
         """
+        ends_s = time.monotonic() + self._patience_s
         while True:
             try:
-                with self._client.stream(
-                    "GET", f"{self._path}/events", timeout=httpx.Timeout(60.0, connect=5.0)
-                ) as response:
-                    if response.status_code != 200:
+                with self._client.stream("GET", f"{self._path}/events") as response:
+                    if response.status_code == 200:
+                        yield from _events_of(response)
+                        ends_s = time.monotonic() + self._patience_s
+                    else:
                         response.read()
-                        self._check(response)
-                    yield from _events_of(response)
-            except httpx.TransportError:
-                self._show.note("the server does not answer: trying again")
-            time.sleep(_PAUSES_S[2])
+                        if response.status_code not in _COME_AGAIN:
+                            self._check(response)
+                    why = _message(response) if response.status_code != 200 else "it ended"
+            except httpx.TransportError as error:
+                why = str(error) or repr(error)
+            self._rest(why, _PAUSES_S[2], ends_s)
 
     def _call(self, method: str, path: str, body: Reply | None = None) -> Reply:
         ends_s = time.monotonic() + self._patience_s
@@ -144,11 +148,17 @@ class RemoteSession:
                 why = _message(response)
             except httpx.TransportError as error:
                 why = str(error) or repr(error)
-            pause_s = next(pauses)
-            if time.monotonic() + pause_s > ends_s:
-                raise TimedOut(f"the server did not do it within {self._patience_s:g} s: {why}")
-            self._show.note(f"trying again: {why}")
-            time.sleep(pause_s)
+            self._rest(why, next(pauses), ends_s)
+
+    def _rest(self, why: str, pause_s: float, ends_s: float) -> None:
+        """Before the next attempt, if there is one."""
+        where = f"{self._client.base_url}".rstrip("/")
+        if time.monotonic() + pause_s > ends_s:
+            raise TimedOut(f"{where} did not do it within {self._patience_s:g} s: {why}")
+        self._show.note(
+            f"{where} does not answer ({why}); trying for {self._patience_s:g} s, Ctrl-C ends it"
+        )
+        time.sleep(pause_s)
 
     def _check(self, response: httpx.Response) -> None:
         if response.is_success:

@@ -15,6 +15,7 @@ from jaxstate.cli.runtime import model_name, noted_model, read_steps, read_templ
 from jaxstate.cli.show import Show
 from jaxstate.engine.api.aio import AsyncEngine, on_a_thread
 from jaxstate.engine.types.options import EngineConfig
+from jaxstate.errors import InvalidInput
 from jaxstate.model.bundle import Model
 from jaxstate.model.compile_cache import use_compilation_cache
 from jaxstate.model.loading import DTypeName, load
@@ -63,6 +64,10 @@ class ServeOptions:
 
 def run_serve(show: Show, options: ServeOptions) -> int:
     """Serves until it is told to stop."""
+    if options.durability != "os" and options.journal is None:
+        raise InvalidInput(
+            f"--durability {options.durability} is of a --journal, and none is given"
+        )
     keys = key_ring(options.api_key, options.keys)
     check_public(options.settings, keys, insecure=options.insecure)
     steps = read_steps(options.steps)

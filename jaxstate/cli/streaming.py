@@ -189,7 +189,10 @@ class Streaming:
         if before and self._pushed <= 1 and not interrupt.pressed:
             self._show.note(f"nothing new in {self._source.source}")
         if self._skipped:
-            self._show.note(f"{self._skipped:,} lines of {self._source.source} made no entry")
+            self._show.note(
+                f"{self._skipped:,} lines of {self._source.source} made no entry "
+                "(blank, a table's header, or left out by --grep)"
+            )
         if self._pushed == 0 and not interrupt.pressed and not unfinished:
             raise InvalidInput(self._nothing(before))
 

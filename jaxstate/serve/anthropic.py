@@ -29,6 +29,7 @@ from jaxstate.serve.dialects import (
     text_of,
     turn_of,
 )
+from jaxstate.serve.errors import ApiError
 from jaxstate.serve.wire import Anything, Count, Request
 
 _USAGE = (
@@ -64,7 +65,7 @@ class Counted(Request, kw_only=True):
     messages: Annotated[list[InputMessage], Meta(min_length=1)]
     model: str = ""
     system: Content = None
-    tools: Annotated[list[Anything], Meta(max_length=0)] | None = None
+    tools: list[Anything] | None = None
     tool_choice: dict[str, Anything] | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -93,6 +94,8 @@ class MessageCreate(Counted, kw_only=True):
 
 
 def _messages(wanted: Counted) -> list[jaxstate.Message]:
+    if wanted.tools:
+        raise ApiError(400, "tools are not supported: leave them out")
     turns = [("system", text_of(wanted.system))]
     return merged([*turns, *((one.role, text_of(one.content)) for one in wanted.messages)])
 

@@ -66,7 +66,11 @@ def make_app(load: Load, service: Service) -> Starlette:
             await service.close()
 
     routes: list[BaseRoute] = [
-        Route(one.path, answering(one.run, service, one.dialect, one.path), methods=[one.method])
+        Route(
+            one.path,
+            answering(one.run, service, one.dialect, one.path, frozenset(one.query)),
+            methods=[one.method],
+        )
         for one in OPERATIONS
     ]
 

@@ -199,14 +199,29 @@ def as_refusal(error: Exception) -> ApiError:
 
 
 def answering(
-    run: Callable[[Call], Awaitable[Response]], service: Service, dialect: Dialect, route: str
+    run: Callable[[Call], Awaitable[Response]],
+    service: Service,
+    dialect: Dialect,
+    route: str,
+    query: frozenset[str] = frozenset(),
 ) -> Callable[[Request], Awaitable[Response]]:
-    """An endpoint: what `run` replies, or what it raises as a response."""
+    """An endpoint: what `run` replies, or what it raises as a response.
+
+    Args:
+        run: it.
+        service: the server's.
+        dialect: of its errors.
+        route: its path, as it is counted.
+        query: the parameters that it has there.
+    """
 
     async def endpoint(request: Request) -> Response:
         request.scope["jaxstate.route"] = route
         tenant: ServedTenant = request.scope["jaxstate.tenant"]
         try:
+            if unknown := sorted(set(request.query_params) - query):
+                known = f"; it takes {', '.join(sorted(query))}" if query else ""
+                raise ApiError(400, f"{unknown[0][:40]!r} in the query is not known{known}")
             return await run(Call(service, request, tenant))
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it

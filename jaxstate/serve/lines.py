@@ -46,7 +46,7 @@ async def push_lines(call: Call, served: ServedSession, kind: str) -> wire.PushR
     timeout_s = call.service.settings.push_s
     if client is not None or client_seq is not None:
         body = await call.read()
-        entries = _entries(form, body.split(b"\n"))
+        entries = _entries(form, body.split(b"\n"), 0)
         form.end()
         if not entries:
             raise ApiError(400, "the body has no lines that make entries")
@@ -73,9 +73,11 @@ async def _pushed_as_they_come(
     call: Call, served: ServedSession, form: EntryFormat
 ) -> wire.PushReply:
     sum_of: wire.PushReply | None = None
+    before = 0
     try:
         async for raw in _lines(call):
-            entries = _entries(form, raw)
+            entries = _entries(form, raw, before)
+            before += len(raw)
             if not entries:
                 continue
             one = await pushed(served, entries, timeout_s=call.service.settings.push_s)
@@ -85,10 +87,8 @@ async def _pushed_as_they_come(
         raise
     except Exception as error:
         refusal = as_refusal(error)
-        if sum_of is not None:
-            refusal.message += (
-                f" ({sum_of.pushed} entries before it are taken, up to number {sum_of.last})"
-            )
+        taken, last = (0, "") if sum_of is None else (sum_of.pushed, f", up to {sum_of.last}")
+        refusal.message += f" ({taken} entries of this body are taken{last})"
         raise refusal from error
     if sum_of is None:
         raise ApiError(400, "the body has no lines that make entries")
@@ -105,14 +105,17 @@ def _added(before: wire.PushReply, one: wire.PushReply) -> wire.PushReply:
     )
 
 
-def _entries(form: EntryFormat, raw: list[bytes]) -> list[str]:
+def _entries(form: EntryFormat, raw: list[bytes], before: int) -> list[str]:
+    """What some lines make, which come behind so many others."""
     entries: list[str] = []
-    for line in raw:
+    for number, line in enumerate(raw, before + 1):
         try:
-            text = line.decode("utf-8")
+            entry = form.entry(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise InvalidInput(f"a line is not UTF-8: {error}") from error
-        if (entry := form.entry(text)) is not None:
+            raise InvalidInput(f"line {number} is not UTF-8: {error}") from error
+        except InvalidInput as error:
+            raise InvalidInput(f"line {number}: {error}") from error
+        if entry is not None:
             entries.append(entry)
     return entries
 

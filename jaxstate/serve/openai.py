@@ -124,7 +124,7 @@ class ChatCompletionCreate(Sampled, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Literal[0] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Anything], Meta(max_length=0)] | None = None
+    tools: list[Anything] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low"] | None = None
@@ -168,6 +168,8 @@ def _choices(wanted: ChatCompletionCreate) -> list[str] | None:
 
 def _chat(wanted: ChatCompletionCreate) -> Chat:
     wanted.check()
+    if wanted.tools:
+        raise ApiError(400, "tools are not supported: leave them out")
     roles = {"developer": "system"}
     turns = [(roles.get(one.role, one.role), text_of(one.content)) for one in wanted.messages]
     choices = _choices(wanted)

@@ -24,6 +24,9 @@ from jaxstate.serve.pushing import numbered, pushed
 from jaxstate.serve.service import ServedSession
 from jaxstate.text import Message
 
+_JSON = "application/json"
+# What `curl -d` says of any body; what is no JSON is refused then.
+_OF_CURL = "application/x-www-form-urlencoded"
 # Of an answer whose length the client left open.
 _USUAL_TOKENS = 256
 # Of its entries, that a session is asked to show at once.
@@ -182,14 +185,14 @@ async def set_window(call: Call) -> Response:
 async def push(call: Call) -> Response:
     """Entries: JSON, or one a line (`text/plain`, `application/x-ndjson`)."""
     served = call.session
-    kind = call.request.headers.get("content-type", "application/json").partition(";")[0].strip()
+    kind = call.request.headers.get("content-type", _JSON).partition(";")[0].strip().lower()
     if kind in LINE_TYPES:
         return replied(await push_lines(call, served, kind))
-    if kind != "application/json":
+    if kind not in (_JSON, _OF_CURL):
         raise ApiError(
             415,
-            f"content-type {kind[:60]!r} is none of application/json, application/x-ndjson, "
-            "text/plain",
+            f"content-type {kind[:60]!r} is none of application/json (a push), text/plain (an "
+            "entry a line), application/x-ndjson (an object a line)",
         )
     wanted = await call.body(wire.PushCreate)
     client, client_seq = numbered(call, wanted.client, wanted.client_seq)
@@ -268,7 +271,7 @@ async def generate(call: Call) -> Response:
             quick = await call.unless_gone(_fast_answer(served, wanted, ends_s))
         if quick is not None:
             return _fast_reply(served, wanted, quick)
-    timeout_s = max(0.0, ends_s - time.monotonic())
+    timeout_s = round(max(0.0, ends_s - time.monotonic()), 3)
     options = options_of(call, served, wanted)
     if wanted.stream:
         stream = served.session.stream(wanted.prompt, timeout=timeout_s, **options)  # pyright: ignore
@@ -407,7 +410,12 @@ async def flash(call: Call) -> Response:
         )
     except jaxstate.InvalidInput as error:
         if served.session.flash_of(wanted.query) is not None:
-            raise ApiError(409, str(error), code="flash_exists") from error
+            raise ApiError(
+                409,
+                f"{wanted.query!r} is registered already; remove that one first to register it "
+                "with other settings",
+                code="flash_exists",
+            ) from error
         raise
     await served.session.journaled()
     return replied(flash_reply(served, query), 201)

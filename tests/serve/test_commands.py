@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import os
 import re
@@ -150,11 +151,34 @@ def test_a_server_that_dies_meanwhile(tiny: str, place: Path, tmp_path: Path) ->
     with served(tiny, place, "--journal", kept, "--port", port) as again:
         assert client.wait(120) == 0
         assert client.stderr is not None
-        assert "trying again" in client.stderr.read()
+        assert "does not answer" in client.stderr.read()
         client.stderr.close()
         assert httpx.get(f"{again.url}/v1/sessions/feed").json()["data_version"] == 700
         newest = httpx.get(f"{again.url}/v1/sessions/feed/entries?last=2").json()["data"]
         assert [one["text"] for one in newest] == ["line 698", "line 699"]
+
+
+def test_attach_goes_on_through_a_restart(tiny: str, place: Path) -> None:
+    kept = place / "kept"
+    with served(tiny, place, "--journal", kept) as first:
+        port = str(first.port)
+        httpx.post(f"{first.url}/v1/sessions", json={"id": "feed"})
+        attached = subprocess.Popen(
+            [sys.executable, "-m", "jaxstate", "attach", f"{first.url}/v1", "feed", "--json"],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        assert attached.stdout is not None
+        assert json.loads(attached.stdout.readline())["event"] == "connected"
+        first.stop()
+    with served(tiny, place, "--journal", kept, "--port", port) as again:
+        events = iter(attached.stdout.readline, "")
+        kinds = [json.loads(line)["event"] for line in itertools.islice(events, 3)]
+        assert "connected" in kinds
+        httpx.delete(f"{again.url}/v1/sessions/feed")
+        assert attached.wait(30) == 0
+    attached.stdout.close()
 
 
 def test_a_followed_file_that_is_rotated(
@@ -190,6 +214,7 @@ def test_what_cannot_be_done_ends_with_1(jaxstate: Run, server: Server, tmp_path
         (["push", "ftp://x", "feed", source], "must begin with http"),
         (["push", server.url, "no such/name", source], "id|name"),
         (["push", "http://127.0.0.1:9", "feed", source, "--patience", "0.1"], "within 0.1 s"),
+        (["attach", "http://127.0.0.1:9", "feed", "--patience", "0.1"], "within 0.1 s"),
         (["push", server.url, "feed", tmp_path / "no-file"], "cannot be read"),
     ):
         done = jaxstate(*arguments)

@@ -69,7 +69,7 @@ def test_json_lines(http: httpx.Client, feed: str) -> None:
     [
         (b"", "text/plain", {}, "no lines that make entries"),
         (b"\n \n", "text/plain", {}, "no lines that make entries"),
-        (b"ok\n\xff\n", "text/plain", {}, "not UTF-8"),
+        (b"ok\n\xff\n", "text/plain", {}, "line 2 is not UTF-8"),
         (b"{}\n[1]\n", "application/x-ndjson", {}, "object or a string"),
         (b"{", "application/x-ndjson", {}, "no JSON"),
         (b"a", "text/plain", {"format": "xml"}, "none of auto, lines"),
@@ -77,6 +77,9 @@ def test_json_lines(http: httpx.Client, feed: str) -> None:
         (b"a", "text/plain", {"client": "x", "client_seq": "-1"}, "client_seq='-1'"),
         (b'a,b\n"x', "text/plain", {"format": "csv"}, "within a quoted field"),
         (b"a", "text/xml", {}, "application/x-ndjson"),
+        (b"a", "application/x-www-form-urlencoded", {}, "no JSON"),
+        (b"a", "text/plain", {"fomat": "csv"}, "'fomat' in the query is not known"),
+        (b'{"a": 1}\n{"b": 2}', "application/x-ndjson", {"template": "{b}"}, "line 1: "),
     ],
 )
 def test_lines_that_cannot_be_taken(
@@ -95,8 +98,7 @@ def test_an_error_says_how_much_before_it_is_taken(http: httpx.Client, feed: str
     reply = http.post(f"{feed}/push", content=body(), headers={"content-type": "text/plain"})
     assert reply.status_code == 400
     taken = http.get(f"{feed}/wait").json()["data_version"]
-    says = f"({taken} entries before it are taken, up to number {taken})" if taken else "UTF-8"
-    assert says in reply.json()["error"]["message"]
+    assert f"({taken} entries of this body are taken" in reply.json()["error"]["message"]
 
 
 def test_numbers_make_a_push_happen_once(http: httpx.Client, feed: str) -> None:
@@ -141,7 +143,12 @@ def test_full_queues(http: httpx.Client) -> None:
 
 
 def test_curl(server: Server, http: httpx.Client, feed: str) -> None:
-    command = ["curl", "-s", f"{server.url}{feed}/push", "-H", "content-type: text/plain"]
+    push = ["curl", "-s", f"{server.url}{feed}/push"]
+    as_json = subprocess.run(
+        [*push, "-d", '{"data": "zero"}'], capture_output=True, timeout=60, check=True
+    )
+    assert json.loads(as_json.stdout)["pushed"] == 1
+    command = [*push, "-H", "content-type: text/plain"]
     done = subprocess.run(
         [*command, "--data-binary", "@-"], input=b"one\ntwo\n", capture_output=True, timeout=60
     )

@@ -150,7 +150,7 @@ def test_what_would_go_on_for_ever_ends_with_the_server(tiny: str, place: Path) 
         for one in threads:
             one.join(10)
     assert [one.status_code for one in replies] == [503, 503]
-    assert any("2 entries before it are taken" in one.text for one in replies)
+    assert any("2 entries of this body are taken" in one.text for one in replies)
 
 
 def test_half_a_header_is_not_waited_for(tiny: str, place: Path) -> None:
@@ -191,6 +191,7 @@ def test_a_session_that_answers_is_not_deleted(tiny: str, place: Path) -> None:
         (["--port", "1", "--host", "203.0.113.1", "--api-key", "x"], "cannot be listened to"),
         (["-m", "no/such/model"], "no/such/model"),
         (["--ask-timeout", "0"], "ask_s=0"),
+        (["--durability", "fsync"], "of a --journal, and none is given"),
     ],
 )
 def test_what_cannot_be_served_ends_with_1(tiny: str, options: list[str], says: str) -> None:
