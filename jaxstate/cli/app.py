@@ -295,8 +295,7 @@ def stream(
     jaxstate stream -m gemma3-270m --journal kept --session web=web.log
     """
     from jaxstate.cli.actions import action_of, checked_choices, condition_of
-    from jaxstate.cli.decoding import checked_encoding
-    from jaxstate.cli.inputs import Reading, checked_pattern
+    from jaxstate.cli.inputs import reading_of
     from jaxstate.cli.stream import StreamOptions, run_stream
     from jaxstate.cli.streaming import Plan
     from jaxstate.engine.types.window import Window
@@ -308,22 +307,13 @@ def stream(
         max_tokens=max_tokens,
         flash=tuple(flash or ()),
         flash_max_tokens=flash_max_tokens,
-        reading=Reading(
-            invalid="replace" if replace_invalid else "refuse",
-            follow=follow,
-            encoding=checked_encoding(encoding),
-            format=format,
-            template=fields,
-            grep=checked_pattern(grep),
-            max_bytes=max_line,
-        ),
+        reading=reading_of(replace_invalid, follow, encoding, format, fields, grep, max_line),
         choices=checked_choices(choices),
         when=condition_of(when),
         act=action_of(show, exec_, webhook),
     )
     if (plan.choices or plan.when or plan.act) and not plan.flash:
         raise InvalidInput("--choices, --when, --exec, --webhook are of --flash questions: add one")
-    plan.reading.entries()  # or it says what is wrong with the format
     if (hop is not None or slide) and not window:
         raise InvalidInput("--hop and --slide say how a --window moves: add --window")
     if source and len(source) > 1:
@@ -613,24 +603,14 @@ def push(
 
     tail -F app.log | jaxstate push http://127.0.0.1:8080 app -
     """
-    from jaxstate.cli.decoding import checked_encoding
     from jaxstate.cli.extras import needs_extra
-    from jaxstate.cli.inputs import Reading, checked_pattern
+    from jaxstate.cli.inputs import reading_of
     from jaxstate.engine.types.window import Window
 
     with needs_extra("serve"):
         from jaxstate.cli.push import PushOptions, run_push
 
-    reading = Reading(
-        invalid="replace" if replace_invalid else "refuse",
-        follow=follow,
-        encoding=checked_encoding(encoding),
-        format=format,
-        template=fields,
-        grep=checked_pattern(grep),
-        max_bytes=max_line,
-    )
-    reading.entries()  # or it says what is wrong with the format
+    reading = reading_of(replace_invalid, follow, encoding, format, fields, grep, max_line)
     options = PushOptions(
         url=url,
         session=session,

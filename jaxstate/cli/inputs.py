@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from jaxstate.cli.decoding import UTF8, in_utf8, is_compressed
+from jaxstate.cli.decoding import UTF8, checked_encoding, in_utf8, is_compressed
 from jaxstate.cli.lines import MAX_LINE_BYTES, InvalidBytes, Line, line_of, read_lines
 from jaxstate.cli.runtime import LOOK_S, in_thread
 from jaxstate.cli.saving import check_writable
@@ -122,6 +122,33 @@ class Input:
             OSError: it cannot be opened.
         """
         return standard_input() if self.source == STANDARD_INPUT else open(self.source, "rb")
+
+
+def reading_of(
+    replace_invalid: bool,
+    follow: bool,
+    encoding: str,
+    format: FormatName,
+    template: str | None,
+    grep: str | None,
+    max_bytes: int,
+) -> Reading:
+    """How input is read, as a command line says it.
+
+    Raises:
+        InvalidInput: an option is not as it must be.
+    """
+    reading = Reading(
+        invalid="replace" if replace_invalid else "refuse",
+        follow=follow,
+        encoding=checked_encoding(encoding),
+        format=format,
+        template=template,
+        grep=checked_pattern(grep),
+        max_bytes=max_bytes,
+    )
+    reading.entries()  # or it says what is wrong with the format
+    return reading
 
 
 def checked_pattern(given: str | None) -> re.Pattern[str] | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from jaxstate.cli.runtime import model_name, noted_model, read_steps, read_template
@@ -101,7 +100,7 @@ def run_serve(show: Show, options: ServeOptions) -> int:
     def started(address: str) -> None:
         show.note(f"listening at {address} (the page, the API, /openapi.json); loading {source}")
 
-    return serve(make, options.settings, keys, partial(started))
+    return serve(make, options.settings, keys, started)
 
 
 def _source(options: ServeOptions) -> str:

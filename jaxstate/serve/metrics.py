@@ -6,7 +6,7 @@ of `/health`. Does not know: requests' contents, tenants.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -19,6 +19,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from jaxstate import EngineMetrics, HistogramRecord
+from jaxstate.engine.types.values import Source, Work
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
 
@@ -29,7 +30,7 @@ class ServerMetrics:
     Attributes:
         requests: that ended, by route, method and status.
         request_s: from the first byte to the last of the response; of a stream, to its beginning.
-        connections: streams and sockets that are open.
+        under_way: those that have not ended, streams and sockets included.
     """
 
     def __init__(self) -> None:
@@ -84,9 +85,13 @@ class _Engine(Collector):
             yield family
 
 
-def _by(name: str, what: str, label: str, records: object) -> HistogramMetricFamily:
+def _by(
+    name: str,
+    what: str,
+    label: str,
+    records: Mapping[Work, HistogramRecord] | Mapping[Source, HistogramRecord],
+) -> HistogramMetricFamily:
     family = HistogramMetricFamily(name, what, labels=[label])
-    assert isinstance(records, dict)
     for value, record in records.items():
         _add(family, [str(value)], record)
     return family

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import re
 import socket
 import time
@@ -55,7 +54,7 @@ def test_nothing_that_the_document_allows_breaks_the_server(
         case.body.pop("stream", None)
         case.body.pop("min_version", None)  # it would wait
         case.body.pop("timeout_s", None)  # and be right to say that it took too long
-    if case.path_parameters and "id" in case.path_parameters and random.random() < 0.8:
+    if case.path_parameters and "id" in case.path_parameters and case.method != "DELETE":
         case.path_parameters["id"] = "0"
     response = case.call(base_url=server.url, timeout=60)
     # Not ready, or no room for what was guessed, is no failure of the server.
@@ -195,9 +194,7 @@ def test_half_sent_requests_and_disconnects_leave_nothing(
     assert float(under_way) == 1.0  # that of the metrics itself
 
 
-def test_a_reader_that_does_not_read_is_cut_off_and_memory_stays(
-    server: Server, http: httpx.Client
-) -> None:
+def test_readers_that_do_not_read_cost_no_memory(server: Server, http: httpx.Client) -> None:
     http.post("/v1/sessions", json={"id": "feed", "window": {"entries": 8}})
     slow = [
         _raw(server, b"GET /v1/sessions/feed/events HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")

@@ -134,12 +134,21 @@ def test_numbers_make_a_push_happen_once(http: httpx.Client, feed: str) -> None:
 
 
 def test_full_queues(http: httpx.Client) -> None:
-    many = ["x" * 8] * 5000
-    for policy in ("block", "reject", "drop_oldest"):
-        http.post("/v1/sessions", json={"id": policy, "policy": policy})
-    for policy in ("block", "reject", "drop_oldest"):
-        reply = http.post(f"/v1/sessions/{policy}/push", json={"data": many})
-        assert reply.status_code == 400, "more than the queue holds at once"
+    """A queue holds 4,096 entries; the second push comes long before the first is read."""
+    for policy in ("reject", "drop_oldest"):
+        made = {"id": policy, "policy": policy, "window": {"entries": 4}}
+        assert http.post("/v1/sessions", json=made).status_code == 201
+        push = f"/v1/sessions/{policy}/push"
+        too_many = http.post(push, json={"data": ["x"] * 5000})
+        assert too_many.status_code == 400, "more than the queue holds at once"
+        assert http.post(push, json={"data": ["x"] * 4000}).status_code == 200
+        second = http.post(push, json={"data": ["y"] * 4000})
+        if policy == "reject":
+            assert second.status_code == 429 and second.headers["retry-after"] == "1"
+            assert second.json()["error"]["code"] == "queue_full"
+        else:
+            assert second.status_code == 200
+            assert 0 < second.json()["dropped"] == second.json()["total_dropped"]
 
 
 def test_curl(server: Server, http: httpx.Client, feed: str) -> None:
